@@ -1,0 +1,58 @@
+"""The error budget: how far a result may be from the float64 answer.
+
+    max|out - exact| <= factor * max|plain - exact| + 1 ulp of the largest value
+
+`exact` is the answer in float64, `plain` what plain PyTorch computes in the dtype of `out`. The factor is 2 for
+outputs and 3 for gradients. Everything here speaks of the ratio of the two sides: a result passes at 1 or below.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+OUTPUT_FACTOR = 2.0
+GRADIENT_FACTOR = 3.0
+
+
+def budget_ratio(out: Tensor, exact: Tensor, plain: Tensor, *, factor: float = OUTPUT_FACTOR) -> float:
+    """Error of `out` over its budget; inf where NaN or infinities differ from `exact`, 0.0 for an empty tensor.
+
+    Args:
+        out: the result to judge.
+        exact: float64, of out's shape.
+        plain: plain PyTorch's result in out's dtype, of out's shape.
+        factor: OUTPUT_FACTOR or GRADIENT_FACTOR.
+
+    Raises:
+        ValueError: the shapes differ, or `exact` is not float64.
+    """
+    if not out.shape == exact.shape == plain.shape:
+        shapes = f"out {tuple(out.shape)}, exact {tuple(exact.shape)}, plain {tuple(plain.shape)}"
+        raise ValueError(f"budget_ratio: shapes differ: {shapes}")
+    if exact.dtype != torch.float64:
+        raise ValueError(f"budget_ratio: exact is {exact.dtype}, expected torch.float64")
+    if out.numel() == 0:
+        return 0.0
+    out64, exact, plain64 = (tensor.detach().double().cpu() for tensor in (out, exact, plain))
+    finite = exact.isfinite()
+    if not torch.equal(out64.isfinite(), finite) or not torch.equal(_special(out64), _special(exact)):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    error = (out64 - exact)[finite].abs().max().item()
+    plain_error = (plain64 - exact)[finite].abs().nan_to_num().max().item()
+    return error / (factor * plain_error + ulp(exact[finite].abs().max().item(), out.dtype))
+
+
+def ulp(value: float, dtype: torch.dtype) -> float:
+    """Distance between neighbouring numbers of `dtype` at `value`; the smallest subnormal's at and near 0."""
+    info = torch.finfo(dtype)
+    exponent = math.floor(math.log2(max(value, info.tiny)))
+    return info.eps * 2.0**exponent
+
+
+def _special(values: Tensor) -> Tensor:
+    """Finite values as 0, NaN as 1, -inf as 2, +inf as 3: what must match place by place."""
+    kinds = values.isnan().int()
+    return kinds + 2 * (values == -math.inf).int() + 3 * (values == math.inf).int()

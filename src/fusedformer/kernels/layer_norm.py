@@ -1,0 +1,131 @@
+"""LayerNorm over the last dimension: y = (x - mean) / sqrt(variance + eps) * weight + bias.
+
+M rows (all leading dimensions), N features.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N.
+Device code: csrc/layer_norm.cu. Source: Ba, Kiros, Hinton, "Layer Normalization", 2016.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedformer.kernels import library, reference
+
+
+def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """Normalise each row of `x` to mean 0 and variance 1, then scale and shift.
+
+    Args:
+        x: (..., N), float32, float16 or bfloat16 (on the CPU float64 too), any strides.
+        weight: (N,), any of these dtypes; ones if None.
+        bias: (N,), any of these dtypes; zeros if None.
+        eps: added to the variance.
+
+    Returns:
+        Tensor of x's shape and dtype. Statistics are computed in float32 whatever the input.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or eps is negative.
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, equation 4.
+    """
+    _check(x, weight, bias, eps)
+    weight, bias = _parameters_of_one_dtype(x, weight, bias)
+    y, _, _ = torch.ops.fusedformer.layer_norm_fwd(x, weight, bias, eps)
+    return y
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+    library.check_tensor("layer_norm", "x", x)
+    if x.dim() == 0:
+        raise ValueError("layer_norm: x has no dimension to normalise: shape ()")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        library.check_tensor("layer_norm", name, parameter)
+        if parameter.shape != x.shape[-1:]:
+            raise ValueError(f"layer_norm: {name} has shape {tuple(parameter.shape)}, x has {x.shape[-1]} features")
+    library.check_dtype("layer_norm", x=x, weight=weight, bias=bias)
+    library.check_device("layer_norm", x=x, weight=weight, bias=bias)
+    if eps < 0:
+        raise ValueError(f"layer_norm: eps is {eps}, expected a value >= 0")
+
+
+def _parameters_of_one_dtype(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The kernels take weight and bias in x's dtype or in float32, and no bias without a weight."""
+    if bias is not None and weight is None:
+        weight = torch.ones_like(bias)
+    given = {parameter.dtype for parameter in (weight, bias) if parameter is not None}
+    if given <= {x.dtype} or given <= {torch.float32}:
+        return weight, bias
+    wide = reference.accumulate_dtype(x.dtype)
+    return (None if weight is None else weight.to(wide)), (None if bias is None else bias.to(wide))
+
+
+def _fwd_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    mean = x.new_empty(x.shape[:-1], dtype=reference.accumulate_dtype(x.dtype))
+    return y, mean, torch.empty_like(mean)
+
+
+def _bwd_fake(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    parameter_dtype = x.dtype if weight is None else weight.dtype
+    dweight = x.new_empty(0 if weight is None else x.shape[-1], dtype=parameter_dtype)
+    dbias = x.new_empty(x.shape[-1] if has_bias else 0, dtype=parameter_dtype)
+    return dx, dweight, dbias
+
+
+def _save_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, _ = inputs
+    _, mean, rstd = output
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _fwd_gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    dx, dweight, dbias = torch.ops.fusedformer.layer_norm_bwd(dy, x, weight, mean, rstd, ctx.has_bias)
+    return dx, None if weight is None else dweight, dbias if ctx.has_bias else None, None
+
+
+def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    dy, x, weight, _, rstd, ctx.has_bias = inputs
+    ctx.save_for_backward(dy, x, weight, rstd)
+
+
+def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Derivative of the backward; mean and rstd are functions of x, so their share is taken through x."""
+    dy, x, weight, rstd = ctx.saved_tensors
+
+    def backward(dy: Tensor, x: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
+        wide = x.to(rstd.dtype)
+        variance, mean = torch.var_mean(wide, -1, correction=0)
+        # eps is not kept: the saved value of 1 / rstd**2 stands for variance + eps, and only varies with x.
+        rstd_of_x = torch.rsqrt(rstd.pow(-2) + variance - variance.detach())
+        return reference.layer_norm_bwd(dy, x, weight[0] if weight else None, mean, rstd_of_x, ctx.has_bias)
+
+    inputs = (dy, x) if weight is None else (dy, x, weight)
+    d_dy, d_x, *d_weight = library.vjp(backward, inputs, grads)
+    return d_dy, d_x, d_weight[0] if d_weight else None, None, None, None
+
+
+library.define(
+    "layer_norm_fwd(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    reference=reference.layer_norm_fwd,
+    fake=_fwd_fake,
+)
+library.define(
+    "layer_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool has_bias)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=reference.layer_norm_bwd,
+    fake=_bwd_fake,
+)
+library.differentiate("layer_norm_fwd", _fwd_gradient, _save_fwd)
+library.differentiate("layer_norm_bwd", _bwd_gradient, _save_bwd)

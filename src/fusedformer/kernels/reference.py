@@ -1,0 +1,93 @@
+"""The definition of every op in plain PyTorch: its specification, the oracle of its tests (in float64) and the CPU path.
+
+Legend: N normalised or softmax dimension, B batch, S sequence, H heads, D head dimension.
+Statistics and sums are fp32 whatever the input, float64 for a float64 input; outputs have the input's dtype and are
+contiguous. Every function here is made of differentiable PyTorch, which is how the backward ops get a derivative.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for fp16, bf16 and fp32; float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def layer_norm_fwd(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = (x - mean) * rstd * weight + bias over the last dimension; also mean and rstd, of shape x.shape[:-1]."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    mean = wide.mean(-1, keepdim=True)
+    centred = wide - mean
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    y = centred * rstd
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype).contiguous(), mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def layer_norm_bwd(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, has_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias; the latter two are empty where there is no weight or no bias."""
+    wide = accumulate_dtype(x.dtype)
+    rows = dy.to(wide).flatten(0, -2) if dy.dim() > 1 else dy.to(wide).unsqueeze(0)
+    x_hat = ((x.to(wide) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(rows.shape)
+    dx_hat = rows if weight is None else rows * weight
+    projection = (dx_hat * x_hat).mean(-1, keepdim=True) * x_hat
+    dx = (dx_hat - dx_hat.mean(-1, keepdim=True) - projection).reshape(x.shape) * rstd.unsqueeze(-1)
+    parameter_dtype = x.dtype if weight is None else weight.dtype
+    none = x.new_empty(0, dtype=parameter_dtype)
+    dweight = none if weight is None else (rows * x_hat).sum(0).to(parameter_dtype)
+    dbias = rows.sum(0).to(parameter_dtype) if has_bias else none.clone()
+    return dx.to(x.dtype).contiguous(), dweight, dbias
+
+
+def softmax_fwd(x: Tensor) -> Tensor:
+    """exp(x - max) / sum over the last dimension; a row of -inf alone gives 0, not NaN."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    if x.shape[-1] == 0:
+        return x.contiguous().clone()
+    sees_nothing = (wide == -math.inf).all(-1, keepdim=True)
+    # Zeros in place of such a row keep -inf - -inf out of the values and out of the gradients.
+    y = torch.softmax(wide.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(sees_nothing, 0.0)
+    return y.to(x.dtype).contiguous()
+
+
+def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
+    """dx = y * (dy - sum(dy * y))."""
+    wide = accumulate_dtype(y.dtype)
+    dy_wide, y_wide = dy.to(wide), y.to(wide)
+    dx = y_wide * (dy_wide - (dy_wide * y_wide).sum(-1, keepdim=True))
+    return dx.to(y.dtype).contiguous()
+
+
+def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
+    """x * Phi(x), with Phi by erf or by its tanh approximation (Hendrycks and Gimpel, 2016)."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    return (wide * _gelu_gate(wide, tanh)).to(x.dtype).contiguous()
+
+
+def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
+    """dx = dy * (gate + x * gate')."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    gate = _gelu_gate(wide, tanh)
+    # The gate is flat long before |x| = 100; past that x**2 could overflow and turn 0 * inf into NaN.
+    near = wide.clamp(-100.0, 100.0)
+    if tanh:
+        slope = 2 * gate * (1 - gate) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near.square())
+    else:
+        slope = torch.exp(-0.5 * near.square()) / math.sqrt(2 * math.pi)
+    return (dy.to(wide.dtype) * (gate + near * slope)).to(x.dtype).contiguous()
+
+
+def _gelu_gate(x: Tensor, tanh: bool) -> Tensor:
+    if tanh:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))

@@ -1,0 +1,70 @@
+"""Softmax over one dimension: y = exp(x - max(x)) / sum(exp(x - max(x))).
+
+M rows (all other dimensions), N elements of a row.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and y and writes dx, 3 M N.
+Device code: csrc/softmax.cu. Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedformer.kernels import library, reference
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Softmax of `x` along `dim`.
+
+    A row of -inf alone gives zeros (PyTorch gives NaN); a NaN or +inf gives NaN in its own row only.
+
+    Args:
+        x: any shape but (), float32, float16 or bfloat16 (on the CPU float64 too), any strides.
+        dim: the dimension that sums to 1, from -x.dim() to x.dim() - 1.
+
+    Returns:
+        Tensor of x's shape and dtype; sums are computed in float32 whatever the input.
+
+    Raises:
+        ValueError: dim is out of range, or the dtype is not a floating point type the device computes.
+
+    Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
+    """
+    library.check_tensor("softmax", "x", x)
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"softmax: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
+    library.check_dtype("softmax", x=x)
+    if dim in (-1, x.dim() - 1):
+        return torch.ops.fusedformer.softmax_fwd(x)
+    return torch.ops.fusedformer.softmax_fwd(x.movedim(dim, -1)).movedim(-1, dim)
+
+
+def _fwd_fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _bwd_fake(dy: Tensor, y: Tensor) -> Tensor:
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+def _save_fwd(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _fwd_gradient(ctx: Any, dy: Tensor) -> Tensor:
+    (y,) = ctx.saved_tensors
+    return torch.ops.fusedformer.softmax_bwd(dy, y)
+
+
+def _save_bwd(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return library.vjp(reference.softmax_bwd, ctx.saved_tensors, grad)
+
+
+library.define("softmax_fwd(Tensor x) -> Tensor", reference=reference.softmax_fwd, fake=_fwd_fake)
+library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", reference=reference.softmax_bwd, fake=_bwd_fake)
+library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd)
+library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd)

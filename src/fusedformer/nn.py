@@ -1,0 +1,38 @@
+"""Drop-in modules: the constructor arguments and the `state_dict` keys of their namesakes in `torch.nn`."""
+
+from torch import Tensor, nn
+
+from fusedformer.kernels.gelu import gelu
+from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.softmax import softmax
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` through `fusedformer.layer_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the trailing `normalized_shape` dimensions of `input`, (*, *normalized_shape)."""
+        if len(self.normalized_shape) == 1:
+            return layer_norm(input, self.weight, self.bias, eps=self.eps)
+        if tuple(input.shape[-len(self.normalized_shape) :]) != tuple(self.normalized_shape):
+            raise ValueError(f"LayerNorm: input has shape {tuple(input.shape)}, expected (*, {self.normalized_shape})")
+        weight = None if self.weight is None else self.weight.flatten()
+        bias = None if self.bias is None else self.bias.flatten()
+        rows = input.flatten(-len(self.normalized_shape))
+        return layer_norm(rows, weight, bias, eps=self.eps).reshape(input.shape)
+
+
+class Softmax(nn.Softmax):
+    """`torch.nn.Softmax` through `fusedformer.softmax`; rows of -inf alone give zeros."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Softmax of `input` along `self.dim` (the last dimension where it is None)."""
+        return softmax(input, -1 if self.dim is None else self.dim)
+
+
+class GELU(nn.GELU):
+    """`torch.nn.GELU` through `fusedformer.gelu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """GELU of every element of `input`."""
+        return gelu(input, self.approximate)

@@ -1,0 +1,125 @@
+"""The four worlds of the test suite, and the count of cases each of them ran.
+
+A test that takes the `world` fixture runs once per world: `reference` (plain PyTorch on the CPU), `emulated` (the device
+code on the CPU) and `gpu`. Tests of the fourth, `static`, are marked `@pytest.mark.static`. A test file names its op
+with `pytestmark = pytest.mark.op("softmax")`; the run ends with a table of passed cases by op and world.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Triton chooses between compiler and interpreter when it is imported, so before fusedformer is.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from fusedformer.kernels import emulation  # noqa: E402
+
+WORLDS = ("reference", "emulated", "static", "gpu")
+CSRC_OPS = ("layer_norm", "softmax", "gelu")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a case runs."""
+
+    name: str
+    device: torch.device
+
+    @property
+    def is_device_code(self) -> bool:
+        """Whether kernels run here rather than plain PyTorch."""
+        return self.name != "reference"
+
+
+@pytest.fixture(params=["reference", "emulated", "gpu"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """One of the worlds that execute code; skips, with the reason, where this machine cannot."""
+    name: str = request.param
+    if name == "gpu":
+        if not HAS_GPU:
+            pytest.skip("gpu world: no CUDA device")
+        yield World(name, torch.device("cuda"))
+        return
+    if name == "emulated":
+        _skip_if_not_emulated(_op_of(request.node))
+    with emulation.emulated(name == "emulated"):
+        yield World(name, torch.device("cpu"))
+
+
+def _skip_if_not_emulated(op: str | None) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("emulated world: no g++")
+    if HAS_GPU and op not in CSRC_OPS:
+        pytest.skip("emulated world: Triton compiles for the GPU in this run; set CUDA_VISIBLE_DEVICES= to interpret")
+
+
+def _op_of(item: pytest.Item) -> str | None:
+    marker = item.get_closest_marker("op")
+    return marker.args[0] if marker else None
+
+
+def _world_of(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("static"):
+        return "static"
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("world") if callspec else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-worlds",
+        default="",
+        metavar="W,W",
+        help="fail the run if an op ran no case in one of these worlds",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    op, world_name = _op_of(item), _world_of(item)
+    if op and world_name:
+        item.user_properties.append(("case", f"{op}/{world_name}"))
+
+
+def _cases(config: pytest.Config) -> Counter[str]:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    passed = reporter.stats.get("passed", []) if reporter else []
+    return Counter(value for report in passed for key, value in report.user_properties if key == "case")
+
+
+def _missing(config: pytest.Config) -> list[str]:
+    cases = _cases(config)
+    required = [name for name in config.getoption("--require-worlds").split(",") if name]
+    ops = sorted({case.split("/")[0] for case in cases})
+    return [f"{op}/{name}" for op in ops for name in required if not cases[f"{op}/{name}"]]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and session.exitstatus == pytest.ExitCode.OK and _missing(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    cases = _cases(config)
+    ops = sorted({case.split("/")[0] for case in cases})
+    if not ops:
+        return
+    terminalreporter.section("cases passed by world")
+    terminalreporter.write_line(f"{'op':<20}" + "".join(f"{name:>12}" for name in WORLDS))
+    for op in ops:
+        counts = "".join(f"{cases[f'{op}/{name}']:>12}" for name in WORLDS)
+        terminalreporter.write_line(f"{op:<20}{counts}")
+    if not HAS_GPU:
+        terminalreporter.write_line("gpu: skipped, no CUDA device")
+    for case in _missing(config):
+        terminalreporter.write_line(f"FAILED: no case of {case} ran", red=True)
