@@ -1,0 +1,101 @@
+"""Decoding token by token: the loop, and the choice of the next token from its logits.
+
+Dimensions: B batch, S sequence, V vocabulary.
+Source: top-k sampling as in Fan et al. 2018, "Hierarchical Neural Story Generation" (arXiv:1805.04833), section 5.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusedformer.kernels.softmax import softmax
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Chooses one token per sequence: greedily at temperature 0, else at random from softmax(logits / temperature).
+
+    Raises:
+        ValueError: if the temperature is negative or not finite, or top_k is below 1.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature must be finite and at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """Chosen tokens, int64, (B,)."""
+        if self.temperature == 0:
+            return logits_BV.argmax(dim=-1)
+        # With the largest at 0, dividing by a tiny temperature gives 0 and -inf, never the NaN of inf - inf.
+        scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).float() / self.temperature
+        if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
+            top = scaled_BV.topk(self.top_k, dim=-1)
+            scaled_BV = torch.full_like(scaled_BV, -torch.inf).scatter(-1, top.indices, top.values)
+        return torch.multinomial(softmax(scaled_BV), 1, generator=self.generator).squeeze(1)
+
+
+@torch.no_grad()
+def extend(
+    tokens_BS: Tensor,
+    max_new_tokens: int,
+    next_logits: Callable[[Tensor], Tensor],
+    sampler: Sampler,
+    stop_token: int | None = None,
+) -> Tensor:
+    """Append up to `max_new_tokens` tokens to each sequence.
+
+    Args:
+        tokens_BS: the sequences to continue, (B, S).
+        max_new_tokens: how many tokens to append at the most.
+        next_logits: maps the tokens it has not been given yet, (B, S) and then (B, 1), to the next logits, (B, V).
+        sampler: chooses the next tokens, (B,), from these logits.
+        stop_token: a sequence ends with it: it is repeated behind its first occurrence among the new tokens, and the
+            loop ends when all sequences have. None: no sequence ends early.
+
+    Returns:
+        Tensor (B, S + n) of tokens_BS's dtype, n at most max_new_tokens.
+    """
+    sequence = [tokens_BS]
+    ended_B1 = torch.zeros_like(tokens_BS[:, :1], dtype=torch.bool)
+    for _ in range(max_new_tokens):
+        next_B1 = sampler(next_logits(sequence[-1])).unsqueeze(1).to(tokens_BS.dtype)
+        if stop_token is not None:
+            next_B1 = next_B1.masked_fill(ended_B1, stop_token)
+            ended_B1 = next_B1 == stop_token
+        sequence.append(next_B1)
+        if stop_token is not None and bool(ended_B1.all()):
+            break
+    return torch.cat(sequence, dim=1)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module is back in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_room(prompt: int, max_new_tokens: int, max_seq_len: int) -> None:
+    """Raise ValueError unless `max_new_tokens` fit into the context behind a prompt of that many tokens."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+    if prompt + max_new_tokens > max_seq_len:
+        raise ValueError(
+            f"a prompt of {prompt} tokens and {max_new_tokens} new ones overflow the context of {max_seq_len}"
+        )
