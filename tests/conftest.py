@@ -1,8 +1,8 @@
 """The four worlds of the test suite, and the count of cases each of them ran.
 
-A test that takes the `world` fixture runs once per world: `reference` (plain PyTorch on the CPU), `emulated` (the device
-code on the CPU) and `gpu`. Tests of the fourth, `static`, are marked `@pytest.mark.static`. A test file names its op
-with `pytestmark = pytest.mark.op("softmax")`; the run ends with a table of passed cases by op and world.
+A test that takes the `world` fixture runs once per world: `reference` (plain PyTorch on the CPU), `emulated` (the
+device code on the CPU) and `gpu`. Tests of the fourth, `static`, are marked `@pytest.mark.static`. A test file names
+its op with `pytestmark = pytest.mark.op("softmax")`; the run ends with a table of passed cases by op and world.
 """
 
 import os
@@ -18,6 +18,8 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     # Triton chooses between compiler and interpreter when it is imported, so before fusedformer is.
     os.environ["TRITON_INTERPRET"] = "1"
+
+import oracle  # noqa: E402
 
 from fusedformer.kernels import emulation  # noqa: E402
 
@@ -38,13 +40,18 @@ class World:
         return self.name != "reference"
 
 
-@pytest.fixture(params=["reference", "emulated", "gpu"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "world" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--worlds").split(",")
+        names = [name for name in ("reference", "emulated") if name in wanted]
+        metafunc.parametrize("world", names + ["gpu"] * (HAS_GPU and "gpu" in wanted), indirect=True)
+
+
+@pytest.fixture
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """One of the worlds that execute code; skips, with the reason, where this machine cannot."""
     name: str = request.param
     if name == "gpu":
-        if not HAS_GPU:
-            pytest.skip("gpu world: no CUDA device")
         yield World(name, torch.device("cuda"))
         return
     if name == "emulated":
@@ -74,6 +81,12 @@ def _world_of(item: pytest.Item) -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--worlds",
+        default="reference,emulated,gpu",
+        metavar="W,W",
+        help="run tests that take a world in these only (gpu: where there is a CUDA device)",
+    )
+    parser.addoption(
         "--require-worlds",
         default="",
         metavar="W,W",
@@ -86,6 +99,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     op, world_name = _op_of(item), _world_of(item)
     if op and world_name:
         item.user_properties.append(("case", f"{op}/{world_name}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note the largest share of the error budget that the case used."""
+    oracle.largest_ratio = 0.0
+    yield
+    if oracle.largest_ratio:
+        item.user_properties.append(("ratio", oracle.largest_ratio))
 
 
 def _cases(config: pytest.Config) -> Counter[str]:
@@ -110,16 +132,34 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    cases = _cases(config)
+    cases, ratios = _cases(config), _largest_ratios(config)
     ops = sorted({case.split("/")[0] for case in cases})
     if not ops:
         return
-    terminalreporter.section("cases passed by world")
-    terminalreporter.write_line(f"{'op':<20}" + "".join(f"{name:>12}" for name in WORLDS))
+    terminalreporter.section("cases passed by world (largest error, as a share of its budget against float64)")
+    terminalreporter.write_line(f"{'op':<14}" + "".join(f"{name:>16}" for name in WORLDS))
     for op in ops:
-        counts = "".join(f"{cases[f'{op}/{name}']:>12}" for name in WORLDS)
-        terminalreporter.write_line(f"{op:<20}{counts}")
+        cells = [(cases[f"{op}/{name}"], ratios.get(f"{op}/{name}")) for name in WORLDS]
+        texts = [f"{count}" if ratio is None else f"{count} ({ratio:.2f})" for count, ratio in cells]
+        terminalreporter.write_line(f"{op:<14}" + "".join(f"{text:>16}" for text in texts))
     if not HAS_GPU:
-        terminalreporter.write_line("gpu: skipped, no CUDA device")
+        terminalreporter.write_line("gpu: no CUDA device here")
+    for reason, count in sorted(_skip_reasons(terminalreporter).items()):
+        terminalreporter.write_line(f"{count} skipped: {reason}")
     for case in _missing(config):
         terminalreporter.write_line(f"FAILED: no case of {case} ran", red=True)
+
+
+def _largest_ratios(config: pytest.Config) -> dict[str, float]:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    largest: dict[str, float] = {}
+    for report in reporter.stats.get("passed", []):
+        properties = dict(report.user_properties)
+        if "case" in properties and "ratio" in properties:
+            case = properties["case"]
+            largest[case] = max(largest.get(case, 0.0), properties["ratio"])
+    return largest
+
+
+def _skip_reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
+    return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", []))

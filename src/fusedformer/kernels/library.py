@@ -63,7 +63,7 @@ def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., N
 
 
 def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> tuple[Tensor, ...]:
-    """Gradients of a plain PyTorch `function` at `inputs`, themselves differentiable: the derivative of a backward op."""
+    """Gradients of plain PyTorch at `inputs`, themselves differentiable: what a backward op derives from."""
     _, pull_back = torch.func.vjp(function, *inputs)
     return pull_back(grads)
 

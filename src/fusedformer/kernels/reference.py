@@ -1,4 +1,4 @@
-"""The definition of every op in plain PyTorch: its specification, the oracle of its tests (in float64) and the CPU path.
+"""Every op in plain PyTorch: its specification, the oracle of its tests (in float64) and the CPU path.
 
 Legend: N normalised or softmax dimension, B batch, S sequence, H heads, D head dimension.
 Statistics and sums are fp32 whatever the input, float64 for a float64 input; outputs have the input's dtype and are
@@ -16,9 +16,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def layer_norm_fwd(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def layer_norm_fwd(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y = (x - mean) * rstd * weight + bias over the last dimension; also mean and rstd, of shape x.shape[:-1]."""
     wide = x.to(accumulate_dtype(x.dtype))
     mean = wide.mean(-1, keepdim=True)

