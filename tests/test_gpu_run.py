@@ -1,0 +1,53 @@
+"""`make gpu`: order, budget and exit status, with commands that need no GPU."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedformer.benchmarks import gpu
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_every_step_runs_and_keeps_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = [
+        gpu.Step("first", python("import os; print('arch', os.environ['ARCH'])"), {"ARCH": "9.0"}),
+        gpu.Step("broken", python("print('half way'); raise SystemExit(3)")),
+        gpu.Step("last", (*python("import sys; print('left', sys.argv[1])"), "{seconds}s")),
+    ]
+    assert gpu.run(plan, tmp_path / "out", budget=60) == ["broken"]
+    logs = {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert logs["first"] == "arch 9.0\n"
+    assert logs["broken"] == "half way\n"
+    assert 40 <= int(logs["last"].removeprefix("left ").strip().removesuffix("s")) <= 60
+    assert "broken: exit 3" in capsys.readouterr().out
+
+
+def test_the_budget_stops_a_step_and_what_follows(tmp_path: Path) -> None:
+    plan = [
+        gpu.Step("endless", python("import time; print('began', flush=True); time.sleep(60)")),
+        gpu.Step("late", python("print('must not run')")),
+    ]
+    started = time.monotonic()
+    assert gpu.run(plan, tmp_path, budget=2) == ["endless", "late"]
+    assert time.monotonic() - started < 10
+    assert (tmp_path / "endless.log").read_text() == "began\n"
+    assert not (tmp_path / "late.log").exists()
+
+
+def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
+    build, tests, bench = gpu.steps("python3", "9.0", tmp_path)
+    assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    assert "gpu" in tests.command
+    assert str(tmp_path / "bench") in bench.command
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err

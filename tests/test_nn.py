@@ -1,0 +1,72 @@
+"""The modules are drop-ins: constructor, state_dict and values of their namesakes in torch.nn."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import World
+from torch import nn
+
+import fusedformer
+
+PAIRS: list[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...]]] = [
+    ("LayerNorm", lambda: nn.LayerNorm(24), lambda: fusedformer.nn.LayerNorm(24), (3, 5, 24)),
+    (
+        "LayerNorm-2d",
+        lambda: nn.LayerNorm((4, 6), eps=1e-3, bias=False),
+        lambda: fusedformer.nn.LayerNorm((4, 6), eps=1e-3, bias=False),
+        (3, 4, 6),
+    ),
+    (
+        "LayerNorm-plain",
+        lambda: nn.LayerNorm(24, elementwise_affine=False),
+        lambda: fusedformer.nn.LayerNorm(24, elementwise_affine=False),
+        (3, 24),
+    ),
+    ("Softmax", lambda: nn.Softmax(dim=1), lambda: fusedformer.nn.Softmax(dim=1), (3, 5, 24)),
+    ("GELU", nn.GELU, fusedformer.nn.GELU, (3, 24)),
+    ("GELU-tanh", lambda: nn.GELU("tanh"), lambda: fusedformer.nn.GELU("tanh"), (3, 24)),
+]
+
+
+@pytest.mark.parametrize(("make_theirs", "make_ours", "shape"), [p[1:] for p in PAIRS], ids=[p[0] for p in PAIRS])
+def test_drop_in(
+    world: World,
+    make_theirs: Callable[[], nn.Module],
+    make_ours: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs, ours = make_theirs().to(world.device), make_ours().to(world.device)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, generator=None)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    assert isinstance(ours, type(theirs))
+    assert ours.extra_repr() == theirs.extra_repr()
+
+    x = torch.randn(shape, generator=generator).to(world.device)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = ours(a), theirs(b)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_copies_and_pickles() -> None:
+    module = fusedformer.nn.LayerNorm(8)
+    x = torch.randn(2, 8)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"input has shape \(3, 4, 5\)"):
+        fusedformer.nn.LayerNorm((4, 6))(torch.ones(3, 4, 5))
+    with pytest.raises(ValueError, match="weight has shape"):
+        fusedformer.nn.LayerNorm(6)(torch.ones(3, 5))
