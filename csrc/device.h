@@ -1,0 +1,64 @@
+// What differs between a GPU (nvcc) and the emulator (g++ over csrc/host), each difference with its two sides
+// together. Kernels reach the hardware through CUDA's own names, which csrc/host/cuda_runtime.h stands in for,
+// or through this file; nothing else in csrc asks which of the two it is compiled for.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace fusedformer {
+
+inline constexpr int kVectorBytes = 16;  // the widest access of one thread: LDG.128 and STG.128
+
+inline __device__ bool is_vector_aligned(const void* address) {
+  return reinterpret_cast<std::uintptr_t>(address) % kVectorBytes == 0;
+}
+
+#ifdef FUSEDFORMER_EMULATED
+
+// Small, so that the emulated tests go through the loop over rows of every kernel.
+inline constexpr std::int64_t kMaxBlocks = 7;
+
+// The block's dynamic shared memory. A `__shared__` variable would have no per-block home in the emulator.
+template <class T>
+T* shared_memory() {
+  return static_cast<T*>(emulator::shared_memory());
+}
+
+template <class Vector>
+Vector load_vector(const void* address) {
+  if (!is_vector_aligned(address)) emulator::fail("a 16-byte load from a misaligned address");
+  return *static_cast<const Vector*>(address);
+}
+
+template <class Vector>
+void store_vector(void* address, const Vector& vector) {
+  if (!is_vector_aligned(address)) emulator::fail("a 16-byte store to a misaligned address");
+  *static_cast<Vector*>(address) = vector;
+}
+
+#else
+
+// Many waves on any GPU, and far below the limit of gridDim.x.
+inline constexpr std::int64_t kMaxBlocks = 65536;
+
+template <class T>
+__device__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+
+template <class Vector>
+__device__ Vector load_vector(const void* address) {
+  return *static_cast<const Vector*>(address);
+}
+
+template <class Vector>
+__device__ void store_vector(void* address, const Vector& vector) {
+  *static_cast<Vector*>(address) = vector;
+}
+
+#endif
+
+}  // namespace fusedformer

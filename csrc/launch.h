@@ -1,0 +1,75 @@
+// From run-time types and sizes to a kernel launch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "device.h"
+#include "ops.h"
+#include "reduce.cuh"
+
+namespace fusedformer {
+
+// A C++ type as a value.
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls launch(Type<T>) with the element type that dtype names.
+template <class Launch>
+cudaError_t dispatch(DType dtype, Launch launch) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch(Type<float>{});
+    case DType::kFloat16:
+      return launch(Type<__half>{});
+    case DType::kBFloat16:
+      return launch(Type<__nv_bfloat16>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+struct LaunchShape {
+  dim3 grid;
+  unsigned threads;  // of a block
+  std::size_t shared_bytes = 0;
+};
+
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// Enough blocks for `work` items, unless that is so many that each block had better loop.
+inline unsigned grid_for(std::int64_t work, std::int64_t work_per_block) {
+  return static_cast<unsigned>(std::min(ceil_div(work, work_per_block), kMaxBlocks));
+}
+
+// Chooses how many threads share a row of n elements and calls launch(Type<WarpPerRow or BlockPerRow>, shape), where
+// Value is what the kernel reduces over a row.
+template <class Value, class Launch>
+cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch) {
+  constexpr int kLongestWarpRow = 1024, kLongestSmallBlockRow = 8192;
+  constexpr unsigned kWarpsOfRows = 4, kSmallBlock = 256, kLargeBlock = 1024;
+  if (rows == 0) return cudaSuccess;
+  if (n <= kLongestWarpRow) {
+    const LaunchShape shape = {dim3(grid_for(rows, kWarpsOfRows)), kWarpsOfRows * kWarpSize,
+                               WarpPerRow::kSharedBytes<Value>};
+    return launch(Type<WarpPerRow>{}, shape);
+  }
+  const LaunchShape shape = {dim3(grid_for(rows, 1)), n <= kLongestSmallBlockRow ? kSmallBlock : kLargeBlock,
+                             BlockPerRow::kSharedBytes<Value>};
+  return launch(Type<BlockPerRow>{}, shape);
+}
+
+}  // namespace fusedformer
