@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import library, reference
+from fusedformer.kernels import aten, library, reference
 
 APPROXIMATIONS = ("none", "tanh")
 
@@ -66,7 +66,7 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *library.vjp(backward, ctx.saved_tensors, grad), None
 
 
-library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", reference=reference.gelu_fwd, fake=_fwd_fake)
-library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", reference=reference.gelu_bwd, fake=_bwd_fake)
+library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake)
+library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_bwd, fake=_bwd_fake)
 library.differentiate("gelu_fwd", _fwd_gradient, _save_fwd)
 library.differentiate("gelu_bwd", _bwd_gradient, _save_bwd)

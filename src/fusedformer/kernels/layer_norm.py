@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import library, reference
+from fusedformer.kernels import aten, library, reference
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -118,13 +118,13 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 library.define(
     "layer_norm_fwd(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
-    reference=reference.layer_norm_fwd,
+    fallback=aten.layer_norm_fwd,
     fake=_fwd_fake,
 )
 library.define(
     "layer_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool has_bias)"
     " -> (Tensor, Tensor, Tensor)",
-    reference=reference.layer_norm_bwd,
+    fallback=aten.layer_norm_bwd,
     fake=_bwd_fake,
 )
 library.differentiate("layer_norm_fwd", _fwd_gradient, _save_fwd)

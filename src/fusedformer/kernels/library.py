@@ -2,12 +2,13 @@
 
     dispatch key                implementation
     CUDA                        csrc/, registered by the compiled extension _C.so, or the Triton launcher given here
-    CompositeExplicitAutograd   everything else: the definition in plain PyTorch (kernels/reference.py), or, in the
-                                emulated world, the device code on the CPU
+    CompositeExplicitAutograd   everything else: PyTorch's own fused kernels (kernels/aten.py), or, in the emulated
+                                world, the device code on the CPU
     Meta                        shapes and dtypes only
     Autograd                    the op's gradient, itself an op with a derivative of its own
 
-CUDA tensors without the extension end at the second line too: the same function, through PyTorch.
+CUDA tensors without the extension end at the second line too: the same function, through PyTorch. What each op has
+to compute is written out in kernels/reference.py, which runs in tests and for the derivatives of backward ops.
 """
 
 import functools
@@ -30,7 +31,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 def define(
     schema: str,
     *,
-    reference: Callable[..., Any],
+    fallback: Callable[..., Any],
     fake: Callable[..., Any],
     launch: Callable[..., Any] | None = None,
 ) -> None:
@@ -38,7 +39,7 @@ def define(
 
     Args:
         schema: the op's schema without a namespace, and without default values.
-        reference: the definition in plain PyTorch, for every device and dtype that has no kernel.
+        fallback: the op through PyTorch, for every device that has no kernel.
         fake: gives empty outputs of the right shape, dtype and (contiguous) strides.
         launch: launches the Triton kernel; None where the kernel is in csrc/ and registers itself.
     """
@@ -49,7 +50,7 @@ def define(
     device_code = launch or functools.partial(emulation.call, name)
 
     def host(*args: Any) -> Any:
-        return device_code(*args) if emulation.is_active() else reference(*args)
+        return device_code(*args) if emulation.is_active() else fallback(*args)
 
     _library.impl(name, host, "CompositeExplicitAutograd")
     if launch is not None:

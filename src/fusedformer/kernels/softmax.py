@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import library, reference
+from fusedformer.kernels import aten, library, reference
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -64,7 +64,7 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return library.vjp(reference.softmax_bwd, ctx.saved_tensors, grad)
 
 
-library.define("softmax_fwd(Tensor x) -> Tensor", reference=reference.softmax_fwd, fake=_fwd_fake)
-library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", reference=reference.softmax_bwd, fake=_bwd_fake)
+library.define("softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake)
+library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.softmax_bwd, fake=_bwd_fake)
 library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd)
 library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd)

@@ -1,0 +1,88 @@
+"""The suite has teeth: bugs planted in a copy of the device code make it fail, on a machine without a GPU.
+
+Each bug is one edit of one line, of a kind that kernels really get wrong. The copy's own tests run in the emulated
+world and must fail by the named symptom: a wrong value or a report of the emulator, not a broken build.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WRONG_VALUE = "times its budget"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One edit, and the tests that must notice it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    symptom: str = WRONG_VALUE
+
+
+SOFTMAX_TESTS = ("tests/test_softmax.py", "-k", "within_budget and 4097")
+LAYER_NORM_TESTS = ("tests/test_layer_norm.py", "-k", "many_rows or 4097")
+
+BUGS = [
+    Bug(
+        "missing __syncthreads",
+        "csrc/reduce.cuh",
+        "    __syncthreads();\n    const Value total",
+        "    const Value total",
+        SOFTMAX_TESTS,
+    ),
+    Bug(
+        "last element of an odd row not visited",
+        "csrc/vector.cuh",
+        "thread - cut.head < cut.n - cut.tail",
+        "thread - cut.head < cut.n - cut.tail - 1",
+        SOFTMAX_TESTS,
+    ),
+    Bug(
+        "butterfly stops one step early",
+        "csrc/reduce.cuh",
+        "lane_mask > 0; lane_mask /= 2",
+        "lane_mask > 1; lane_mask /= 2",
+        LAYER_NORM_TESTS,
+    ),
+]
+
+
+def run_copy(folder: Path, tests: tuple[str, ...], edit: Bug | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `tests` of a copy of the project, with `edit` made, in the emulated world."""
+    for name in ("src", "csrc", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    if edit:
+        path = folder / edit.file
+        text = path.read_text()
+        assert text.count(edit.old) == 1, (
+            f"{edit.name}: {edit.old!r} stands {text.count(edit.old)} times in {edit.file}"
+        )
+        path.write_text(text.replace(edit.old, edit.new))
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--worlds", "emulated", *tests]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("tests", sorted({bug.tests for bug in BUGS}), ids=lambda tests: Path(tests[0]).stem)
+def test_an_untouched_copy_passes(tmp_path: Path, tests: tuple[str, ...]) -> None:
+    result = run_copy(tmp_path, tests)
+    assert result.returncode == pytest.ExitCode.OK, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_a_planted_bug_is_found(tmp_path: Path, bug: Bug) -> None:
+    result = run_copy(tmp_path, bug.tests, bug)
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout[-3000:] + result.stderr[-1000:]
+    assert re.search(bug.symptom, result.stdout), f"failed, but not by {bug.symptom!r}:\n{result.stdout[-3000:]}"

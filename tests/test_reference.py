@@ -1,0 +1,77 @@
+"""The definitions in kernels/reference.py against torch.nn.functional, in float64: the oracle is right."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedformer.kernels import aten, reference
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def gradients(y: Tensor, inputs: list[Tensor], dy: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, inputs, dy)
+
+
+@pytest.mark.op("layer_norm")
+@pytest.mark.parametrize("shape", [(7,), (3, 8), (2, 3, 5)])
+def test_layer_norm(shape: tuple[int, ...]) -> None:
+    x, dy, weight, bias = randn(*shape).requires_grad_(), randn(*shape, seed=1), randn(shape[-1]), randn(shape[-1])
+    weight.requires_grad_()
+    bias.requires_grad_()
+    expected = F.layer_norm(x, shape[-1:], weight, bias, 1e-3)
+    y, mean, rstd = reference.layer_norm_fwd(x.detach(), weight.detach(), bias.detach(), 1e-3)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(mean, x.detach().mean(-1))
+    torch.testing.assert_close(rstd, (x.detach().var(-1, correction=0) + 1e-3).rsqrt())
+    got = reference.layer_norm_bwd(dy, x.detach(), weight.detach(), mean, rstd, True)
+    for mine, other in zip(got, gradients(expected, [x, weight, bias], dy), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.op("softmax")
+def test_softmax() -> None:
+    x, dy = randn(4, 9).requires_grad_(), randn(4, 9, seed=1)
+    expected = F.softmax(x, -1)
+    y = reference.softmax_fwd(x.detach())
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(reference.softmax_bwd(dy, y), gradients(expected, [x], dy)[0])
+    hidden = torch.full((2, 9), -math.inf, dtype=torch.float64)
+    assert torch.equal(reference.softmax_fwd(hidden), torch.zeros_like(hidden))
+
+
+@pytest.mark.op("gelu")
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu(tanh: bool) -> None:
+    x, dy = torch.linspace(-9, 9, 401, dtype=torch.float64).requires_grad_(), randn(401)
+    expected = F.gelu(x, approximate="tanh" if tanh else "none")
+    torch.testing.assert_close(reference.gelu_fwd(x.detach(), tanh), expected)
+    torch.testing.assert_close(reference.gelu_bwd(dy, x.detach(), tanh), gradients(expected, [x], dy)[0])
+
+
+def test_fallbacks_take_what_the_definitions_take() -> None:
+    """kernels/aten.py in float64, to rounding, and with the same dtypes, shapes and strides."""
+    x, dy, weight = randn(5, 3, 8), randn(5, 3, 8, seed=1), randn(8)
+    mean, rstd = reference.layer_norm_fwd(x, None, None, 1e-5)[1:]
+    calls: list[tuple[str, tuple[object, ...]]] = [
+        ("layer_norm_fwd", (x, weight, weight, 1e-5)),
+        ("layer_norm_bwd", (dy, x, weight, mean, rstd, True)),
+        ("layer_norm_bwd", (dy, x, None, mean, rstd, False)),
+        ("layer_norm_bwd", (dy[..., :1], x[..., :1], weight[:1], mean, rstd, True)),
+        ("softmax_fwd", (x.transpose(0, 2),)),
+        ("softmax_fwd", (torch.full((2, 3), -math.inf),)),
+        ("softmax_bwd", (dy, x)),
+        ("gelu_fwd", (x.transpose(0, 1), True)),
+        ("gelu_bwd", (dy, x, False)),
+    ]
+    for name, arguments in calls:
+        got, expected = getattr(aten, name)(*arguments), getattr(reference, name)(*arguments)
+        for mine, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
+            torch.testing.assert_close(mine, other, msg=lambda text, name=name: f"{name}: {text}")
+            assert mine.is_contiguous()
