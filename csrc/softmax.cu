@@ -42,6 +42,8 @@ struct MaxSum {
   }
 };
 
+}  // namespace
+
 template <class T, class Team>
 __global__ void __launch_bounds__(1024)
     softmax_fwd_kernel(const T* __restrict__ x,  // (rows, n)
@@ -95,8 +97,6 @@ __global__ void __launch_bounds__(1024)
     });
   }
 }
-
-}  // namespace
 
 cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream) {
   return dispatch(dtype, [&](auto element) {

@@ -1,0 +1,345 @@
+"""How csrc/ is compiled: every compiler command of the project is in this file.
+
+    build_extension   nvcc, all GPU architectures in one  -> _C.so, for `pip install` (called by setup.py)
+    build_emulated    g++, the same sources over csrc/host -> a library that runs them on the CPU, at run time
+    compile_cubin     nvcc, one file and one architecture  -> a cubin and what ptxas says of it, for the static world
+
+Only the standard library is imported, and not PyTorch: setup.py loads this file by its path, before anything is
+installed. PyTorch is needed on disk alone, for its headers; the libraries are tied to no version of it (stable ABI).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ARCH_LIST = "8.0 9.0 10.0 12.0+PTX"
+OLDEST_TORCH = "0x020a000000000000ULL"  # 2.10, as torch/csrc/stable/version.h writes it
+
+_LANGUAGE_FLAGS = ("-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}")
+_NVCC_FLAGS = (*_LANGUAGE_FLAGS, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+# Kernels keep visible names, for the emulator's errors; those names are not shared between two builds in one process.
+# Vectors are read through pointers to elements, as on a GPU, and fibers switch by longjmp, which fortifying forbids.
+_EMULATED_FLAGS = (
+    *_LANGUAGE_FLAGS,
+    *("-O2", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
+    *("-DFUSEDFORMER_EMULATED", "-Wno-unknown-pragmas"),
+)
+
+
+class BuildError(RuntimeError):
+    """A tool that a build needs is missing, or a compiler failed; the message carries what it printed."""
+
+
+@dataclass(frozen=True)
+class KernelResources:
+    """What one kernel needs, as ptxas reports it."""
+
+    name: str
+    """Demangled, with template arguments and without parameters."""
+    registers: int
+    """Of a thread."""
+    stack_bytes: int
+    """Of a thread."""
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+    """Of a block, without what a launch adds."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One compiler command."""
+
+    inputs: tuple[Path, ...]
+    output: Path
+    command: tuple[str, ...]
+
+
+def find_csrc() -> Path:
+    """The folder of the CUDA C++ sources: inside an installed package, at the top of a checkout.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package / "csrc", package.parents[1] / "csrc")
+    for folder in candidates:
+        if (folder / "register.cpp").is_file():
+            return folder
+    raise FileNotFoundError("no csrc folder with the CUDA C++ sources: looked in " + " and ".join(map(str, candidates)))
+
+
+def find_nvcc() -> Path | None:
+    """CUDA's compiler: of $CUDA_HOME, of $PATH, or of the pip package nvidia-cuda-nvcc, whichever is first."""
+    folders = [Path(os.environ["CUDA_HOME"], "bin")] if os.environ.get("CUDA_HOME") else []
+    on_path = shutil.which("nvcc")
+    folders += [Path(on_path).parent] if on_path else []
+    folders += [site / "nvidia" / "cu13" / "bin" for site in _site_packages()]
+    return next((folder / "nvcc" for folder in folders if (folder / "nvcc").is_file()), None)
+
+
+def find_torch() -> Path | None:
+    """The folder of the installed PyTorch, which is not imported; found under pip's build isolation too."""
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(spec.origin).parent] if spec and spec.origin else []
+    folders += [site / "torch" for site in _site_packages()]
+    headers = Path("include", "torch", "csrc", "stable", "library.h")
+    return next((folder for folder in folders if (folder / headers).is_file()), None)
+
+
+def arch_flags(arch_list: str) -> list[str]:
+    """The nvcc flags for `arch_list`, written as in TORCH_CUDA_ARCH_LIST: "8.0 9.0a 12.0+PTX".
+
+    Raises:
+        ValueError: an entry is not a compute capability.
+    """
+    flags = []
+    for entry in re.split(r"[\s;,]+", arch_list.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        if not match:
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST is {arch_list!r}: {entry!r} is not of the form 9.0, 9.0a or 9.0+PTX")
+        number = "".join(match.group(1, 2, 3))
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match.group(4):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def build_extension(
+    output: Path, *, arch_list: str | None = None, jobs: int | None = None, build_dir: Path | None = None
+) -> None:
+    """Compile csrc/ for CUDA into the library `output`, through ninja where it is installed.
+
+    Args:
+        output: replaced only when all has been compiled.
+        arch_list: GPU architectures; $TORCH_CUDA_ARCH_LIST by default, or else those of DEFAULT_ARCH_LIST that nvcc
+            knows.
+        jobs: compilers at a time; $MAX_JOBS by default, or else one per CPU.
+        build_dir: keeps object files, so that a second build compiles only what changed.
+
+    Raises:
+        BuildError: nvcc or PyTorch was not found, or a compiler failed.
+        ValueError: `arch_list` cannot be read.
+    """
+    nvcc, torch, csrc = _require_nvcc(), _require_torch(), find_csrc()
+    architectures = arch_flags(arch_list or os.environ.get("TORCH_CUDA_ARCH_LIST") or _known_architectures(nvcc))
+    jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        folder = build_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
+        compiles = []
+        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
+            object_file = folder / f"{source.name}.o"
+            command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
+            command += ("-MD", "-MF", f"{object_file}.d", "-c", str(source), "-o", str(object_file))
+            compiles.append(_Step((source,), object_file, command))
+        library = folder / output.name
+        objects = tuple(step.output for step in compiles)
+        command = (str(nvcc), "-shared", "-cudart=static", f"-L{nvcc.parents[1] / 'lib'}", *map(str, objects))
+        command += ("-Xlinker=--exclude-libs=ALL,--strip-all", *_link_torch(torch, "-Xlinker="), "-o", str(library))
+        _run(compiles, _Step(objects, library, command), folder, jobs)
+        _publish(library, output)
+
+
+def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> Path:
+    """Compile csrc/ with g++ over csrc/host into a library for torch.ops.load_library, unless that was done before.
+
+    Args:
+        csrc: the sources; the package's own by default.
+        cache_dir: where libraries are kept, one for each state of the sources, the compiler and PyTorch; by default
+            `fusedformer/emulated` under $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+        The library. It registers the ops of csrc/ for CPU tensors in the namespace fusedformer_emulated.
+
+    Raises:
+        BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
+    """
+    csrc, torch = (csrc or find_csrc()).resolve(), _require_torch()
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise BuildError(f"the emulated kernels are compiled by {compiler}, which was not found ($CXX names another)")
+    cache_dir = cache_dir or _cache_home() / "emulated"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
+    with _locked(cache_dir / "lock"):
+        if not library.is_file():
+            _build_emulated(csrc, compiler, torch, library)
+    return library
+
+
+def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:
+    """Compile one .cu file for one GPU architecture with the flags of the extension.
+
+    Args:
+        source: the file; it may include the headers of csrc/.
+        arch: the number in `sm_`, such as 90 or "90a".
+        output: the cubin.
+
+    Returns:
+        The resources of each kernel in it.
+
+    Raises:
+        BuildError: nvcc was not found, or it failed.
+    """
+    command = (str(_require_nvcc()), *_NVCC_FLAGS, f"-arch=sm_{arch}", f"-I{find_csrc()}", "-cubin", "-Xptxas=-v")
+    return parse_ptxas(_execute((*command, str(source), "-o", str(output))))
+
+
+def parse_ptxas(report: str) -> list[KernelResources]:
+    """Read what `ptxas -v` printed."""
+    pattern = re.compile(
+        r"Compiling entry function '(?P<name>\S+)' for .*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+        re.DOTALL,
+    )
+    matches = list(pattern.finditer(report))
+    names = _demangle([match["name"] for match in matches])
+    return [
+        KernelResources(
+            name=name,
+            registers=int(match["registers"]),
+            stack_bytes=int(match["stack"]),
+            spill_store_bytes=int(match["stores"]),
+            spill_load_bytes=int(match["loads"]),
+            shared_bytes=int(shared[1]) if (shared := re.search(r"(\d+) bytes smem", match["rest"])) else 0,
+        )
+        for name, match in zip(names, matches, strict=True)
+    ]
+
+
+def _demangle(names: Sequence[str]) -> list[str]:
+    # The names as written in csrc: no return type, no parameters, no namespaces.
+    if not names:
+        return []
+    plain = _execute(("c++filt", *names)).replace("(anonymous namespace)::", "").splitlines()
+    return [re.sub(r"\w+::", "", re.sub(r"\(.*", "", name).removeprefix("void ")) for name in plain]
+
+
+def _site_packages() -> list[Path]:
+    return [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+
+
+def _require_nvcc() -> Path:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError("nvcc was not found: not in $CUDA_HOME/bin, on $PATH, or from the pip package nvidia-cuda-nvcc")
+    return nvcc
+
+
+def _require_torch() -> Path:
+    torch = find_torch()
+    if torch is None:
+        raise BuildError(f"PyTorch 2.10 or newer, for its headers, was not found by {sys.executable}")
+    return torch
+
+
+def _known_architectures(nvcc: Path) -> str:
+    known = _execute((str(nvcc), "--list-gpu-arch")).split()
+    entries = DEFAULT_ARCH_LIST.split()
+    return " ".join(e for e in entries if "compute_" + e.removesuffix("+PTX").replace(".", "") in known)
+
+
+def _link_torch(torch: Path, prefix: str) -> tuple[str, ...]:
+    # PyTorch loads its libraries out of sight of others; a library that needs one must say so to be given its symbols.
+    return (f"-L{torch / 'lib'}", f"{prefix}--no-as-needed", "-ltorch_cpu", "-ldl")
+
+
+def _build_emulated(csrc: Path, compiler: str, torch: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as name:
+        folder = Path(name)
+        includes = (f"-I{csrc / 'host'}", f"-I{csrc}", "-isystem", str(torch / "include"))
+        compiles = []
+        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp", csrc / "host" / "emulator.cpp"):
+            object_file = folder / f"{source.name}.o"
+            command = (compiler, *_EMULATED_FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", str(object_file))
+            compiles.append(_Step((source,), object_file, command))
+        objects = tuple(step.output for step in compiles)
+        linked = folder / library.name
+        command = (compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(linked))
+        _run_directly(compiles, _Step(objects, linked, command), jobs=2)
+        _publish(linked, library)
+
+
+def _fingerprint(csrc: Path, compiler: str, torch: Path) -> str:
+    digest = hashlib.sha256()
+    for part in (*_EMULATED_FLAGS, _execute((compiler, "--version")), (torch / "version.py").read_text()):
+        digest.update(part.encode() + b"\0")
+    for path in sorted(path for path in csrc.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedformer"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time: the others wait, then find the work done."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _publish(built: Path, output: Path) -> None:
+    """Put a finished file in its place in one step, so that nobody ever reads half of it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.copyfile(built, beside)
+    beside.replace(output)
+
+
+def _run(compiles: Sequence[_Step], link: _Step, folder: Path, jobs: int) -> None:
+    ninja = _find_ninja()
+    if ninja is None:
+        _run_directly(compiles, link, jobs)
+        return
+    lines = ["rule compile", "  command = $command", "  depfile = $out.d", "  deps = gcc"]
+    lines += ["rule link", "  command = $command"]
+    for rule, step in [("compile", step) for step in compiles] + [("link", link)]:
+        inputs = " ".join(_ninja_path(path) for path in step.inputs)
+        lines.append(f"build {_ninja_path(step.output)}: {rule} {inputs}")
+        lines.append("  command = " + " ".join(step.command).replace("$", "$$"))
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    _execute((*ninja, "-C", str(folder), "-j", str(jobs)))
+
+
+def _find_ninja() -> tuple[str, ...] | None:
+    if importlib.util.find_spec("ninja"):
+        return (sys.executable, "-m", "ninja")
+    on_path = shutil.which("ninja")
+    return (on_path,) if on_path else None
+
+
+def _ninja_path(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def _run_directly(compiles: Sequence[_Step], link: _Step, jobs: int) -> None:
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(lambda step: _execute(step.command), compiles):
+            pass
+    _execute(link.command)
+
+
+def _execute(command: Sequence[str]) -> str:
+    """Run a tool; what it printed, on either stream."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\nexited with status {result.returncode}:\n{result.stdout}")
+    return result.stdout
