@@ -1,0 +1,143 @@
+"""What is installed, from where, and that it works outside the checkout."""
+
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HAS_NVCC = shutil.which("nvcc") is not None or bool(
+    list(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/*/bin/nvcc"))
+)
+
+
+def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    """Output of a command, stderr included, which must succeed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    result = subprocess.run(
+        command, cwd=cwd, env=environment | (env or {}), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout[-4000:]}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources as a plain folder: no links, no git, nothing built."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("src", "csrc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> Path:
+    """A wheel built from the sdist built from the sources, so that what the sdist lacks is missed here."""
+    environment = {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", ".", cwd=checkout, env=environment)
+    (path,) = (checkout / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel in a folder of its own, outside the checkout."""
+    folder = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel), cwd=folder)
+    return folder
+
+
+def python(code: str, installed: Path, **environment: str) -> str:
+    return run(sys.executable, "-c", code, cwd=installed, env={"PYTHONPATH": str(installed)} | environment)
+
+
+def test_links_lead_into_the_package() -> None:
+    for name in ("kernels", "transformer", "benchmarks"):
+        link = ROOT / name
+        if link.is_symlink():
+            assert link.resolve() == ROOT / "src" / "fusedformer" / name
+
+
+def test_no_file_outgrows_a_reader() -> None:
+    paths = [p for folder in ("src", "csrc", "tests", "examples") for p in (ROOT / folder).rglob("*") if p.is_file()]
+    long = {str(p.relative_to(ROOT)): n for p in paths if p.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")
+            if (n := len(p.read_text().splitlines())) > 400}  # fmt: skip
+    assert not long
+
+
+def test_installs_one_top_level_name(installed: Path) -> None:
+    names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
+    assert names - {"bin"} == {"fusedformer"}
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: the wheel is pure Python")
+def test_wheel_has_the_extension_and_no_python_abi(wheel: Path, installed: Path) -> None:
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    symbols = run("nm", "-D", "--undefined-only", "fusedformer/_C.so", cwd=installed)
+    assert not re.search(r"\b_?Py[A-Z_]", symbols)
+    assert "libcudart" not in run("readelf", "-d", "fusedformer/_C.so", cwd=installed)
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: the wheel is pure Python")
+def test_extension_loads_without_cuda(installed: Path) -> None:
+    code = "from fusedformer.kernels import library; print(library.extension_status())"
+    assert python(code, installed).splitlines()[-1] == "loaded"
+
+
+def test_computes_outside_the_checkout(installed: Path) -> None:
+    code = (
+        "import fusedformer, torch; x = torch.randn(3, 5);"
+        "torch.testing.assert_close(fusedformer.softmax(x), x.softmax(-1)); print(fusedformer.__file__)"
+    )
+    assert python(code, installed).strip().startswith(str(installed))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_emulates_from_an_installed_wheel(installed: Path) -> None:
+    """The wheel carries the device code, so any program can run through it."""
+    code = (
+        "import fusedformer, torch; x = torch.randn(3, 5);"
+        "torch.testing.assert_close(fusedformer.softmax(x), x.softmax(-1)); print('same')"
+    )
+    assert python(code, installed, FUSEDFORMER_EMULATE="1").splitlines()[-1] == "same"
+
+
+def test_pure_python_build_says_why_in_one_line(checkout: Path, tmp_path: Path) -> None:
+    build = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-v", "-w", str(tmp_path), ".")
+    output = run(*build, cwd=checkout, env={"FUSEDFORMER_PURE_PYTHON": "1"})
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert sum("FUSEDFORMER_PURE_PYTHON" in line for line in output.splitlines()) == 1
+    assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
+
+
+def test_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+        assert "fusedformer/py.typed" in archive.namelist()
+    assert metadata["Name"] == "fusedformer"
+    requires = metadata.get_all("Requires-Dist") or []
+    assert [line for line in requires if "extra" not in line] == [
+        "torch>=2.10",
+        'triton>=3.6; platform_system == "Linux"',
+    ]
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_mypy_sees_the_types(place: str, tmp_path: Path, installed: Path) -> None:
+    snippet = tmp_path / "use.py"
+    snippet.write_text("import fusedformer\nreveal_type(fusedformer.softmax)\n")
+    where, path = (ROOT, ROOT / "src") if place == "inside" else (tmp_path, installed)
+    command = (sys.executable, "-m", "mypy", "--config-file=", f"--cache-dir={tmp_path / 'cache'}", str(snippet))
+    output = run(*command, cwd=where, env={"MYPYPATH": str(path)})
+    assert re.search(r"def \(x: .*Tensor, dim: .*int.*\) -> .*Tensor", output), output
