@@ -1,4 +1,4 @@
-// The threads that share a row, and reductions over them.
+// Teams, that is, the threads that share a row; and reductions over a team.
 //
 // A value to reduce is a struct of 4-byte fields whose default is the identity and whose `merge` is symmetric bit for
 // bit, so that the butterfly leaves the same bits in every thread.
@@ -83,6 +83,12 @@ struct BlockPerRow {
     __syncthreads();  // the next reduction writes where other warps may still read
     return total;
   }
+};
+
+// All threads of the grid, on one array: for what is computed element by element.
+struct WholeGrid {
+  __device__ std::int64_t thread() const { return blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; }
+  __device__ std::int64_t threads() const { return gridDim.x * std::int64_t{blockDim.x}; }
 };
 
 }  // namespace fusedformer

@@ -56,13 +56,12 @@ __global__ void __launch_bounds__(1024)
     const RowWriter<T> y_row(y + row * n);
 
     MaxSum total;
-    for_each_column<T>(cut, team.thread(), team.threads(),
-                       [&](auto width, std::int64_t column) { total.add(x_row.load(width, column)); });
+    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) { total.add(x_row.load(width, column)); });
     total = team.reduce(total);
 
     const float shift = total.shift();
     const float scale = total.sum == 0.0f ? 0.0f : 1.0f / total.sum;  // 0 only if every element is -inf
-    for_each_column<T>(cut, team.thread(), team.threads(), [&](auto width, std::int64_t column) {
+    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       auto values = x_row.load(width, column);
       for (float& value : values.values) value = expf(value - shift) * scale;
       y_row.store(column, values);
@@ -83,13 +82,13 @@ __global__ void __launch_bounds__(1024)
     const RowWriter<T> dx_row(dx + row * n);
 
     Sums<1> dot;
-    for_each_column<T>(cut, team.thread(), team.threads(), [&](auto width, std::int64_t column) {
+    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       const auto dy_values = dy_row.load(width, column), y_values = y_row.load(width, column);
       for (int i = 0; i < width.kCount; ++i) dot.values[0] += dy_values[i] * y_values[i];
     });
     dot = team.reduce(dot);
 
-    for_each_column<T>(cut, team.thread(), team.threads(), [&](auto width, std::int64_t column) {
+    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       auto values = dy_row.load(width, column);
       const auto y_values = y_row.load(width, column);
       for (int i = 0; i < width.kCount; ++i) values[i] = y_values[i] * (values[i] - dot.values[0]);

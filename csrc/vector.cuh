@@ -65,12 +65,12 @@ __device__ RowCut cut_row(const T* output, std::int64_t n) {
   return {n, head, head + (n - head) / kVectorWidth<T> * kVectorWidth<T>};
 }
 
-// Deals the row's columns out to `threads` threads, of which the caller is number `thread`: visit(Width, column) for
-// each vector and each single element. The same columns come to the same thread every time.
-template <class T, class Visit>
-__device__ void for_each_column(const RowCut& cut, std::int64_t thread, std::int64_t threads, Visit visit) {
-  static_assert(2 * (kVectorWidth<T> - 1) < 32, "a warp takes the single elements of both ends in one step");
-  const std::int64_t stride = threads * kVectorWidth<T>;
+// Deals the row's columns out to the threads of a team (reduce.cuh): visit(Width, column) for each vector and each
+// single element. The same columns come to the same thread every time.
+template <class T, class Team, class Visit>
+__device__ void for_each_column(const Team& team, const RowCut& cut, Visit visit) {
+  static_assert(2 * (kVectorWidth<T> - 1) < 32, "the smallest team, a warp, takes both ends in one step");
+  const std::int64_t thread = team.thread(), stride = team.threads() * kVectorWidth<T>;
   for (std::int64_t column = cut.head + thread * kVectorWidth<T>; column < cut.tail; column += stride) {
     visit(Width<kVectorWidth<T>>{}, column);
   }
