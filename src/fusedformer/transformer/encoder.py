@@ -12,7 +12,15 @@ from typing_extensions import Self
 
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import Model, initialise
-from fusedformer.transformer.parts import PositionEmbedding, Stack, TokenEmbedding, attention_mask, make_norm, pool
+from fusedformer.transformer.parts import (
+    PositionEmbedding,
+    Stack,
+    TokenEmbedding,
+    attention_mask,
+    check_tokens,
+    make_norm,
+    pool,
+)
 
 
 class Encoder(Model):
@@ -30,7 +38,7 @@ class Encoder(Model):
         super().__init__(config)
         self.tokens = TokenEmbedding(config.vocab_size, config.d_model)
         self.positions = PositionEmbedding(config.max_seq_len, config.d_model)
-        self.types = TokenEmbedding(config.type_vocab_size, config.d_model) if config.type_vocab_size else None
+        self.types = nn.Embedding(config.type_vocab_size, config.d_model) if config.type_vocab_size else None
         self.embedding_norm = make_norm(config) if config.norm_position == "post" else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config)
@@ -63,6 +71,7 @@ class Encoder(Model):
             raise ValueError("token types were given, but the configuration has type_vocab_size 0")
         if types_BS.shape != shape:
             raise ValueError(f"token types have shape {tuple(types_BS.shape)}, the tokens {tuple(shape)}")
+        check_tokens("token types", types_BS, self.config.type_vocab_size)
         return self.types(types_BS)
 
     def embed(self, tokens_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor:

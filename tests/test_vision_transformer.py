@@ -1,0 +1,53 @@
+"""The vision transformer: patches equal to a convolution, blocks equal to torch.nn, both poolings."""
+
+import re
+
+import pytest
+import torch
+from models import make_model, torch_layers
+from torch import nn
+
+from fusedformer.transformer.vision_transformer import patchify
+
+
+@pytest.mark.parametrize(("channels", "size", "patch"), [(1, 8, 2), (3, 12, 4), (2, 6, 6)])
+def test_patches_equal_a_convolution(channels: int, size: int, patch: int) -> None:
+    images = torch.randn(2, channels, size, size)
+    convolution = nn.Conv2d(channels, 5, kernel_size=patch, stride=patch)
+    expected = convolution(images).flatten(2).transpose(1, 2)
+    projected = nn.functional.linear(patchify(images, patch), convolution.weight.flatten(1), convolution.bias)
+    torch.testing.assert_close(projected, expected)
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_equals_torch(norm_position: str, pooling: str) -> None:
+    model = make_model("vision_transformer", norm_position=norm_position, pooling=pooling)
+    theirs = torch_layers(model.stack, model.config)
+    images = torch.randn(3, 2, 8, 8)
+    embedded = model.patches(patchify(images, 4))
+    if pooling == "class":
+        embedded = torch.cat([model.class_token.expand(3, 1, 32), embedded], dim=1)
+    hidden = theirs(embedded + model.positions.weight)
+    expected = model.head(hidden[:, 0] if pooling == "class" else hidden.mean(dim=1))
+    torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_pixel_and_every_position_matters() -> None:
+    model = make_model("vision_transformer")
+    images = torch.randn(1, 2, 8, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(images).square().sum(), images)
+    assert (gradient != 0).all()
+    swapped = torch.cat([images[..., 4:], images[..., :4]], dim=-1)
+    assert not torch.allclose(model(swapped), model(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 8, 4), (2, 8, 8), (2, 2, 16, 16)])
+def test_bad_input(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"of shape \(B, 2, 8, 8\), got torch.float32 of {re.escape(str(shape))}"):
+        make_model("vision_transformer")(torch.zeros(shape))
+
+
+def test_whole_number_pixels() -> None:
+    with pytest.raises(ValueError, match=r"images must be floating point .* got torch.uint8 of \(1, 2, 8, 8\)"):
+        make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
