@@ -62,9 +62,9 @@ def main() -> int:
     losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
     rate = args.steps * BATCH * length / (time.perf_counter() - started)
 
-    prompt = torch.tensor([[code.get("\n", 0)]], device=args.device)
-    sample = model.generate(prompt, length - 1, temperature=0.8, top_k=20)[0]
-    print("sample:", "".join(characters[token] for token in sample.tolist()), sep="\n")
+    prompts = train_tokens[:8].expand(3, -1).to(args.device)
+    for sample in model.generate(prompts, length - 8, temperature=0.8, top_k=20).tolist():
+        print("sample:", repr("".join(characters[token] for token in sample)))
     loss = held_out_loss(model, held_out.to(args.device))
     plot_loss(losses, args.output_dir / "loss.png", {"bigram matrix, held out": floor, "this model, held out": loss})
     target = TARGET * floor

@@ -12,7 +12,7 @@ from fusedformer import Decoder
 
 def torch_hidden(model: Decoder, theirs: Callable[..., Tensor], tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
-    embedded = model.tokens.weight[tokens] + model.positions.weight[:length]
+    embedded = model.token_embedding.weight[tokens] + model.position_embedding.weight[:length]
     return theirs(embedded, src_mask=nn.Transformer.generate_square_subsequent_mask(length))
 
 
@@ -24,7 +24,7 @@ def test_equals_torch(norm_position: str, tie_embeddings: bool) -> None:
     tokens = random_tokens(3, 12)
     hidden = torch_hidden(model, theirs, tokens)
     torch.testing.assert_close(model.hidden(tokens), hidden, rtol=0, atol=1e-5)
-    head = model.tokens.weight if tie_embeddings else model.head.weight
+    head = model.token_embedding.weight if tie_embeddings else model.head.weight
     expected = hidden @ head.T
     torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
     expected_loss = nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -68,7 +68,7 @@ def test_the_future_does_not_change_the_past() -> None:
 
 def test_the_past_changes_the_future() -> None:
     model = make_model("decoder").double()
-    embedded = model.tokens(random_tokens(1, 12)).detach().requires_grad_()
+    embedded = model.token_embedding(random_tokens(1, 12)).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(model.stack(embedded)[0, -1].square().sum(), embedded)
     assert (gradient[0].abs().amax(dim=1) > 0).all()
 

@@ -17,7 +17,9 @@ def test_equals_torch(norm_position: str, activation: str, bias: bool) -> None:
     tokens, types = random_tokens(3, 12), random_tokens(3, 12, vocab_size=2)
     mask = torch.arange(12) < torch.tensor([[12], [5], [1]])
 
-    embedded = model.tokens.weight[tokens] + model.positions.weight + model.types.weight[types]
+    embedded = (
+        model.token_embedding.weight[tokens] + model.position_embedding.weight + model.type_embedding.weight[types]
+    )
     if norm_position == "post":
         norm = model.embedding_norm
         embedded = nn.functional.layer_norm(embedded, (32,), norm.weight, norm.bias, norm.eps)
@@ -57,8 +59,8 @@ def test_embeddings_are_pooled_unit_vectors(pooling: str) -> None:
 def test_token_types_default_to_zero() -> None:
     model = make_model("encoder")
     tokens = random_tokens(2, 7)
-    assert torch.equal(model(tokens), model(tokens, types_BS=torch.zeros_like(tokens)))
-    assert not torch.equal(model(tokens), model(tokens, types_BS=torch.ones_like(tokens)))
+    assert torch.equal(model(tokens), model(tokens, types=torch.zeros_like(tokens)))
+    assert not torch.equal(model(tokens), model(tokens, types=torch.ones_like(tokens)))
 
 
 def test_a_row_of_padding_alone_is_finite() -> None:
@@ -93,8 +95,8 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"mask must be bool .* got torch.bool of \(2, 5\)"):
         model(tokens, torch.ones(2, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"token types have shape \(1, 6\), the tokens \(2, 6\)"):
-        model(tokens, types_BS=torch.zeros(1, 6, dtype=torch.long))
+        model(tokens, types=torch.zeros(1, 6, dtype=torch.long))
     with pytest.raises(ValueError, match="token types hold values from 2 to 2, outside a vocabulary of 2"):
-        model(tokens, types_BS=torch.full_like(tokens, 2))
+        model(tokens, types=torch.full_like(tokens, 2))
     with pytest.raises(ValueError, match="token types were given, but the configuration has type_vocab_size 0"):
-        Encoder(TransformerConfig(**TEXT))(tokens, types_BS=tokens)
+        Encoder(TransformerConfig(**TEXT))(tokens, types=tokens)

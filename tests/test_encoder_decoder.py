@@ -12,11 +12,11 @@ MASK = torch.arange(10) < torch.tensor([[10], [4], [1]])
 
 def torch_logits(model: EncoderDecoder, encoder: nn.Module, decoder: nn.Module, source: Tensor, seen: Tensor) -> Tensor:
     length = seen.shape[1]
-    table = model.tokens.weight
-    embedded = table[source] + model.source_positions.weight[: source.shape[1]]
+    table = model.token_embedding.weight
+    embedded = table[source] + model.source_position_embedding.weight[: source.shape[1]]
     context = encoder(embedded, src_key_padding_mask=~MASK)
     causal = nn.Transformer.generate_square_subsequent_mask(length)
-    embedded = table[seen] + model.target_positions.weight[:length]
+    embedded = table[seen] + model.target_position_embedding.weight[:length]
     head = table if model.head is None else model.head.weight
     return decoder(embedded, context, tgt_mask=causal, memory_key_padding_mask=~MASK) @ head.T
 

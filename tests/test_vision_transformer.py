@@ -25,10 +25,10 @@ def test_equals_torch(norm_position: str, pooling: str) -> None:
     model = make_model("vision_transformer", norm_position=norm_position, pooling=pooling)
     theirs = torch_layers(model.stack, model.config)
     images = torch.randn(3, 2, 8, 8)
-    embedded = model.patches(patchify(images, 4))
+    embedded = model.patch_embedding(patchify(images, 4))
     if pooling == "class":
         embedded = torch.cat([model.class_token.expand(3, 1, 32), embedded], dim=1)
-    hidden = theirs(embedded + model.positions.weight)
+    hidden = theirs(embedded + model.position_embedding.weight)
     expected = model.head(hidden[:, 0] if pooling == "class" else hidden.mean(dim=1))
     torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-5)
 

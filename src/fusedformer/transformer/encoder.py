@@ -7,6 +7,7 @@ Source: Devlin et al. 2019, "BERT" (arXiv:1810.04805); Reimers and Gurevych 2019
 import os
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -36,21 +37,21 @@ class Encoder(Model):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.tokens = TokenEmbedding(config.vocab_size, config.d_model)
-        self.positions = PositionEmbedding(config.max_seq_len, config.d_model)
-        self.types = nn.Embedding(config.type_vocab_size, config.d_model) if config.type_vocab_size else None
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
+        self.type_embedding = nn.Embedding(config.type_vocab_size, config.d_model) if config.type_vocab_size else None
         self.embedding_norm = make_norm(config) if config.norm_position == "post" else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config)
         initialise(self)
 
-    def forward(self, tokens_BS: Tensor, mask_BS: Tensor | None = None, types_BS: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
         """Encode a batch of sequences.
 
         Args:
-            tokens_BS: int32 or int64, (B, S), values below vocab_size.
-            mask_BS: bool, (B, S), True for a real token and False for padding; None: no padding.
-            types_BS: int32 or int64, (B, S), values below type_vocab_size; None: all 0.
+            tokens: int32 or int64, (B, S), values below vocab_size.
+            mask: bool, (B, S), True for a real token and False for padding; None: no padding.
+            types: int32 or int64, (B, S), values below type_vocab_size; None: all 0.
 
         Returns:
             Tensor (B, S, E); what stands at padding positions means nothing.
@@ -58,26 +59,26 @@ class Encoder(Model):
         Raises:
             ValueError: a shape, dtype or token is wrong, or S is greater than max_seq_len.
         """
-        x_BSE = self.positions(self.tokens(tokens_BS))
-        if types_BS is not None:
-            x_BSE = x_BSE + self.embed_types(types_BS, tokens_BS.shape)
-        elif self.types is not None:
-            x_BSE = x_BSE + self.types.weight[0]
+        x_BSE = self.position_embedding(self.token_embedding(tokens))
+        if types is not None:
+            x_BSE = x_BSE + self.embed_types(types, tokens.shape)
+        elif self.type_embedding is not None:
+            x_BSE = x_BSE + self.type_embedding.weight[0]
         x_BSE = self.dropout(self.embedding_norm(x_BSE))
-        return self.stack(x_BSE, attention_mask(mask_BS, tokens_BS.shape))
+        return self.stack(x_BSE, attention_mask(mask, tokens.shape))
 
-    def embed_types(self, types_BS: Tensor, shape: torch.Size) -> Tensor:
-        if self.types is None:
+    def embed_types(self, types: Tensor, shape: torch.Size) -> Tensor:
+        if self.type_embedding is None:
             raise ValueError("token types were given, but the configuration has type_vocab_size 0")
-        if types_BS.shape != shape:
-            raise ValueError(f"token types have shape {tuple(types_BS.shape)}, the tokens {tuple(shape)}")
-        check_tokens("token types", types_BS, self.config.type_vocab_size)
-        return self.types(types_BS)
+        if types.shape != shape:
+            raise ValueError(f"token types have shape {tuple(types.shape)}, the tokens {tuple(shape)}")
+        check_tokens("token types", types, self.config.type_vocab_size)
+        return self.type_embedding(types)
 
-    def embed(self, tokens_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sequence embeddings of unit length, (B, E): dot products between them are cosine similarities."""
-        pooled_BE = pool(self(tokens_BS, mask_BS), self.config.pooling, mask_BS)
-        return torch.nn.functional.normalize(pooled_BE, dim=-1)
+        pooled_BE = pool(self(tokens, mask), self.config.pooling, mask)
+        return F.normalize(pooled_BE, dim=-1)
 
     @classmethod
     def from_pretrained(cls, path_or_package: str | os.PathLike[str]) -> Self:

@@ -38,7 +38,7 @@ class PositionEmbedding(nn.Embedding):
     """A learned vector per position, added to the sequence."""
 
     def forward(self, x_BSE: Tensor, start: int = 0) -> Tensor:
-        """Adds the positions `start` to `start + S - 1`: `start` tokens came before, and sit in a cache."""
+        """Add the positions `start` to `start + S - 1`: `start` tokens came before and sit in a cache."""
         end = start + x_BSE.shape[1]
         if end > self.num_embeddings:
             raise ValueError(f"a sequence of {end} positions is longer than max_seq_len {self.num_embeddings}")
@@ -56,7 +56,7 @@ class KeyValueCache:
         self.length = 0
 
     def append(self, k_BSKD: Tensor, v_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values of S further positions; returns those of all T positions so far."""
+        """Store the keys and values of S further positions; return those of all T positions so far."""
         start, end = self.length, self.length + k_BSKD.shape[1]
         if end > self.max_seq_len:
             raise ValueError(f"a cache of {self.max_seq_len} positions cannot hold {end}")
@@ -165,6 +165,7 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
+        """Transform (B, S, E); `mask_B11T` and `cache` belong to self-attention, `memory` to cross-attention."""
         attend = partial(self.attention, mask_B11T=mask_B11T, cache=cache)
         x_BSE = self.residual(x_BSE, attend, self.attention_norm)
         if memory is not None:
@@ -229,14 +230,19 @@ def pool(hidden_BSE: Tensor, how: str, mask_BS: Tensor | None = None) -> Tensor:
 
 
 def attention_mask(mask_BS: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """A padding mask (True: a real token) in attention's shape (B, 1, 1, T), checked against the tokens' shape."""
+    """A padding mask (True: a real token) for tokens of this shape, as attention broadcasts it: (B, 1, 1, T)."""
     if mask_BS is None:
         return None
-    if mask_BS.dtype != torch.bool or mask_BS.shape != shape:
-        raise ValueError(
-            f"the mask must be bool of the tokens' shape {tuple(shape)}, got {mask_BS.dtype} of {tuple(mask_BS.shape)}"
-        )
+    check_mask(mask_BS, shape)
     return mask_BS[:, None, None, :]
+
+
+def check_mask(mask: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError unless this is a bool mask for tokens of this shape."""
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(
+            f"the mask must be bool of the tokens' shape {tuple(shape)}, got {mask.dtype} of {tuple(mask.shape)}"
+        )
 
 
 def check_tokens(name: str, tokens_BS: Tensor, vocab_size: int) -> None:

@@ -40,9 +40,9 @@ BERT_COMPUTED = {
 POOLING_MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "class"}
 
 BERT_EMBEDDINGS = {
-    "tokens.weight": "embeddings.word_embeddings.weight",
-    "positions.weight": "embeddings.position_embeddings.weight",
-    "types.weight": "embeddings.token_type_embeddings.weight",
+    "token_embedding.weight": "embeddings.word_embeddings.weight",
+    "position_embedding.weight": "embeddings.position_embeddings.weight",
+    "type_embedding.weight": "embeddings.token_type_embeddings.weight",
     "embedding_norm.weight": "embeddings.LayerNorm.weight",
     "embedding_norm.bias": "embeddings.LayerNorm.bias",
 }

@@ -29,32 +29,32 @@ class VisionTransformer(Model):
         super().__init__(config)
         n_patches = (config.image_size // config.patch_size) ** 2
         has_class_token = config.pooling == "class"
-        self.patches = nn.Linear(config.n_channels * config.patch_size**2, config.d_model, bias=config.bias)
+        self.patch_embedding = nn.Linear(config.n_channels * config.patch_size**2, config.d_model, bias=config.bias)
         self.class_token = nn.Parameter(torch.zeros(config.d_model)) if has_class_token else None
-        self.positions = PositionEmbedding(n_patches + has_class_token, config.d_model)
+        self.position_embedding = PositionEmbedding(n_patches + has_class_token, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config)
         self.head = nn.Linear(config.d_model, config.n_classes, bias=config.bias)
         initialise(self)
 
-    def forward(self, images_BCII: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Logits (B, n_classes) of float images (B, n_channels, image_size, image_size).
 
         Raises:
             ValueError: the images have another shape, or whole numbers for pixels.
         """
-        return self.head(pool(self.hidden(images_BCII), self.config.pooling))
+        return self.head(pool(self.hidden(images), self.config.pooling))
 
-    def hidden(self, images_BCII: Tensor) -> Tensor:
+    def hidden(self, images: Tensor) -> Tensor:
         """The final vectors (B, S, E) of the class token, if there is one, and the patches in reading order."""
-        self.check_images(images_BCII)
-        x_BSE = self.patches(patchify(images_BCII, self.config.patch_size))
+        self.check_images(images)
+        x_BSE = self.patch_embedding(patchify(images, self.config.patch_size))
         if self.class_token is not None:
             x_BSE = torch.cat([self.class_token.expand(len(x_BSE), 1, -1), x_BSE], dim=1)
-        return self.stack(self.dropout(self.positions(x_BSE)))
+        return self.stack(self.dropout(self.position_embedding(x_BSE)))
 
-    def check_images(self, images_BCII: Tensor) -> None:
-        shape, dtype = tuple(images_BCII.shape), images_BCII.dtype
+    def check_images(self, images: Tensor) -> None:
+        shape, dtype = tuple(images.shape), images.dtype
         wanted = (self.config.n_channels, self.config.image_size, self.config.image_size)
         if len(shape) != 4 or shape[1:] != wanted or not dtype.is_floating_point:
             raise ValueError(
@@ -62,11 +62,11 @@ class VisionTransformer(Model):
             )
 
 
-def patchify(images_BCII: Tensor, patch_size: int) -> Tensor:
+def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into flat patches (B, N, C * P * P) in reading order; elements in the order of a convolution's weight.
 
     A linear layer on these is the paper's projection, and equals a convolution whose stride is its kernel size.
     """
-    rows_BCRPI = images_BCII.unflatten(2, (-1, patch_size))
+    rows_BCRPI = images.unflatten(2, (-1, patch_size))
     grid_BCRPQP = rows_BCRPI.unflatten(4, (-1, patch_size))
     return grid_BCRPQP.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
