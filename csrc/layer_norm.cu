@@ -28,6 +28,7 @@ class ParameterReader {
   __device__ Floats<kColumns> load(Width<kColumns> width, std::int64_t column) const {
     if (given_) return reader_.load(width, column);
     Floats<kColumns> out;
+#pragma unroll
     for (float& value : out.values) value = otherwise_;
     return out;
   }
@@ -56,12 +57,14 @@ __global__ void __launch_bounds__(1024)
 
     Sums<1> sum;
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
+#pragma unroll
       for (const float value : x_row.load(width, column).values) sum.values[0] += value;
     });
     const float row_mean = team.reduce(sum).values[0] / n;
 
     Sums<1> squares;
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
+#pragma unroll
       for (const float value : x_row.load(width, column).values) {
         squares.values[0] += (value - row_mean) * (value - row_mean);
       }
@@ -71,6 +74,7 @@ __global__ void __launch_bounds__(1024)
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       auto values = x_row.load(width, column);
       const auto weights = weight_row.load(width, column), biases = bias_row.load(width, column);
+#pragma unroll
       for (int i = 0; i < width.kCount; ++i) values[i] = (values[i] - row_mean) * row_rstd * weights[i] + biases[i];
       y_row.store(column, values);
     });
@@ -102,6 +106,7 @@ __global__ void __launch_bounds__(1024)
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       const auto dys = dy_row.load(width, column), weights = weight_row.load(width, column);
       const auto xs = x_row.load(width, column);
+#pragma unroll
       for (int i = 0; i < width.kCount; ++i) {
         sums.values[0] += dys[i] * weights[i];
         sums.values[1] += dys[i] * weights[i] * ((xs[i] - row_mean) * row_rstd);
@@ -113,6 +118,7 @@ __global__ void __launch_bounds__(1024)
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       const auto dys = dy_row.load(width, column), weights = weight_row.load(width, column);
       auto values = x_row.load(width, column);
+#pragma unroll
       for (int i = 0; i < width.kCount; ++i) {
         const float x_hat = (values[i] - row_mean) * row_rstd;
         values[i] = row_rstd * (dys[i] * weights[i] - mean_g - x_hat * mean_g_x_hat);
@@ -124,7 +130,7 @@ __global__ void __launch_bounds__(1024)
 
 // Sums over rows are made by blocks of kColumnWarps warps. Lane l of each holds the columns
 // [first_column(), first_column() + kColumns); the warps take turns at the rows.
-inline constexpr int kColumnWarps = 8;
+constexpr int kColumnWarps = 8;
 
 template <int kColumns>
 __device__ std::int64_t first_column() {
@@ -139,6 +145,7 @@ __device__ Floats<kColumns> sum_over_warps(const Floats<kColumns>& own) {
   __syncthreads();
   Floats<kColumns> sum = {};
   for (int warp = 0; threadIdx.x < kWarpSize && warp < kColumnWarps; ++warp) {
+#pragma unroll
     for (int i = 0; i < kColumns; ++i) sum[i] += columns[warp * kWarpSize + threadIdx.x][i];
   }
   __syncthreads();  // the next sum is written where the first warp may still read
@@ -150,10 +157,10 @@ constexpr std::size_t column_shared_bytes() {
   return kColumnWarps * kWarpSize * sizeof(Floats<kColumns>);
 }
 
-inline constexpr std::int64_t kMaxPartials = 128;
-inline constexpr std::int64_t kMinRowsOfPartial = 4 * kColumnWarps;
+constexpr std::int64_t kMaxPartials = 128;
+constexpr std::int64_t kMinRowsOfPartial = 4 * kColumnWarps;
 
-static std::int64_t rows_of_partial(std::int64_t rows) {
+inline std::int64_t rows_of_partial(std::int64_t rows) {
   return std::max(kMinRowsOfPartial, ceil_div(rows, kMaxPartials));
 }
 
@@ -177,6 +184,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
     const RowCut cut = {n, 0, n};
     const auto dys = RowReader<T>(dy + row * n, cut).load(Width<kColumns>{}, column);
     const auto xs = RowReader<T>(x + row * n, cut).load(Width<kColumns>{}, column);
+#pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       dweight[i] += dys[i] * ((xs[i] - mean[row]) * rstd[row]);
       dbias[i] += dys[i];
@@ -186,6 +194,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
     if (partials == nullptr) return;
     const Floats<kColumns> sum = sum_over_warps(own);
     if (threadIdx.x >= kWarpSize || column >= n) return;
+#pragma unroll
     for (int i = 0; i < kColumns; ++i) partials[blockIdx.y * n + column + i] = sum[i];
   };
   store(dweight_partials, dweight);

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(1024)
     const float scale = total.sum == 0.0f ? 0.0f : 1.0f / total.sum;  // 0 only if every element is -inf
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       auto values = x_row.load(width, column);
+#pragma unroll
       for (float& value : values.values) value = expf(value - shift) * scale;
       y_row.store(column, values);
     });
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(1024)
     Sums<1> dot;
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       const auto dy_values = dy_row.load(width, column), y_values = y_row.load(width, column);
+#pragma unroll
       for (int i = 0; i < width.kCount; ++i) dot.values[0] += dy_values[i] * y_values[i];
     });
     dot = team.reduce(dot);
@@ -91,6 +93,7 @@ __global__ void __launch_bounds__(1024)
     for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
       auto values = dy_row.load(width, column);
       const auto y_values = y_row.load(width, column);
+#pragma unroll
       for (int i = 0; i < width.kCount; ++i) values[i] = y_values[i] * (values[i] - dot.values[0]);
       dx_row.store(column, values);
     });
