@@ -1,0 +1,82 @@
+"""Builds fusedformer/_C.so with nvcc where there is one, and pure Python otherwise; the rest is in pyproject.toml.
+
+The compiler commands are in src/fusedformer/build.py, which is loaded by its path: nothing is installed yet.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+def load_build_module() -> ModuleType:
+    """fusedformer.build, without importing fusedformer."""
+    path = ROOT / "src" / "fusedformer" / "build.py"
+    spec = importlib.util.spec_from_file_location("fusedformer_build", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load_build_module()
+
+
+def reason_for_pure_python() -> str | None:
+    """Why no CUDA extension can be built here; None if one can."""
+    if os.environ.get("FUSEDFORMER_PURE_PYTHON", "0") not in ("", "0"):
+        return "FUSEDFORMER_PURE_PYTHON is set"
+    if build.find_nvcc() is None:
+        return "no nvcc"
+    if build.find_torch() is None:
+        return "no PyTorch beside this Python (pip install --no-build-isolation uses the one that is installed)"
+    return None
+
+
+class BuildExtension(build_ext):
+    """Compiles csrc/ by fusedformer.build."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """A plain name: the library uses PyTorch's stable ABI and no Python, so it fits every Python."""
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Fails with the compiler's own words."""
+        build.build_extension(Path(self.get_ext_fullpath(ext.name)), build_dir=Path(self.build_temp).resolve())
+
+
+class BuildPython(build_py):
+    """Puts csrc/ into the package too: installed without a CUDA device, it is what the emulated world compiles."""
+
+    def run(self) -> None:
+        """Copy the package, then csrc/; an editable install finds csrc/ in the checkout."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "csrc", Path(self.build_lib, "fusedformer", "csrc"), dirs_exist_ok=True)
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: of this platform with the extension, of any without."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Such as py3-none-linux_x86_64."""
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
+reason = reason_for_pure_python()
+if reason:
+    print(f"fusedformer: building without the CUDA extension: {reason}; PyTorch computes instead")
+
+setup(
+    ext_modules=[] if reason else [Extension("fusedformer._C", sources=[])],
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython, "bdist_wheel": Wheel},
+)
