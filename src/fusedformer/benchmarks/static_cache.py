@@ -1,0 +1,60 @@
+"""Results of ahead-of-time compiles, kept by content: the key of an entry is a hash of all that its rows depend on.
+
+The first line of an entry is the checksum of the rest, so a damaged one is noticed, and compiled anew.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from fusedformer import build
+from fusedformer.benchmarks.static_row import Row
+
+
+def key(*parts: str | bytes | int) -> str:
+    """The key of what was compiled from `parts`: sources, options and compiler; this program's own are added."""
+    return _digest(*parts, _own_sources())
+
+
+def load(key: str) -> list[Row] | None:
+    """The rows stored under `key`; None if there are none, or damaged ones."""
+    try:
+        checksum, body = (_folder() / key).read_text().split("\n", 1)
+        return [Row.from_dict(fields) for fields in json.loads(body)] if checksum == _digest(body) else None
+    except (OSError, ValueError):
+        return None
+
+
+def store(key: str, rows: Iterable[Row]) -> None:
+    """Keep rows under `key`, whole or not at all; where nothing can be written, nothing is kept."""
+    body = json.dumps([row.to_dict() for row in rows])
+    with contextlib.suppress(OSError):
+        _folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_folder()) as beside:
+            written = Path(beside) / key
+            written.write_text(f"{_digest(body)}\n{body}")
+            written.replace(_folder() / key)
+
+
+def _folder() -> Path:
+    return build._cache_home() / "static"
+
+
+def _digest(*parts: str | bytes | int) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(b"%d\n%b" % (len(data), data))  # with its length, so that no two lists of parts look the same
+    return digest.hexdigest()
+
+
+@functools.cache
+def _own_sources() -> bytes:
+    """The code that compiles, measures and describes a row: an entry must not outlive it."""
+    folder = Path(__file__).parent
+    paths = (Path(build.__file__), folder / "sass.py", *sorted(folder.glob("static*.py")))
+    return b"".join(path.read_bytes() for path in paths)

@@ -1,0 +1,38 @@
+"""The .cu kernels in the static world: each file of csrc/ compiled by nvcc, every kernel in it one row."""
+
+import tempfile
+from pathlib import Path
+
+from fusedformer import build
+from fusedformer.benchmarks import sass
+from fusedformer.benchmarks.static_row import Row, measured
+
+# Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
+_MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
+
+
+def unavailable() -> str:
+    """Why no .cu file can be compiled here; empty if it can."""
+    if build.find_nvcc() is None:
+        return "no nvcc: not in $CUDA_HOME/bin, not on $PATH, not from `pip install 'fusedformer[static]'`"
+    return "" if sass.find_nvdisasm() else "no nvdisasm: neither in the triton package nor on $PATH"
+
+
+def compile_source(source: Path, arch: int) -> list[Row]:
+    """A row for every kernel of one .cu file; a single one with the error if it does not compile."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        try:
+            resources = build.compile_cubin(source, arch, cubin)
+        except build.BuildError as error:
+            return [Row(op=source.stem, kernel=source.name, arch=arch, error=str(error))]
+        mixes = sass.instruction_mixes(cubin)
+    # ptxas names the kernels demangled, the disassembly does not.
+    mixes = dict(zip(build._demangle(list(mixes)), mixes.values(), strict=True))
+    rows = []
+    for kernel in resources:
+        name, _, arguments = kernel.name.removesuffix(">").partition("<")
+        figures = measured(kernel, mixes[kernel.name])
+        vectorized = name.endswith(_MAIN_PATH)
+        rows.append(Row(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures))
+    return rows

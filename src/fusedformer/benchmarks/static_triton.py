@@ -1,0 +1,189 @@
+"""Triton kernels in the static world: each shipped variant compiled as for a GPU, in processes of their own.
+
+A process is needed twice over: Triton decides between compiler and interpreter when it is imported, and a compile can
+end the process it runs in. Run as a module, this file is that process.
+"""
+
+import ast
+import contextlib
+import io
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib import import_module
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+
+from fusedformer import build
+from fusedformer.benchmarks import sass
+from fusedformer.benchmarks.static_row import Row, measured, parse_warnings
+from fusedformer.kernels.variants import Variant
+
+TIMEOUT_S = 300.0  # of one compile; they take seconds
+# Under these, the kernels would be interpreted instead of compiled.
+_EMULATION_SETTINGS = ("TRITON_INTERPRET", "FUSEDFORMER_EMULATE")
+_NARROW_OFFSET = re.compile(r"tt\.addptr .*(?:, |x)i32>? loc")
+
+
+class CompilerPool:
+    """Processes that compile variants; each starts when it is first needed, and anew after it has died."""
+
+    def __init__(self, size: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._processes = [_CompilerProcess(Path(self._folder.name, str(number))) for number in range(size)]
+        self._idle: SimpleQueue[_CompilerProcess] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def __enter__(self) -> "CompilerPool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            process.stop()
+        self._folder.cleanup()
+
+    def compile(self, variant: Variant, arch: int) -> Row:
+        """The row of a variant, which carries the error if it does not compile; waits for an idle process."""
+        process = self._idle.get()
+        try:
+            return process.compile(variant, arch)
+        finally:
+            self._idle.put(process)
+
+
+class _CompilerProcess:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = folder / "log"
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
+
+    def compile(self, variant: Variant, arch: int) -> Row:
+        process, connection = self._running or self._start()
+        try:
+            connection.send((variant, arch))
+            if connection.poll(TIMEOUT_S):
+                return connection.recv()
+            reason = f"the compiler did not answer within {TIMEOUT_S:.0f} s"
+        except (EOFError, OSError):
+            reason = f"the compiler {_ending(process.wait())}: {_last_line(self._log)}"
+        self.stop()
+        return _failed(variant, arch, reason)
+
+    def stop(self) -> None:
+        if self._running is None:
+            return
+        process, connection = self._running
+        process.kill()
+        process.wait()
+        connection.close()
+        self._running = None
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        self._folder.mkdir(exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name not in _EMULATION_SETTINGS}
+        ours, theirs = multiprocessing.Pipe()
+        with theirs, self._log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment | {"TRITON_CACHE_DIR": str(self._folder)},
+                stdout=log,
+                stderr=log,
+            )
+        self._running = (process, ours)
+        return self._running
+
+
+def compile_variant(variant: Variant, arch: int) -> Row:
+    """Compile in this process, which must be one where Triton compiles.
+
+    The figures are of the ptxas run that makes the shipped machine code: another run, with fewer of the options that
+    Triton adds, can come to other registers.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    triton.knobs.nvidia.dump_ptxas_log = True
+    triton.knobs.compilation.always_compile = True  # nothing is printed for a compile found in Triton's cache
+    kernel = getattr(import_module(variant.module), variant.kernel)
+    source = ASTSource(kernel, variant.signature, variant.constexprs, variant.attrs)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    (resources,) = build.parse_ptxas(printed.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        mix = sass.instruction_mixes(cubin)[compiled.metadata.name]
+    figures = measured(resources, mix)
+    figures["shared_bytes"] += compiled.metadata.shared  # ptxas sees only what is declared, Triton's comes at launch
+    figures["narrow_offsets"] = len(_NARROW_OFFSET.findall(compiled.asm["ttir"]))
+    figures["warnings"] = parse_warnings(printed.getvalue())
+    return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, **figures)
+
+
+def sources(module: str) -> list[Path]:
+    """The file of a module and, transitively, those beside it that it imports: what its kernels are made of.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module {module!r}, which a kernel variant names")
+    found: set[Path] = set()
+    pending = [Path(spec.origin)]
+    while pending:
+        path = pending.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            pending += [path.with_name(f"{name.rpartition('.')[2]}.py") for name in _imports(path)]
+    return sorted(found)
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return names
+
+
+def _failed(variant: Variant, arch: int, reason: str) -> Row:
+    return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=reason)
+
+
+def _ending(status: int) -> str:
+    return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def main() -> None:
+    """Compile variants that come over the connection, whose descriptor is the argument, until it closes."""
+    with Connection(int(sys.argv[1])) as connection, contextlib.suppress(EOFError):
+        while True:
+            variant, arch = connection.recv()
+            try:
+                row = compile_variant(variant, arch)
+            except Exception as error:
+                row = _failed(variant, arch, f"{type(error).__name__}: {' '.join(str(error).split())}")
+            connection.send(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The static world: what is shipped passes its gates, and each gate, parser and failure does what it says."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fusedformer import build
+from fusedformer.benchmarks import sass, static, static_cache, static_cuda, static_triton
+from fusedformer.benchmarks.static_row import SHARED_LIMIT, Row, parse_warnings
+from fusedformer.kernels.variants import Variant
+
+OPS = [pytest.param(op, marks=pytest.mark.op(op)) for op in static.known_ops()]
+# Under pytest-xdist other workers compile too.
+JOBS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+
+MATMUL = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def matmul_kernel(a, b, c, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    offsets = i[:, None] * n + i[None, :]
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k in range(0, n, BLOCK):
+        acc += tl.dot(tl.load(a + k + offsets), tl.load(b + k * n + offsets))
+    tl.store(c + offsets, acc)
+"""
+LOCAL_ARRAY = """
+__global__ void table_fwd_kernel(const float* x, float* y, const int* index) {
+  float table[64];
+  for (int i = 0; i < 64; ++i) table[i] = x[i * 32 + threadIdx.x];
+  float sum = 0.0f;
+  for (int i = 0; i < 64; ++i) sum += table[index[i]];
+  y[threadIdx.x] = sum;
+}
+"""
+DISASSEMBLY = """
+	.target	sm_90
+	.section	.text._Z4copyPf,"ax",@progbits
+.text._Z4copyPf:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @UP1 LDG.E.LTC128B R8, desc[UR4][R2.64+0x10] ;
+        /*0030*/                   LDGSTS.E.BYPASS.LTC128B.128 [R4], desc[UR4][R2.64] ;
+        /*0040*/                   LDGDEPBAR ;
+        /*0050*/                   STG.E.U16 desc[UR4][R2.64], R4 ;
+        /*0060*/                   EXIT ;
+.L_x_0:
+        /*0070*/                   BRA `(.L_x_0);
+	.section	.text.attention,"ax",@progbits
+        /*0000*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24, !UPT ;
+        /*0010*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0020*/                   STL.64 [R1], R4 ;
+        /*0030*/              @P0  LDL.LU R4, [R1] ;
+        /*0040*/                   STG.E.ENL2.256 desc[UR4][R2.64], R4, R8 ;
+"""
+REPORT = """
+ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to reasons
+ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to reasons
+ptxas warning : Value of threads per SM is out of range
+ptxas-blackwell info    : 0 bytes gmem
+ptxas info    : Used 238 registers, used 1 barriers
+"""
+
+
+@pytest.mark.static
+@pytest.mark.parametrize("arch", static.ARCHS)
+@pytest.mark.parametrize("op", OPS)
+def test_every_shipped_variant_passes(op: str, arch: int) -> None:
+    rows = static.collect((arch,), (op,), jobs=JOBS)
+    for cells in zip(*(column.cells for column in static.table(rows)), strict=True):
+        print(*cells, sep=" | ")
+    assert rows
+    if reason := rows[0].skipped:
+        pytest.skip(f"static world: {reason}")
+    assert {f"{row.kernel} {row.variant}": row.verdict for row in rows if not row.passed} == {}
+
+
+def test_every_op_has_static_cases() -> None:
+    assert {"attention", "gelu", "layer_norm", "softmax"} <= set(static.known_ops())
+
+
+def test_disassembly_is_counted_by_kernel_and_whole_modifier() -> None:
+    kernels = {name: sass.count(opcodes) for name, opcodes in sass.parse(DISASSEMBLY).items()}
+    assert kernels == {
+        "_Z4copyPf": sass.InstructionMix({}, 3, 2, 1, 0, 0),
+        "attention": sass.InstructionMix({"HGMMA": 2}, 0, 0, 1, 1, 2),
+    }
+
+
+def test_serialized_wgmma_is_a_problem_and_other_warnings_are_kept() -> None:
+    row = Row(op="attention", arch=90, warnings=parse_warnings(REPORT))
+    assert len(row.warnings) == 2
+    (problem,) = row.problems
+    assert "C7511" in problem
+
+
+@pytest.mark.parametrize(
+    ("figures", "problem"),
+    [
+        ({"spill_bytes": 4}, "4 bytes spilled"),
+        ({"stack_bytes": 16}, "16 bytes of stack"),
+        ({"local_accesses": 2}, "2 accesses of local memory"),
+        ({"shared_bytes": 101_377}, "101377 bytes of shared memory, sm_120 has 101376"),
+        ({"vectorized": True, "global_stores_128": 1}, "no 128-bit global load"),
+        ({"vectorized": True, "global_loads_128": 1}, "no 128-bit global store"),
+        ({"error": "does not compile"}, "does not compile"),
+    ],
+)
+def test_gate(figures: dict[str, int], problem: str) -> None:
+    assert Row(op="softmax", arch=120).passed
+    row = Row(op="softmax", arch=120, **figures)  # type: ignore[arg-type]
+    assert row.problems == (problem,)
+    assert not row.passed
+    assert row.verdict == f"FAILED: {problem}"
+
+
+def test_row_survives_json() -> None:
+    row = Row(op="softmax", kernel="k", variant="v", arch=90, matrix={"HMMA": 3}, warnings=("slow",), spill_bytes=8)
+    assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+
+
+def test_table_has_a_cell_per_row_and_no_figures_where_nothing_was_compiled() -> None:
+    rows = [Row(op="softmax", arch=90, registers=40), Row(op="gelu", arch=90, skipped="no nvcc")]
+    columns = {column.heading: column.cells for column in static.table(rows)}
+    assert columns["registers"] == ("40", "")
+    assert columns["verdict"] == ("ok", "skipped: no nvcc")
+    assert {len(cells) for cells in columns.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"archs": (90, 75)}, r"archs has \[75\]"),
+        ({"ops": ("softmaxx",)}, r"ops has \['softmaxx'\]"),
+        ({"jobs": 0}, "jobs is 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        static.collect(**arguments)  # type: ignore[arg-type]
+
+
+def test_no_nvcc_is_a_stated_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    (row,) = static.collect((90,), ("softmax",))
+    assert row.skipped.startswith("no nvcc")
+    assert row.problems == ()
+    assert not row.passed
+
+
+def test_no_triton_is_a_stated_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "find_spec", lambda name: None)
+    (row,) = static.collect((90,), ("attention",))
+    assert row.skipped.startswith("no triton")
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """An empty cache, and a compiler that only keeps a list of what it was asked for."""
+    compiled: list[int] = []
+
+    def compile_source(source: Path, arch: int) -> list[Row]:
+        compiled.append(arch)
+        return [Row(op=source.stem, kernel="gelu_fwd_kernel", arch=arch, registers=32)]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(static_cuda, "unavailable", lambda: "")
+    monkeypatch.setattr(static_cuda, "compile_source", compile_source)
+    monkeypatch.setattr(static, "_nvcc_version", lambda: "13.0")
+    return compiled
+
+
+def test_second_collect_comes_from_the_cache(compiles: list[int]) -> None:
+    seen: list[tuple[int, int]] = []
+    first = static.collect((80, 90), ("gelu",), progress=lambda done, total: seen.append((done, total)))
+    assert static.collect((80, 90), ("gelu",)) == first
+    assert sorted(compiles) == [80, 90]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_other_compiler_compiles_anew(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    static.collect((90,), ("gelu",))
+    monkeypatch.setattr(static, "_nvcc_version", lambda: "13.1")
+    static.collect((90,), ("gelu",))
+    assert compiles == [90, 90]
+
+
+@pytest.mark.parametrize(("old", "new"), [('"registers": 32', '"registers": 33'), ("]", ""), ("\n", "")])
+def test_damaged_cache_entry_compiles_anew(compiles: list[int], tmp_path: Path, old: str, new: str) -> None:
+    first = static.collect((90,), ("gelu",))
+    (entry,) = (tmp_path / "fusedformer" / "static").iterdir()
+    entry.write_text(entry.read_text().replace(old, new))
+    assert static.collect((90,), ("gelu",)) == first
+    assert compiles == [90, 90]
+    assert static_cache.load(entry.name) == first
+
+
+def test_failures_are_not_cached(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Row(op="gelu", arch=90, error="out of memory")
+    monkeypatch.setattr(static_cuda, "compile_source", lambda source, arch: [failed])
+    assert static.collect((90,), ("gelu",)) == [failed]
+    monkeypatch.setattr(static_cuda, "compile_source", lambda source, arch: [Row(op="gelu", arch=arch)])
+    assert static.collect((90,), ("gelu",))[0].passed
+
+
+def test_local_array_in_a_cuda_kernel_is_flagged(tmp_path: Path) -> None:
+    if reason := static_cuda.unavailable():
+        pytest.skip(f"static world: {reason}")
+    source = tmp_path / "table.cu"
+    source.write_text(LOCAL_ARRAY)
+    (row,) = static_cuda.compile_source(source, 90)
+    assert (row.op, row.kernel) == ("table", "table_fwd_kernel")
+    assert row.stack_bytes == 256
+    assert row.local_accesses > 0
+    assert "no 128-bit global load" in row.problems
+
+
+def test_cuda_kernel_that_does_not_compile_is_a_failed_row(tmp_path: Path) -> None:
+    if reason := static_cuda.unavailable():
+        pytest.skip(f"static world: {reason}")
+    source = tmp_path / "broken.cu"
+    source.write_text("__global__ void broken_kernel() { undeclared(); }")
+    (row,) = static_cuda.compile_source(source, 90)
+    assert "undeclared" in row.error
+
+
+def matmul(module: str, num_warps: int = 8, num_stages: int = 2) -> Variant:
+    return Variant(
+        op="matmul",
+        kernel="matmul_kernel",
+        module=module,
+        name="bf16",
+        signature={"a": "*bf16", "b": "*bf16", "c": "*fp32", "n": "i32", "BLOCK": "constexpr"},
+        constexprs={"BLOCK": 128},
+        attrs={(argument,): [["tt.divisibility", 16]] for argument in range(4)},
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder whose modules the compiling processes can import; skips where there is no Triton to compile with."""
+    pytest.importorskip("triton")
+    if sass.find_nvdisasm() is None:
+        pytest.skip("static world: no nvdisasm")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
+
+
+def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules: Path) -> None:
+    (modules / "planted_matmul.py").write_text(MATMUL)
+    with static_triton.CompilerPool(1) as pool:
+        spilled = pool.compile(matmul("planted_matmul", num_warps=2), 80)
+        good = pool.compile(matmul("planted_matmul"), 90)
+        too_large = pool.compile(matmul("planted_matmul", num_stages=5), 120)
+    assert spilled.spill_bytes > 0
+    assert spilled.local_accesses > 0
+    assert f"{spilled.spill_bytes} bytes spilled" in spilled.problems
+    assert good.passed, good.verdict
+    assert good.matrix["HGMMA"] > 0
+    assert 0 < good.global_stores_128 == good.global_stores
+    assert good.narrow_offsets
+    assert too_large.shared_bytes > SHARED_LIMIT[120]
+    assert not too_large.passed
+
+
+def test_crash_of_the_compiler_is_a_failed_row_and_the_next_one_compiles(modules: Path) -> None:
+    (modules / "planted_crash.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    (modules / "planted_matmul.py").write_text(MATMUL)
+    with static_triton.CompilerPool(1) as pool:
+        crashed = pool.compile(matmul("planted_crash"), 90)
+        absent = pool.compile(matmul("planted_absent"), 90)
+        good = pool.compile(matmul("planted_matmul"), 90)
+    assert "died of SIGSEGV" in crashed.error
+    assert "planted_absent" in absent.error
+    assert good.passed, good.verdict
+
+
+def test_compiler_that_hangs_is_a_failed_row(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (modules / "planted_hang.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(static_triton, "TIMEOUT_S", 1.0)
+    with static_triton.CompilerPool(1) as pool:
+        assert "did not answer within 1 s" in pool.compile(matmul("planted_hang"), 90).error
+
+
+def test_sources_of_a_kernel_follow_its_imports(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (modules / "planted_kernel.py").write_text("import planted_tiles as tiles\n")
+    (modules / "planted_tiles.py").write_text("def load():\n    from planted_types import dot\n")
+    (modules / "planted_types.py").write_text("import planted_kernel\n")
+    (modules / "planted_other.py").write_text("")
+    monkeypatch.syspath_prepend(str(modules))
+    assert [path.stem for path in static_triton.sources("planted_kernel")] == [
+        "planted_kernel",
+        "planted_tiles",
+        "planted_types",
+    ]
