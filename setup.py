@@ -21,7 +21,8 @@ def load_build_module() -> ModuleType:
     """fusedformer.build, without importing fusedformer."""
     path = ROOT / "src" / "fusedformer" / "build.py"
     spec = importlib.util.spec_from_file_location("fusedformer_build", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,7 +61,9 @@ class BuildPython(build_py):
         """Copy the package, then csrc/; an editable install finds csrc/ in the checkout."""
         super().run()
         if not self.editable_mode:
-            shutil.copytree(ROOT / "csrc", Path(self.build_lib, "fusedformer", "csrc"), dirs_exist_ok=True)
+            target = Path(self.build_lib, "fusedformer", "csrc")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "csrc", target)
 
 
 class Wheel(bdist_wheel):

@@ -109,7 +109,7 @@ def arch_flags(arch_list: str) -> list[str]:
     for entry in re.split(r"[\s;,]+", arch_list.strip()):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
         if not match:
-            raise ValueError(f"TORCH_CUDA_ARCH_LIST is {arch_list!r}: {entry!r} is not of the form 9.0, 9.0a or 9.0+PTX")
+            raise ValueError(f"TORCH_CUDA_ARCH_LIST is {arch_list!r}: {entry!r} is not like 9.0, 9.0a or 9.0+PTX")
         number = "".join(match.group(1, 2, 3))
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match.group(4):
@@ -237,7 +237,7 @@ def _site_packages() -> list[Path]:
 def _require_nvcc() -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
-        raise BuildError("nvcc was not found: not in $CUDA_HOME/bin, on $PATH, or from the pip package nvidia-cuda-nvcc")
+        raise BuildError("nvcc was not found: not in $CUDA_HOME/bin, not on $PATH, not from pip (nvidia-cuda-nvcc)")
     return nvcc
 
 
