@@ -1,0 +1,145 @@
+"""The commands of `fusedformer`: what they take, and what they exit with.
+
+Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from fusedformer.benchmarks import bench as bench_run
+from fusedformer.benchmarks import doctor as doctor_report
+from fusedformer.benchmarks import run_folder, tables
+from fusedformer.benchmarks import static as static_world
+from fusedformer.benchmarks.console import Console
+
+app = typer.Typer(
+    help="Is it installed right, is it correct, and how fast is it?",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+T = TypeVar("T")
+QUICK_BUDGET_S, BUDGET_S = 150.0, 480.0
+ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
+
+    Raises:
+        ValueError: it is not of that form, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * UNITS_S[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no duration: write one such as 480s, 8m or 1h")
+    return seconds
+
+
+def parse_archs(text: str) -> list[int]:
+    """GPU architectures such as 80,90, in that order, each once.
+
+    Raises:
+        ValueError: one of them is not known.
+    """
+    known = [str(arch) for arch in static_world.ARCHS]
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown architecture {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+    return list(dict.fromkeys(map(int, names)))
+
+
+def parse_subject(name: str) -> str:
+    """The name of an op or a model.
+
+    Raises:
+        ValueError: there is no such op or model.
+    """
+    if name not in bench_run.known_subjects():
+        raise ValueError(f"no op or model {name!r}: choose from {', '.join(bench_run.known_subjects())}")
+    return name
+
+
+def _free_path(text: str) -> Path:
+    return run_folder.check_free(Path(text))
+
+
+def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse` for typer, which shows what a BadParameter says and exits with 2, but not what a ValueError says."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    parsed.__name__ = parse.__name__.removeprefix("parse_")  # typer shows it as the value's kind
+    return parsed
+
+
+@app.command()
+def doctor() -> None:
+    """Print what is installed here, which implementation each op uses, and why the others are not there."""
+    with Console() as console:
+        for table in doctor_report.report():
+            console.table(table)
+
+
+@app.command()
+def bench(
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OP", parser=_option(parse_subject), show_default="all", help="Ops and models by name."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            parser=_option(parse_duration),
+            metavar="TIME",
+            show_default="480s, quick: 150s",
+            help="For all of it, such as 480s or 8m.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random inputs and weights.")] = 0,
+) -> None:
+    """Measure errors in every world, and times against PyTorch; write a run folder."""
+    options = bench_run.Options(
+        output=output or run_folder.default_path(),
+        subjects=subjects or (),
+        quick=quick,
+        budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
+        seed=seed,
+    )
+    with Console() as console:
+        is_right = bench_run.run(options, console)
+    raise typer.Exit(0 if is_right else 1)
+
+
+@app.command()
+def static(
+    arch: Annotated[
+        Any, typer.Option(parser=_option(parse_archs), help="GPU architectures, such as 80,90.")
+    ] = ALL_ARCHS,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+) -> None:
+    """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
+    with Console() as console:
+        rows = static_world.collect(arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"))
+        console.table(tables.static_table(rows))
+    if json_path is not None:
+        run_folder.write_whole(json_path, json.dumps([row.to_dict() for row in rows], indent=1))
+    raise typer.Exit(0 if not any(row.problems for row in rows) else 1)

@@ -1,0 +1,100 @@
+"""The pictures of a run, as PNG: errors, time ratios, and the rates of the kernels.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart, and every series has a marker of its own.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws without a display
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from fusedformer.benchmarks.rows import Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v")
+Draw = Callable[[Axes, Sequence[Row]], None]
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw every picture that these rows have figures for; the paths of the files written."""
+    errors = [row for row in rows if row.kind == "error" and row.error_ratio is not None]
+    ratios = [row for row in rows if row.ratio is not None]
+    pictures: list[tuple[str, Sequence[Row], Draw]] = [("errors", errors, draw_errors), ("ratios", ratios, draw_ratios)]
+    for unit in _unique(row.rate_unit for row in rows if row.rate is not None):
+        rates = [row for row in rows if row.rate_unit == unit]
+        pictures.append((f"rates-{unit.replace('/', '-per-')}", rates, partial(draw_rates, unit=unit)))
+    return [_save(folder / f"{name}.png", chosen, fill) for name, chosen, fill in pictures if chosen]
+
+
+def draw_errors(axes: Axes, rows: Sequence[Row]) -> None:
+    """The error ratio of every case, a series for each world."""
+    lines = [f"{row.subject}, {row.dtype}" for row in rows]
+    _series(axes, lines, [row.world for row in rows], [row.error_ratio or 0.0 for row in rows])
+    axes.axvline(1.0, color="black", linestyle="--", label="budget")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("largest error against float64, over its budget (right at 1 or below); measured")
+
+
+def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
+    """Their time over ours with its 95% interval, a line for each comparison."""
+    intervals = [(row.ratio_low or 0.0, row.ratio_high or 0.0) for row in rows]
+    contenders = [f"{row.contender} / ours" for row in rows]
+    _series(axes, [_comparison(row) for row in rows], contenders, [row.ratio or 0.0 for row in rows], intervals)
+    axes.axvline(1.0, color="black", linestyle="--", label="equal")
+    axes.set_xlabel("their time / our time: median, 95% interval (right of 1: ours is faster); measured")
+
+
+def draw_rates(axes: Axes, rows: Sequence[Row], unit: str) -> None:
+    """The rate that every contender reached, a line for each problem."""
+    _series(
+        axes, [_comparison(row) for row in rows], [row.contender for row in rows], [row.rate or 0.0 for row in rows]
+    )
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{unit}; measured")
+
+
+def _series(
+    axes: Axes,
+    lines: Sequence[str],
+    series: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float]] | None = None,
+) -> None:
+    """One marker per value: its line from top to bottom, its series by colour, marker and a small shift."""
+    places, names = _unique(lines), _unique(series)
+    for index, name in enumerate(names):
+        chosen = [i for i in range(len(values)) if series[i] == name]
+        shift = 0.4 * ((index + 0.5) / len(names) - 0.5)
+        heights = [places.index(lines[i]) + shift for i in chosen]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.plot([values[i] for i in chosen], heights, marker, color=colour, label=name)
+        if intervals is not None:
+            lows, highs = zip(*(intervals[i] for i in chosen), strict=True)
+            axes.hlines(heights, lows, highs, color=colour)
+    axes.set_yticks(range(len(places)), places)
+    axes.set_ylim(len(places) - 0.5, -0.5)
+
+
+def _comparison(row: Row) -> str:
+    return f"{row.subject} {row.direction}\n{row.case} {row.dtype}"
+
+
+def _save(path: Path, rows: Sequence[Row], fill: Draw) -> Path:
+    figure, axes = plt.subplots(layout="constrained")
+    fill(axes, rows)
+    figure.set_size_inches(9, 1.5 + 0.45 * len(axes.get_yticks()))
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

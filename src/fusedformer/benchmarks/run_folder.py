@@ -1,0 +1,102 @@
+"""The folder of one run: it appears whole or not at all, and rows are on disk as soon as they are measured.
+
+results.csv    one row per figure            env.json      what it was measured on
+results.json   the same and the raw samples  summary.md    the tables       plots/    PNG
+"""
+
+import csv
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fusedformer.benchmarks.rows import COLUMNS, Row
+
+SCHEMA = 1  # of results.json; raised when a field changes its meaning or goes away
+RUNS = Path("runs")
+
+
+def default_path() -> Path:
+    """runs/<UTC time> in the current folder."""
+    return RUNS / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+
+
+def check_free(path: Path) -> Path:
+    """`path`, if a run can appear there.
+
+    Raises:
+        ValueError: something is there already, other than an empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder: name a new one")
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: the folder of `path` does not exist.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class RunFolder:
+    """A context in which a run is written beside `path`, as `.<name>.partial`, and renamed to `path` at its end.
+
+    A run that is killed or raises leaves `path` absent, and in the partial folder the rows that it had measured.
+
+    Raises:
+        ValueError: something is at `path` already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = check_free(path)
+        self.partial = path.parent / f".{path.name}.partial"
+        self.rows: list[Row] = []
+
+    def __enter__(self) -> "RunFolder":
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        self._csv = open(self.partial / "results.csv", "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._csv, COLUMNS, extrasaction="ignore")
+        self._writer.writeheader()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._csv.close()
+        if kind is None:
+            os.replace(self.partial, self.path)
+        elif not self.rows:
+            shutil.rmtree(self.partial)
+
+    @property
+    def plots(self) -> Path:
+        """The folder for pictures, made when it is first asked for."""
+        (self.partial / "plots").mkdir(exist_ok=True)
+        return self.partial / "plots"
+
+    def add(self, row: Row) -> None:
+        """Append one row to results.csv now."""
+        self.rows.append(row)
+        self._writer.writerow(row.to_dict())
+        self._csv.flush()
+
+    def write_results(self, environment: dict[str, Any], static: Sequence[dict[str, Any]], **run: Any) -> None:
+        """Write results.json and env.json; `run` tells how the run was started."""
+        rows = [row.to_dict() for row in self.rows]
+        results = {"schema": SCHEMA, **run, "environment": environment, "rows": rows, "static": list(static)}
+        self.write_text("results.json", json.dumps(results, indent=1, allow_nan=False))
+        self.write_text("env.json", json.dumps(environment, indent=1))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one more file of the run."""
+        (self.partial / name).write_text(text, encoding="utf-8")

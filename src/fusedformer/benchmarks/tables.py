@@ -1,0 +1,110 @@
+"""The tables of a run, as text in cells: what the terminal shows and summary.md holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from fusedformer.benchmarks import static
+from fusedformer.benchmarks.comparison import OURS
+from fusedformer.benchmarks.rows import Row
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, columns and lines of cells; notes stand below."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def markdown(self) -> str:
+        """As a section of a markdown file."""
+        rows = [self.columns, ["---"] * len(self.columns), *self.lines]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        return "\n\n".join([f"## {self.title}", table, *self.notes]) + "\n"
+
+
+def environment_table(environment: Mapping[str, Any]) -> Table:
+    """Versions and hardware, one line each."""
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    gpus = [
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {gpu['memory_gib']} GiB"
+        for gpu in environment["gpus"]
+    ]
+    lines = [
+        ("system", f"{environment['system']}, Python {environment['python']}"),
+        ("packages", packages),
+        ("CPU", f"{environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads used"),
+        ("memory", f"{environment['memory_gib']} GiB"),
+        ("GPU", "; ".join(gpus) or "none"),
+    ]
+    return Table("Environment", ("", "value"), lines)
+
+
+def error_table(rows: Sequence[Row]) -> Table:
+    """Per op and world, the largest error ratio of all cases, or why there is none."""
+    lines = []
+    for (subject, world), group in groupby(_of_kind(rows, "error"), key=lambda row: (row.subject, row.world)):
+        lines.append((subject, world, *_worst_case(list(group))))
+    note = "Error over its budget against float64, over outputs and gradients: right at 1 or below."
+    return Table("Errors", ("op", "world", "error ratio", "of", "cases", "obtained"), lines, (note,))
+
+
+def _worst_case(rows: Sequence[Row]) -> tuple[str, str, str, str]:
+    """The error ratio, the tensor and case it belongs to, the number of cases, and how it was obtained."""
+    bad = [row for row in rows if row.status != "ok"]
+    if bad:
+        return _status(bad[0]), bad[0].case, str(len(rows)), "-" if bad[0].status == "skipped" else bad[0].obtained
+    worst = max(rows, key=lambda row: row.error_ratio or 0.0)
+    return (
+        f"{worst.error_ratio:.2f}",
+        f"{worst.worst_tensor}, {worst.dtype}, {worst.case}",
+        str(len(rows)),
+        worst.obtained,
+    )
+
+
+def time_table(rows: Sequence[Row]) -> Table:
+    """One line per contender: its time, its rate, and its time over ours."""
+    columns = ("what", "direction", "case", "contender", "error ratio", "time", "rate", "theirs / ours", "obtained")
+    note = "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster."
+    return Table("Times", columns, [_time_line(row) for row in _of_kind(rows, "time")], (note,))
+
+
+def _time_line(row: Row) -> tuple[str, ...]:
+    what = (row.subject, row.direction, f"{row.case} {row.dtype}", row.contender)
+    error = "-" if row.error_ratio is None else f"{row.error_ratio:.2f}"
+    if row.time_p50_s is None:
+        return *what, error, _status(row), "-", "-", "-"
+    rate = f"{row.rate:.3g} {row.rate_unit}" if row.rate is not None else "-"
+    return *what, error, duration(row.time_p50_s), rate, "-" if row.contender == OURS else ratio(row), row.obtained
+
+
+def ratio(row: Row) -> str:
+    """Their time over ours with its interval."""
+    return "-" if row.ratio is None else f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
+
+
+def static_table(rows: Sequence[static.Row]) -> Table:
+    """What every compiled kernel variant needs, and whether that is right."""
+    columns = static.table(rows)
+    lines = list(zip(*(column.cells for column in columns), strict=True))
+    return Table("Static", [column.heading for column in columns], lines)
+
+
+def duration(seconds: float) -> str:
+    """Three digits in the unit that fits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def _status(row: Row) -> str:
+    return f"{row.status}: {row.reason}"
+
+
+def _of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
+    return [row for row in rows if row.kind == kind]

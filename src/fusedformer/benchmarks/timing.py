@@ -1,0 +1,152 @@
+"""Time contenders side by side: interleaved rounds, medians, and an interval for the ratio that needs no normal law.
+
+A round times every contender once in order and once in reverse (A B B A), so a machine that slows down steadily slows
+both sums alike; the ratio is taken within a round, and the figure is the median over rounds. Its interval is that of
+order statistics: the k-th smallest and k-th largest of n values enclose the median unless at most k - 1 of n fair coins
+fall on one side (Conover, "Practical Nonparametric Statistics", section 3.2).
+"""
+
+import contextlib
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+MIN_ROUNDS = 6
+Run = Callable[[], object]
+
+
+class Clock(Protocol):
+    """What a contender is timed with."""
+
+    def time(self, run: Run, repeats: int) -> float:
+        """Seconds that one of `repeats` calls in a row took."""
+
+
+class WallClock:
+    """Wall time, for work that is done when the call returns."""
+
+    def time(self, run: Run, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+
+
+class CudaClock:
+    """Time between two events on the current stream; calls queue up, so launch costs hide behind longer kernels."""
+
+    def time(self, run: Run, repeats: int) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: until the ratio is known precisely, or the time is spent.
+
+    The least number of rounds is run whatever it costs: fewer have no 95% interval.
+    """
+
+    seconds: float = 5.0
+    min_rounds: int = MIN_ROUNDS
+    max_rounds: int = 200
+    sample_seconds: float = 2e-3  # a sample repeats its call until it lasts this long, far above the clock's step
+    precision: float = 0.01  # half the interval over the median, for every contender
+
+
+class Interval(NamedTuple):
+    """A median between the ends of its 95% interval."""
+
+    low: float
+    median: float
+    high: float
+
+    @property
+    def relative_half_width(self) -> float:
+        return (self.high - self.low) / 2 / self.median
+
+
+def measure(contenders: Mapping[str, Run], clock: Clock, plan: Plan) -> dict[str, list[float]]:
+    """Seconds of one call of every contender, one value a round; values of the same round belong together."""
+    repeats = {name: _repeats(run, clock, plan.sample_seconds) for name, run in contenders.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    spent = 0.0
+    with _without_garbage_collection():
+        for rounds in range(1, plan.max_rounds + 1):
+            for name, run in contenders.items():
+                samples[name].append(clock.time(run, repeats[name]))
+            for name, run in reversed(list(contenders.items())):
+                samples[name][-1] = (samples[name][-1] + clock.time(run, repeats[name])) / 2
+            spent += sum(2 * repeats[name] * values[-1] for name, values in samples.items())
+            if rounds >= plan.min_rounds and (spent >= plan.seconds or _is_precise(samples, plan.precision)):
+                break
+    return samples
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Interval:
+    """Their time over ours, paired by round."""
+    return median_interval([their / our for their, our in zip(theirs, ours, strict=True)])
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """Median of `values` and its 95% interval.
+
+    Raises:
+        ValueError: there are fewer than 6 values, whose extremes enclose the median with less than 95%.
+    """
+    if len(values) < MIN_ROUNDS:
+        raise ValueError(f"a 95% interval of the median needs at least {MIN_ROUNDS} values, got {len(values)}")
+    ordered = sorted(values)
+    k = _rank(len(ordered))
+    return Interval(ordered[k - 1], statistics.median(ordered), ordered[-k])
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which a `share` (0 to 1) of the values lies, interpolated between neighbours."""
+    ordered = sorted(values)
+    below, fraction = divmod(share * (len(ordered) - 1), 1)
+    low, high = ordered[int(below)], ordered[min(int(below) + 1, len(ordered) - 1)]
+    return low + fraction * (high - low)
+
+
+def _rank(n: int) -> int:
+    """The largest k for which k - 1 or fewer heads in n tosses come up at most 2.5% of the time."""
+    outcomes, k = 1, 1
+    while (outcomes := outcomes + math.comb(n, k)) <= 0.025 * 2**n:
+        k += 1
+    return k
+
+
+def _is_precise(samples: Mapping[str, Sequence[float]], precision: float) -> bool:
+    first, *others = samples.values()
+    return all(ratio(other, first).relative_half_width <= precision for other in others or [first])
+
+
+def _repeats(run: Run, clock: Clock, sample_seconds: float) -> int:
+    """Calls per sample. The first call compiles and allocates; the second tells how long one takes."""
+    clock.time(run, 1)
+    return max(1, math.ceil(sample_seconds / max(clock.time(run, 1), 1e-9)))
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Collect now rather than in the middle of a sample."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
