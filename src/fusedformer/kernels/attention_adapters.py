@@ -1,0 +1,88 @@
+"""Attention behind the signatures of other libraries."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedformer.kernels import library
+from fusedformer.kernels.attention import attend
+
+_SDPA = "scaled_dot_product_attention"
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`: its signature and its meaning.
+
+    `is_causal` aligns the first query with the first key, so key j is hidden from query i where j > i. A query that
+    sees no key gives 0. Leading dimensions broadcast.
+
+    Args:
+        query: (..., H, L, D), or (L, D); float32, float16 or bfloat16 (on the CPU float64 too).
+        key: (..., H, S, D), or with `enable_gqa` (..., Hkv, S, D).
+        value: as key; D of value must be that of key, which PyTorch does not ask.
+        attn_mask: bool, broadcastable to (..., H, L, S), with at least two dimensions; True takes part.
+        dropout_p: 0.0; dropout is not implemented.
+        is_causal: see above; not together with `attn_mask`.
+        scale: factor of the scores; 1 / sqrt(D) if None.
+        enable_gqa: let H be a multiple of Hkv.
+
+    Returns:
+        Tensor (..., H, L, D) of query's dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; `attn_mask` is additive or given with `is_causal`; dropout.
+
+    Source: the documentation of PyTorch's function of that name.
+    """
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        library.check_tensor(_SDPA, name, tensor)
+        if tensor.dim() < 2:
+            raise ValueError(f"{_SDPA}: {name} has shape {tuple(tensor.shape)}, expected 2 dimensions or more")
+    if dropout_p != 0.0:
+        raise ValueError(f"{_SDPA}: dropout_p is {dropout_p}, expected 0.0: dropout is not implemented")
+    if attn_mask is not None and is_causal:
+        raise ValueError(f"{_SDPA}: attn_mask is given and is_causal is True, expected one of the two at most")
+    q, k, v = _broadcast(named, enable_gqa)
+    mask = None if attn_mask is None else _mask_of_rank_4(attn_mask, (*q.shape[:-1], k.shape[-2]))
+    in_bshd = {name: x.flatten(0, -4).transpose(1, 2) for name, x in zip(named, (q, k, v))}
+    out, _ = attend(_SDPA, in_bshd, mask, scale, is_causal, bottom_right=False)
+    rank = max(tensor.dim() for tensor in named.values())
+    return out.transpose(1, 2).reshape(q.shape[q.dim() - rank :])
+
+
+def _broadcast(named: dict[str, Tensor], enable_gqa: bool) -> Sequence[Tensor]:
+    """At least four dimensions for each tensor, and the same leading ones; with `enable_gqa` heads may differ."""
+    rank = max(4, *(tensor.dim() for tensor in named.values()))
+    padded = [tensor[(None,) * (rank - tensor.dim())] for tensor in named.values()]
+    common = rank - 3 if enable_gqa else rank - 2
+    try:
+        leading = torch.broadcast_shapes(*(tensor.shape[:common] for tensor in padded))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} has shape {tuple(tensor.shape)}" for name, tensor in named.items())
+        hint = "" if enable_gqa else " (key heads are shared with enable_gqa=True only)"
+        raise ValueError(f"{_SDPA}: {shapes}: the leading dimensions do not broadcast{hint}") from None
+    return [tensor.expand(*leading, *tensor.shape[common:]) for tensor in padded]
+
+
+def _mask_of_rank_4(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    library.check_tensor(_SDPA, "attn_mask", mask)
+    if mask.dim() < 2:
+        raise ValueError(f"{_SDPA}: attn_mask has shape {tuple(mask.shape)}, expected 2 dimensions or more")
+    if len(shape) == 4:
+        return mask
+    try:
+        return mask.expand(shape).flatten(0, -4)
+    except RuntimeError:
+        raise ValueError(f"{_SDPA}: attn_mask has shape {tuple(mask.shape)}, which does not broadcast to {shape}") from None

@@ -1,0 +1,32 @@
+"""What differs between Triton's compiler and its interpreter, and between Triton 3.6 and 3.7.
+
+The interpreter of both versions multiplies bfloat16 as raw bits in `tl.dot` and truncates when it rounds float32 to
+bfloat16, so kernels call `dot` and `narrow` instead. Compiled, these are `tl.dot` and a cast, and nothing else.
+"""
+
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+# Triton decides when it is imported; its own functions tell what it decided.
+INTERPRETED = isinstance(tl.sum, InterpretedFunction)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, acc=None):
+    """a @ b + acc in float32, without TF32's rounding of float32 operands."""
+    if _INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """Round float32 `x` to `dtype`, to the nearest and, on a tie, to the even one."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = tl.where(x == x, bits + 0x7FFF + ((bits >> 16) & 1), 0x7FC00000)
+        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
