@@ -6,17 +6,19 @@ Every number of a preset comes from the source named beside it.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 NormPosition = Literal["pre", "post"]
 Pooling = Literal["class", "mean"]
 
-CHOICES = {"activation": get_args(Activation), "norm_position": get_args(NormPosition), "pooling": get_args(Pooling)}
-SIZES = ("d_model", "n_layers", "n_heads", "d_ff")
-# A size that belongs to some architectures only: 0 where the model has no such thing.
-OPTIONAL_SIZES = ("vocab_size", "max_seq_len", "type_vocab_size", "image_size", "patch_size", "n_channels", "n_classes")
-FLAGS = ("bias", "tie_embeddings")
+# A field's type: what a message calls it, and the exact types that its values may have.
+KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("an integer", (int,)),
+    int | None: ("an integer or None", (int, type(None))),
+    float: ("a number", (int, float)),
+    bool: ("True or False", (bool,)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,7 @@ class TransformerConfig:
     start_token: int = 0  # what an encoder-decoder's target is shifted right behind
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_ranges()
+        self._check_fields()
         self._check_together()
 
     @classmethod
@@ -81,7 +82,8 @@ class TransformerConfig:
         unknown = [name for name in fields if name not in known]
         if unknown:
             raise ValueError(f"unknown configuration field {', '.join(unknown)}: choose from {', '.join(known)}")
-        missing = [name for name in SIZES if name not in fields]
+        required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in fields]
         if missing:
             raise ValueError(f"missing configuration field {', '.join(missing)}")
         return cls(**fields)
@@ -96,35 +98,26 @@ class TransformerConfig:
         if absent:
             raise ValueError(f"{model} needs {', '.join(f'{name} >= 1' for name in absent)}, the configuration has 0")
 
-    def _check_types(self) -> None:
-        integers = [*SIZES, *OPTIONAL_SIZES, "start_token"] + ([] if self.n_kv_heads is None else ["n_kv_heads"])
-        for name in integers:
-            # bool is a subclass of int, and n_layers=True is a slip of the pen.
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}")
-        for name in FLAGS:
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name in ("norm_eps", "dropout"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+    def _check_fields(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal:
+                choices = get_args(field.type)
+                if value not in choices:
+                    raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}")
+                continue
+            kind, types = KINDS[field.type]
+            if type(value) not in types:  # not isinstance: True is an int, and n_layers=True a slip of the pen
+                raise ValueError(f"{field.name} must be {kind}, got {value!r}")
+            least = 1 if field.default is dataclasses.MISSING else 0
+            if field.type is int and value < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {value}")
 
-    def _check_ranges(self) -> None:
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (*OPTIONAL_SIZES, "start_token"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+    def _check_together(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not 0.0 < self.norm_eps < 1.0:
             raise ValueError(f"norm_eps must be in (0, 1), got {self.norm_eps}")
-
-    def _check_together(self) -> None:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
