@@ -25,7 +25,7 @@ def matmul_kernel(a, b, c, n, BLOCK: tl.constexpr):
     offsets = i[:, None] * n + i[None, :]
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
     for k in range(0, n, BLOCK):
-        acc += tl.dot(tl.load(a + k + offsets), tl.load(b + k * n + offsets))
+        acc = tl.dot(tl.load(a + k + offsets), tl.load(b + k * n + offsets), acc)
     tl.store(c + offsets, acc)
 """
 LOCAL_ARRAY = """
@@ -256,13 +256,13 @@ def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules
     (modules / "planted_matmul.py").write_text(MATMUL)
     with static_triton.CompilerPool(1) as pool:
         spilled = pool.compile(matmul("planted_matmul", num_warps=2), 80)
-        good = pool.compile(matmul("planted_matmul"), 90)
+        good = pool.compile(matmul("planted_matmul"), 80)
         too_large = pool.compile(matmul("planted_matmul", num_stages=5), 120)
     assert spilled.spill_bytes > 0
     assert spilled.local_accesses > 0
     assert f"{spilled.spill_bytes} bytes spilled" in spilled.problems
     assert good.passed, good.verdict
-    assert good.matrix["HGMMA"] > 0
+    assert good.matrix["HMMA"] > 0
     assert 0 < good.global_stores_128 == good.global_stores
     assert good.narrow_offsets
     assert too_large.shared_bytes > SHARED_LIMIT[120]
@@ -275,7 +275,7 @@ def test_crash_of_the_compiler_is_a_failed_row_and_the_next_one_compiles(modules
     with static_triton.CompilerPool(1) as pool:
         crashed = pool.compile(matmul("planted_crash"), 90)
         absent = pool.compile(matmul("planted_absent"), 90)
-        good = pool.compile(matmul("planted_matmul"), 90)
+        good = pool.compile(matmul("planted_matmul"), 80)
     assert "died of SIGSEGV" in crashed.error
     assert "planted_absent" in absent.error
     assert good.passed, good.verdict
