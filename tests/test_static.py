@@ -271,13 +271,18 @@ def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules
 
 def test_crash_of_the_compiler_is_a_failed_row_and_the_next_one_compiles(modules: Path) -> None:
     (modules / "planted_crash.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    (modules / "planted_error.py").write_text(
+        "import os\nos.write(2, b'x.py:1: error: bad tile\\ndump\\n')\nraise OSError('no')"
+    )
     (modules / "planted_matmul.py").write_text(MATMUL)
     with static_triton.CompilerPool(1) as pool:
         crashed = pool.compile(matmul("planted_crash"), 90)
+        refused = pool.compile(matmul("planted_error"), 90)
         absent = pool.compile(matmul("planted_absent"), 90)
         good = pool.compile(matmul("planted_matmul"), 80)
     assert "died of SIGSEGV" in crashed.error
-    assert "planted_absent" in absent.error
+    assert refused.error == "OSError: no: x.py:1: error: bad tile"
+    assert absent.error == "ModuleNotFoundError: No module named 'planted_absent'"
     assert good.passed, good.verdict
 
 

@@ -66,15 +66,22 @@ class _CompilerProcess:
 
     def compile(self, variant: Variant, arch: int) -> Row:
         process, connection = self._running or self._start()
+        printed_before = self._log.stat().st_size
+        reply: Row | str
         try:
             connection.send((variant, arch))
             if connection.poll(TIMEOUT_S):
-                return connection.recv()
-            reason = f"the compiler did not answer within {TIMEOUT_S:.0f} s"
+                reply = connection.recv()
+            else:
+                reply = f"the compiler did not answer within {TIMEOUT_S:.0f} s"
+                self.stop()
         except (EOFError, OSError):
-            reason = f"the compiler {_ending(process.wait())}: {_last_line(self._log)}"
-        self.stop()
-        return _failed(variant, arch, reason)
+            reply = f"the compiler {_ending(process.wait())}"
+            self.stop()
+        if isinstance(reply, Row):
+            return reply
+        error = ": ".join(filter(None, (reply, self._diagnosis(printed_before))))
+        return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=error)
 
     def stop(self) -> None:
         if self._running is None:
@@ -99,6 +106,13 @@ class _CompilerProcess:
             )
         self._running = (process, ours)
         return self._running
+
+    def _diagnosis(self, printed_before: int) -> str:
+        """The first error that the compiler has printed since its log had that size, or else the last line."""
+        printed = self._log.read_bytes()[printed_before:].decode(errors="replace")
+        lines = [line.strip() for line in printed.splitlines() if line.strip()]
+        errors = [line for line in lines if "error: " in line]
+        return (errors[:1] or lines[-1:] or [""])[0]
 
 
 def compile_variant(variant: Variant, arch: int) -> Row:
@@ -160,29 +174,20 @@ def _imports(path: Path) -> list[str]:
     return names
 
 
-def _failed(variant: Variant, arch: int, reason: str) -> Row:
-    return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=reason)
-
-
 def _ending(status: int) -> str:
     return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-
-
 def main() -> None:
-    """Compile variants that come over the connection, whose descriptor is the argument, until it closes."""
+    """Compile what comes over the connection, whose descriptor is the argument; answer with a row or with an error."""
     with Connection(int(sys.argv[1])) as connection, contextlib.suppress(EOFError):
         while True:
             variant, arch = connection.recv()
             try:
-                row = compile_variant(variant, arch)
+                reply: Row | str = compile_variant(variant, arch)
             except Exception as error:
-                row = _failed(variant, arch, f"{type(error).__name__}: {' '.join(str(error).split())}")
-            connection.send(row)
+                reply = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            connection.send(reply)
 
 
 if __name__ == "__main__":
