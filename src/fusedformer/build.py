@@ -1,7 +1,7 @@
 """How csrc/ is compiled: every compiler command of the project is in this file.
 
     build_extension   nvcc, all GPU architectures in one  -> _C.so, for `pip install` (called by setup.py)
-    build_emulated    g++, the same sources over csrc/host -> a library that runs them on the CPU, at run time
+    build_emulated    g++, the same sources over csrc/host -> a library that runs them on the CPU, made at run time
     compile_cubin     nvcc, one file and one architecture  -> a cubin and what ptxas says of it, for the static world
 
 Only the standard library is imported, and not PyTorch: setup.py loads this file by its path, before anything is
@@ -33,7 +33,7 @@ _NVCC_FLAGS = (*_LANGUAGE_FLAGS, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
 # Vectors are read through pointers to elements, as on a GPU, and fibers switch by longjmp, which fortifying forbids.
 _EMULATED_FLAGS = (
     *_LANGUAGE_FLAGS,
-    *("-O2", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
+    *("-O1", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
     *("-DFUSEDFORMER_EMULATED", "-Wno-unknown-pragmas"),
 )
 
@@ -144,6 +144,7 @@ def build_extension(
         for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
             object_file = folder / f"{source.name}.o"
             command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
+            command += tuple(f"-Xcompiler={flag}" for flag in _without_paths(csrc, torch))
             command += ("-MD", "-MF", f"{object_file}.d", "-c", str(source), "-o", str(object_file))
             compiles.append(_Step((source,), object_file, command))
         library = folder / output.name
@@ -169,16 +170,41 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
         BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
     """
     csrc, torch = (csrc or find_csrc()).resolve(), _require_torch()
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler) is None:
-        raise BuildError(f"the emulated kernels are compiled by {compiler}, which was not found ($CXX names another)")
+    compiler = _require_host_compiler()
     cache_dir = cache_dir or _cache_home() / "emulated"
     cache_dir.mkdir(parents=True, exist_ok=True)
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
     with _locked(cache_dir / "lock"):
         if not library.is_file():
-            _build_emulated(csrc, compiler, torch, library)
+            compile_emulated((*sorted(csrc.glob("*.cu")), csrc / "register.cpp"), library, csrc=csrc)
     return library
+
+
+def compile_emulated(sources: Sequence[Path], output: Path, *, csrc: Path | None = None) -> None:
+    """Compile .cu and .cpp files with g++ over csrc/host, and link them with the emulator into the library `output`.
+
+    Args:
+        sources: the files; they may include the headers of csrc/, and PyTorch's.
+        output: appears only when it is complete.
+        csrc: the folder with the headers and the emulator; the package's own by default.
+
+    Raises:
+        BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
+    """
+    compiler, torch, csrc = _require_host_compiler(), _require_torch(), (csrc or find_csrc()).resolve()
+    includes = (f"-I{csrc / 'host'}", f"-I{csrc}", "-isystem", str(torch / "include"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        compiles = []
+        for source in (*sources, csrc / "host" / "emulator.cpp"):
+            object_file = folder / f"{source.name}.o"
+            command = (compiler, *_EMULATED_FLAGS, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
+            compiles.append(_Step((source,), object_file, (*command, str(source), "-o", str(object_file))))
+        objects = tuple(step.output for step in compiles)
+        library = folder / output.name
+        link = (compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
+        _run_directly(compiles, _Step(objects, library, link), jobs=2)
+        _publish(library, output)
 
 
 def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:
@@ -248,6 +274,13 @@ def _require_torch() -> Path:
     return torch
 
 
+def _require_host_compiler() -> str:
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise BuildError(f"the emulated kernels are compiled by {compiler}, which was not found ($CXX names another)")
+    return compiler
+
+
 def _known_architectures(nvcc: Path) -> str:
     known = _execute((str(nvcc), "--list-gpu-arch")).split()
     entries = DEFAULT_ARCH_LIST.split()
@@ -259,20 +292,9 @@ def _link_torch(torch: Path, prefix: str) -> tuple[str, ...]:
     return (f"-L{torch / 'lib'}", f"{prefix}--no-as-needed", "-ltorch_cpu", "-ldl")
 
 
-def _build_emulated(csrc: Path, compiler: str, torch: Path, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as name:
-        folder = Path(name)
-        includes = (f"-I{csrc / 'host'}", f"-I{csrc}", "-isystem", str(torch / "include"))
-        compiles = []
-        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp", csrc / "host" / "emulator.cpp"):
-            object_file = folder / f"{source.name}.o"
-            command = (compiler, *_EMULATED_FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", str(object_file))
-            compiles.append(_Step((source,), object_file, command))
-        objects = tuple(step.output for step in compiles)
-        linked = folder / library.name
-        command = (compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(linked))
-        _run_directly(compiles, _Step(objects, linked, command), jobs=2)
-        _publish(linked, library)
+def _without_paths(csrc: Path, torch: Path) -> tuple[str, ...]:
+    """Flags for g++ that keep this machine's folders out of error messages, and builds alike wherever they are made."""
+    return f"-ffile-prefix-map={csrc}=csrc", f"-ffile-prefix-map={torch.parent}/="
 
 
 def _fingerprint(csrc: Path, compiler: str, torch: Path) -> str:
