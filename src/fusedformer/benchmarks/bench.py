@@ -22,8 +22,10 @@ from fusedformer.benchmarks.run_folder import RunFolder
 from fusedformer.benchmarks.static_row import Row as StaticRow
 from fusedformer.benchmarks.tables import Table
 from fusedformer.benchmarks.timing import CudaClock, Plan, WallClock
+from fusedformer.kernels import emulation
 
 CLOSING_SECONDS = 10.0  # of the budget, kept for pictures and files
+QUICK_SECONDS, SECONDS = 5.0, 15.0  # of timing for one comparison, at most
 STATIC_ARCH = 90
 
 
@@ -49,7 +51,8 @@ def run(options: Options, console: Console) -> bool:
     Raises:
         ValueError: the output is an existing file or a folder with something in it.
     """
-    with RunFolder(options.output) as folder:
+    # Of the emulated world, which FUSEDFORMER_EMULATE may have chosen, a process of its own takes care.
+    with emulation.emulated(False), RunFolder(options.output) as folder:
         bench = _Bench(options, console, folder)
         bench.measure()
         bench.write()
@@ -132,14 +135,15 @@ class _Bench:
 
     def _times(self) -> Iterator[Row]:
         clock = CudaClock() if self.device.type == "cuda" else WallClock()
+        at_most = QUICK_SECONDS if self.options.quick else SECONDS
         comparisons = self._comparisons()
         while comparisons:
-            seconds = self._seconds_left() / len(comparisons)
+            share = self._seconds_left() / len(comparisons)
             # Dropped before the next one is made: its tensors are freed with it.
             comparison = comparisons.pop(0)
             self.console.step(f"time of {comparison}")
-            if seconds > 0:
-                yield from comparison.measured(clock, Plan(seconds=seconds))
+            if share > 0:
+                yield from comparison.measured(clock, Plan(seconds=min(share, at_most)))
             else:
                 yield from comparison.skipped(f"the budget of {self.options.budget_s:.0f} s was spent")
 

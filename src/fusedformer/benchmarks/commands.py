@@ -65,8 +65,26 @@ def parse_subject(name: str) -> str:
     return name
 
 
+def parse_seed(text: str) -> int:
+    """The seed of a random number generator.
+
+    Raises:
+        ValueError: it is no integer from 0 to 2**63 - 1.
+    """
+    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
+        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
+    return int(text)
+
+
 def _free_path(text: str) -> Path:
     return run_folder.check_free(Path(text))
+
+
+def _file_in_folder(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is no folder")
+    return path
 
 
 def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -114,7 +132,9 @@ def bench(
             parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random inputs and weights.")] = 0,
+    seed: Annotated[
+        Any, typer.Option(parser=_option(parse_seed), metavar="N", help="Of all random inputs and weights.")
+    ] = "0",
 ) -> None:
     """Measure errors in every world, and times against PyTorch; write a run folder."""
     options = bench_run.Options(
@@ -134,7 +154,10 @@ def static(
     arch: Annotated[
         Any, typer.Option(parser=_option(parse_archs), help="GPU architectures, such as 80,90.")
     ] = ALL_ARCHS,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", parser=_option(_file_in_folder), metavar="FILE", help="Write the rows to this file."),
+    ] = None,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
     with Console() as console:

@@ -1,5 +1,6 @@
 """What a person sees of a run: tables, and what is being done now; plain lines where no terminal is."""
 
+import os
 import time
 from types import TracebackType
 
@@ -17,7 +18,7 @@ class Console:
 
     def __init__(self) -> None:
         self._rich = RichConsole(highlight=False)
-        if not self._rich.is_terminal:
+        if not self._rich.is_terminal and "COLUMNS" not in os.environ:
             self._rich = RichConsole(highlight=False, width=FILE_WIDTH)
         self._status = self._rich.status("starting")
         self._started = time.monotonic()

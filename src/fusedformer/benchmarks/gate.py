@@ -1,6 +1,7 @@
 """A wrong answer gets no time: every contender is held against float64 before it is timed."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,11 +37,10 @@ def judge(error_ratios: Callable[[], Mapping[str, float]]) -> Verdict:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception in one line of a length that a table can take."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return textwrap.shorten(f"{type(error).__name__}: {error}", width=300)
 
 
 def budget_ratios(

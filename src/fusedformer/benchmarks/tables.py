@@ -70,7 +70,9 @@ def time_table(rows: Sequence[Row]) -> Table:
     """One line per contender: its time, its rate, and its time over ours."""
     columns = ("what", "direction", "case", "contender", "error ratio", "time", "rate", "theirs / ours", "obtained")
     note = "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster."
-    return Table("Times", columns, [_time_line(row) for row in _of_kind(rows, "time")], (note,))
+    lines = [_time_line(row) for row in _of_kind(rows, "time")]
+    told = [index for index in range(len(columns)) if any(line[index] != "-" for line in lines)]
+    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], (note,))
 
 
 def _time_line(row: Row) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ class TorchTextModel(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, causal: bool = False) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.positions = nn.Embedding(config.max_seq_len, config.d_model)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model)
         self.embedding_norm = nn.Identity() if config.norm_position == "pre" else _norm(config)
         self.stack = _stack(config)
         mask = nn.Transformer.generate_square_subsequent_mask(config.max_seq_len) if causal else None
@@ -39,10 +39,10 @@ class TorchTextModel(nn.Module):
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Hidden states (B, S, d_model), or logits (B, S, vocab_size) of the decoder."""
         S = tokens_BS.shape[1]
-        x_BSE = self.embedding_norm(self.tokens(tokens_BS) + self.positions.weight[:S])
+        x_BSE = self.embedding_norm(self.token_embedding(tokens_BS) + self.position_embedding.weight[:S])
         if self.mask is None:
             return self.stack(x_BSE)
-        return F.linear(self.stack(x_BSE, mask=self.mask[:S, :S], is_causal=True), self.tokens.weight)
+        return F.linear(self.stack(x_BSE, mask=self.mask[:S, :S], is_causal=True), self.token_embedding.weight)
 
 
 class TorchVisionTransformer(nn.Module):
@@ -51,17 +51,17 @@ class TorchVisionTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         patch, n_patches = config.patch_size, (config.image_size // config.patch_size) ** 2
-        self.patches = nn.Conv2d(config.n_channels, config.d_model, patch, stride=patch)
+        self.patch_embedding = nn.Conv2d(config.n_channels, config.d_model, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(config.d_model))
-        self.positions = nn.Embedding(n_patches + 1, config.d_model)
+        self.position_embedding = nn.Embedding(n_patches + 1, config.d_model)
         self.stack = _stack(config)
         self.head = nn.Linear(config.d_model, config.n_classes)
 
     def forward(self, images_BCII: Tensor) -> Tensor:
         """Logits (B, n_classes)."""
-        x_BSE = self.patches(images_BCII).flatten(2).transpose(1, 2)
+        x_BSE = self.patch_embedding(images_BCII).flatten(2).transpose(1, 2)
         x_BSE = torch.cat([self.class_token.expand(len(x_BSE), 1, -1), x_BSE], dim=1)
-        return self.head(self.stack(x_BSE + self.positions.weight)[:, 0])
+        return self.head(self.stack(x_BSE + self.position_embedding.weight)[:, 0])
 
 
 def their_name(our_name: str) -> str:

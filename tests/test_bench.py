@@ -1,0 +1,302 @@
+"""What `bench` measures: a wrong answer gets no time, every gap has its reason, and one run hangs together."""
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fusedformer.benchmarks import attention, bench, models, op_timing, ops, static, worlds
+from fusedformer.benchmarks.comparison import Comparison, Contender
+from fusedformer.benchmarks.console import Console
+from fusedformer.benchmarks.gate import Verdict, judge
+from fusedformer.benchmarks.models import ModelCase
+from fusedformer.benchmarks.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
+from fusedformer.benchmarks.rows import Row
+from fusedformer.benchmarks.static_row import Row as StaticRow
+from fusedformer.benchmarks.timing import Plan, WallClock
+from fusedformer.transformer.config import TransformerConfig
+
+CPU = torch.device("cpu")
+BRIEF = Plan(seconds=0.0, sample_seconds=0.0)
+OPS = list(ops.OPS.values())
+OP_NAMES = list(ops.OPS)
+TINY: dict[str, Any] = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 32}
+TINY_CONFIGS = {
+    "encoder": TransformerConfig(**TINY, vocab_size=11, max_seq_len=6, norm_position="post"),
+    "decoder": TransformerConfig(**TINY, vocab_size=11, max_seq_len=6),
+    "vision_transformer": TransformerConfig(**TINY, image_size=8, patch_size=4, n_channels=3, n_classes=5),
+}
+
+
+def problem_of(op: Op, case: Case | None = None) -> Problem:
+    return Problem.make(op, case or op.error_cases[0], torch.Generator().manual_seed(0))
+
+
+def tiny(name: str) -> models.Architecture:
+    return replace(models.ARCHITECTURES[name], cases={"cpu": ModelCase(TINY_CONFIGS[name], 2, torch.float32)})
+
+
+def compare(**contenders: Contender) -> dict[str, Row]:
+    comparison = Comparison("softmax", "N=3", "float32", "reference", FORWARD, contenders)
+    return {row.contender: row for row in comparison.measured(WallClock(), BRIEF)}
+
+
+def right() -> Verdict:
+    return Verdict("ok", "", 0.5, "out")
+
+
+def raising(error: Exception) -> Callable[[], Any]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+class TestGate:
+    @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
+    def test_ours_and_pytorchs_are_right_in_every_tensor(self, op: Op) -> None:
+        for case in op.error_cases:
+            problem = problem_of(op, case)
+            for function in (op.contenders["ours"], op.plain):
+                ratios = problem.error_ratios(function)
+                assert list(ratios) == ["out", *(f"d{name}" for name in op.input_names)]
+                assert all(ratio <= 1 for ratio in ratios.values())
+
+    @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
+    def test_an_output_and_a_gradient_slightly_off_are_wrong(self, op: Op) -> None:
+        def off(*inputs: Tensor, **options: Any) -> Tensor:
+            return op.plain(*inputs, **options) * 1.1
+
+        verdict = judge(lambda: problem_of(op).error_ratios(off))
+        assert verdict.status == "wrong"
+        assert verdict.error_ratio is not None
+        assert verdict.error_ratio > 1
+        assert f"{verdict.error_ratio:.3g} times its budget" in verdict.reason
+
+    def test_nan_is_wrong_and_names_its_tensor(self) -> None:
+        verdict = judge(lambda: problem_of(ops.OPS["softmax"]).error_ratios(lambda x: torch.softmax(x, -1) * math.nan))
+        assert (verdict.status, verdict.error_ratio) == ("wrong", None)
+        assert "out is NaN or infinite where float64 is not" in verdict.reason
+
+    def test_the_last_key_head_of_attention_is_looked_at(self) -> None:
+        def last_head_off(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+            scale = torch.ones(q.shape[2], 1).index_fill(0, torch.tensor([q.shape[2] - 1]), 1.5)
+            return attention.sdpa(q, k, v, causal=causal) * scale
+
+        for case in attention.OP.error_cases:
+            problem = problem_of(attention.OP, replace(case, dtype=torch.float32))
+            assert max(problem.error_ratios(last_head_off).values()) > 1
+
+    def test_raising_is_a_verdict(self) -> None:
+        assert judge(raising(RuntimeError("no kernel\nfor this"))).reason == "RuntimeError: no kernel for this"
+        assert judge(raising(torch.OutOfMemoryError())).reason == "out of memory"
+
+
+class TestComparison:
+    def test_right_contenders_get_a_time_and_a_ratio(self) -> None:
+        contender = Contender(right, lambda: lambda: sum(range(100)))
+        rows = compare(ours=contender, theirs=contender)
+        assert [row.status for row in rows.values()] == ["ok", "ok"]
+        assert rows["ours"].ratio is None
+        theirs = rows["theirs"]
+        assert theirs.ratio is not None
+        assert theirs.ratio_low is not None
+        assert theirs.ratio_high is not None
+        assert theirs.ratio_low <= theirs.ratio <= theirs.ratio_high
+        assert theirs.rounds == len(theirs.samples_s) == 6
+
+    def test_a_wrong_contender_is_never_run(self) -> None:
+        wrong = Contender(lambda: Verdict("wrong", "off", 7.0, "dx"), raising(AssertionError("it was prepared")))
+        rows = compare(ours=wrong, theirs=Contender(right, lambda: lambda: None))
+        assert (rows["ours"].status, rows["ours"].error_ratio, rows["ours"].time_p50_s) == ("wrong", 7.0, None)
+        assert rows["theirs"].time_p50_s is not None
+        assert rows["theirs"].ratio is None
+
+    def test_a_raising_contender_is_a_row_with_the_reason(self) -> None:
+        rows = compare(
+            ours=Contender(right, raising(torch.OutOfMemoryError())),
+            theirs=Contender(right, lambda: raising(RuntimeError("no kernel"))),
+        )
+        assert [(row.status, row.reason) for row in rows.values()] == [
+            ("failed", "out of memory"),
+            ("failed", "RuntimeError: no kernel"),
+        ]
+
+
+class TestOpTiming:
+    @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
+    def test_forward_and_backward_are_timed(self, op: Op) -> None:
+        for comparison in op_timing.comparisons(op, op.error_cases[0], CPU, seed=0):
+            ours, *_ = comparison.measured(WallClock(), BRIEF)
+            assert (ours.contender, ours.status) == ("ours", "ok")
+            assert ours.rate is not None
+            assert ours.rate > 0
+
+    def test_runs_take_the_problems_in_turn(self) -> None:
+        op = ops.OPS["gelu"]
+        problems = [problem_of(op), problem_of(op)]
+        seen: list[int] = []
+
+        def spy(x: Tensor, **options: Any) -> Tensor:
+            seen.append(x.data_ptr())
+            return op.plain(x, **options)
+
+        run = make_run(spy, problems, FORWARD)
+        for _ in range(3):
+            run()
+        assert seen == [problems[index].inputs[0].data_ptr() for index in (0, 1, 0)]
+
+    def test_a_gpu_gets_problems_enough_to_lose_its_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        op, case = ops.OPS["softmax"], Case({"M": 16, "N": 512}, torch.float32)
+        monkeypatch.setattr(op_timing, "_l2_bytes", lambda device: 100_000)
+        problems = op_timing._TimedCase(op, case, CPU, 0).problems
+        assert sum(problem.n_bytes for problem in problems[1:]) >= 2 * 100_000
+
+    def test_nothing_is_made_for_a_gpu_before_its_turn(self) -> None:
+        for op in OPS:
+            for case in op.time_cases["cuda"]:
+                for comparison in op_timing.comparisons(op, case, torch.device("cuda"), seed=0):
+                    assert {row.status for row in comparison.skipped("no time")} == {"skipped"}
+
+    def test_work_is_that_of_hand_counted_cases(self) -> None:
+        half = Case({"M": 1000, "N": 1000}, torch.bfloat16)
+        for name in ("layer_norm", "softmax"):
+            assert ops.OPS[name].work(half, FORWARD).amount == pytest.approx(4e-3)
+            assert ops.OPS[name].work(half, BACKWARD).amount == pytest.approx(6e-3)
+        single = Case({"N": 10**6}, torch.float32, {"approximate": "none"})
+        assert ops.OPS["gelu"].work(single, FORWARD).rate(1e-3) == pytest.approx(8)
+
+    def test_flops_of_attention_are_those_pytorch_counts(self) -> None:
+        case = Case({"B": 2, "S": 24, "H": 4, "K": 4, "D": 16}, torch.float32, {"causal": False})
+        problem = problem_of(attention.OP, case)
+        # Of PyTorch's own kernels the counter knows the plain matrix products on every machine.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            make_run(attention.sdpa, [problem], FORWARD)()
+        assert attention.work(case, FORWARD).amount * 1e12 == pytest.approx(counter.get_total_flops())
+        causal = replace(case, options={"causal": True})
+        assert attention.work(causal, FORWARD).amount * 2 == attention.work(case, FORWARD).amount
+        assert attention.work(case, BACKWARD).amount / attention.work(case, FORWARD).amount == 2.5
+
+
+class TestModels:
+    @pytest.mark.parametrize("name", models.ARCHITECTURES)
+    def test_both_have_the_same_parameters_and_answers(self, name: str) -> None:
+        pair = models._Pair(tiny(name), tiny(name).cases["cpu"], CPU, seed=0)
+        ours, theirs = (sum(p.numel() for p in model.parameters()) for model in pair.models.values())
+        assert ours == theirs
+        for comparison in models.comparisons(tiny(name), CPU, seed=0):
+            rows = comparison.measured(WallClock(), BRIEF)
+            assert [(row.contender, row.status) for row in rows] == [("ours", "ok"), ("torch.nn", "ok")]
+
+    def test_a_model_with_a_wrong_weight_gets_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load_all_but_one(theirs: torch.nn.Module, ours: torch.nn.Module) -> None:
+            loaded(theirs, ours)
+            with torch.no_grad():
+                next(ours.stack.parameters()).add_(0.01)  # type: ignore[union-attr, operator]
+
+        loaded = models.load_ours
+        monkeypatch.setattr(models, "load_ours", load_all_but_one)
+        for comparison in models.comparisons(tiny("encoder"), CPU, seed=0):
+            ours, theirs = comparison.measured(WallClock(), BRIEF)
+            assert (ours.status, ours.time_p50_s) == ("wrong", None)
+            assert theirs.status == "ok"
+
+
+class TestWorlds:
+    def test_the_emulated_world_runs_in_a_process_of_its_own(self) -> None:
+        if shutil.which("g++") is None:
+            pytest.skip("emulated world: no g++")
+        op = ops.OPS["softmax"]
+        rows = list(worlds.emulated_error_rows([op], seed=0, timeout_s=300))
+        assert [(row.world, row.status) for row in rows] == [("emulated", "ok")] * len(op.error_cases)
+
+    def test_an_op_that_ends_the_process_is_skipped_with_its_last_words(self) -> None:
+        (row,) = worlds.emulated_error_rows([replace(ops.OPS["gelu"], name="no_such_op")], seed=0, timeout_s=300)
+        assert (row.subject, row.status, row.reason) == ("no_such_op", "skipped", "KeyError: 'no_such_op'")
+
+    def test_a_process_out_of_time_is_ended(self) -> None:
+        rows = list(worlds.emulated_error_rows(OPS, seed=0, timeout_s=0.01))
+        assert [row.subject for row in rows] == OP_NAMES
+        assert {row.reason for row in rows} == {"not finished after 0 s"}
+
+
+class TestRun:
+    @pytest.fixture
+    def options(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bench.Options:
+        """A quick run of one op and one model, small, with nothing compiled."""
+        monkeypatch.setattr(bench, "ARCHITECTURES", {"encoder": tiny("encoder")})
+        monkeypatch.setattr(bench, "QUICK_SECONDS", 0.1)
+        monkeypatch.setattr(static, "collect", lambda *_, **__: [StaticRow(op="softmax", arch=90, skipped="no nvcc")])
+        monkeypatch.setattr(
+            worlds, "emulated_error_rows", lambda ops, *_: [worlds.skipped_row(ops[0], "emulated", "-")]
+        )
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        return bench.Options(tmp_path / "run", ("softmax", "encoder"), quick=True, budget_s=60)
+
+    def test_a_quick_run_writes_what_it_prints(
+        self, options: bench.Options, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        with Console() as console:
+            assert bench.run(options, console)
+        files = {str(path.relative_to(options.output)) for path in options.output.rglob("*") if path.is_file()}
+        assert files == {
+            "env.json", "plots/errors.png", "plots/ratios.png", "results.csv", "results.json", "summary.md",
+        }  # fmt: skip
+        summary = (options.output / "summary.md").read_text()
+        printed = capsys.readouterr().out
+        for text in ("Environment", "Errors", "Static", "Times", "skipped: no nvcc", "no CUDA device", "training step"):
+            assert text in summary
+            assert text in printed
+        assert f"Run folder: {options.output}" in printed.replace("\n", "")
+        results = json.loads((options.output / "results.json").read_text())
+        assert {row["obtained"] for row in results["rows"]} == {"measured"}
+        assert [row["ratio"] is not None for row in results["rows"] if row["kind"] == "time"] == [False, True] * 2
+
+    def test_plots_are_skipped_without_matplotlib(
+        self, options: bench.Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(bench, "find_spec", lambda name: None)
+        with Console() as console:
+            assert bench.run(replace(options, subjects=("softmax",)), console)
+        assert "plots skipped: matplotlib is not installed" in capsys.readouterr().out
+        assert not (options.output / "plots").exists()
+
+    def test_what_the_budget_does_not_reach_is_said(self, options: bench.Options) -> None:
+        with Console() as console:
+            assert bench.run(replace(options, budget_s=1), console)
+        rows = json.loads((options.output / "results.json").read_text())["rows"]
+        reasons = [row["reason"] for row in rows if row["kind"] == "time"]
+        assert reasons == ["the budget of 1 s was spent"] * 4
+
+    def test_an_error_of_ours_fails_the_run_and_is_shown(self, options: bench.Options) -> None:
+        softmax = ops.OPS["softmax"]
+        off = replace(softmax, contenders={**softmax.contenders, "ours": lambda x: torch.softmax(x, -1) + 0.1})
+        with pytest.MonkeyPatch.context() as patch, Console() as console:
+            patch.setattr(bench, "OPS", {"softmax": off})
+            assert not bench.run(replace(options, subjects=("softmax",)), console)
+        assert "times its budget" in (options.output / "summary.md").read_text()
+
+    def test_a_gpu_times_each_op_too(self, options: bench.Options) -> None:
+        counts = {}
+        for quick, device in itertools.product((True, False), ("cpu", "cuda")):
+            run = bench._Bench(replace(options, quick=quick, subjects=("softmax",)), Console(), folder=None)  # type: ignore[arg-type]
+            run.device = torch.device(device)
+            counts[quick, device] = len(run._comparisons())
+        cases = ops.OPS["softmax"].time_cases
+        assert counts == {
+            (True, "cpu"): 0,
+            (True, "cuda"): 2,
+            (False, "cpu"): 2 * len(cases["cpu"]),
+            (False, "cuda"): 2 * len(cases["cuda"]),
+        }

@@ -1,0 +1,103 @@
+"""The command line: what it prints, what it exits with, and what it says of bad options."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fusedformer import cli
+from fusedformer.benchmarks import bench, commands, doctor, ops, static
+from fusedformer.benchmarks.static_row import Row
+from fusedformer.kernels import library
+
+
+def invoke(*arguments: str) -> Result:
+    # Wide enough that messages are not wrapped.
+    return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(commands.app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "sotfmax"), "no op or model 'sotfmax': choose from layer_norm, softmax, gelu, attention, encoder"),
+        (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
+        (("bench", "--budget", "0s"), "'0s' is no duration"),
+        (("bench", "--seed", "-1"), "seed '-1' is no integer from 0 to 2**63 - 1"),
+        (("bench", "--output", "."), ". exists and is not an empty folder"),
+        (("static", "--arch", "90,75"), "unknown architecture '75': choose from 80, 90, 100, 120"),
+        (("static", "--json", "no/such/folder/rows.json"), "no/such/folder is no folder"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_a_bad_option_is_named_and_exits_with_2(arguments: tuple[str, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("480s", 480), ("8m", 480), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert commands.parse_duration(text) == seconds
+
+
+def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[bench.Options] = []
+    monkeypatch.setattr(bench, "run", lambda options, console: bool(seen.append(options)) or options.quick)
+    path = tmp_path / "run"
+    arguments = ("bench", "gelu", "encoder", "--budget", "2m", "--output", str(path), "--seed", "7")
+    assert invoke(*arguments).exit_code == 1
+    assert invoke("bench", "--quick").exit_code == 0
+    first, second = seen
+    assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
+    assert (second.subjects, second.quick, second.budget_s) == ((), True, 150)
+    assert second.output.parent == Path("runs")
+
+
+def test_doctor_says_what_serves_each_op() -> None:
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    assert f"CUDA extension: {library.extension_status()}" in result.output
+    for text in (*ops.OPS, "plain PyTorch", "Triton kernel", "nvcc", "torch"):
+        assert text in result.output
+
+
+def test_doctor_says_why_something_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    table = doctor.implementation_table()
+    (softmax,) = [line for line in table.lines if line[0] == "softmax"]
+    assert softmax[3] == "nothing: no g++"
+
+
+@pytest.mark.parametrize(("spilled", "status"), [(0, 0), (8, 1)])
+def test_static_prints_and_writes_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, status: int
+) -> None:
+    row = Row(op="softmax", kernel="softmax_fwd_kernel", variant="float", arch=90, registers=32, spill_bytes=spilled)
+    monkeypatch.setattr(static, "collect", lambda archs, progress: [row] if archs == [90] else [])
+    result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))
+    assert result.exit_code == status
+    assert "softmax_fwd_kernel" in result.output
+    (written,) = json.loads((tmp_path / "rows.json").read_text())
+    assert written["registers"] == 32
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_the_command_says_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == missing else True)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"fusedformer needs {missing}: pip install 'fusedformer[bench]'\n"
+
+
+def test_the_module_runs_as_a_command() -> None:
+    process = subprocess.run([sys.executable, "-m", "fusedformer", "--help"], capture_output=True, text=True)
+    assert process.returncode == 0
+    for command in ("doctor", "bench", "static"):
+        assert command in process.stdout

@@ -1,0 +1,148 @@
+"""Paired timing: what it concludes from clocks that drift and stutter, and when it stops."""
+
+import gc
+import random
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from fusedformer.benchmarks import timing
+from fusedformer.benchmarks.timing import CudaClock, Plan, WallClock
+
+FIXED_ROUNDS = Plan(min_rounds=12, max_rounds=12)
+
+
+class NoisyClock:
+    """A call takes as long as it returns, on a machine that slows down steadily and stutters at random."""
+
+    def __init__(self, seed: int, drift: float = 0.0, noise: float = 0.05) -> None:
+        self.random, self.drift, self.noise, self.slowness = random.Random(seed), drift, noise, 1.0
+
+    def time(self, run: Callable[[], object], repeats: int) -> float:
+        self.slowness += self.drift
+        seconds = run()
+        assert isinstance(seconds, float)
+        return seconds * self.slowness * self.random.lognormvariate(0.0, self.noise)
+
+
+def lasts(seconds: float) -> Callable[[], float]:
+    return lambda: seconds
+
+
+def measured_ratio(clock: timing.Clock, ours: float, theirs: float) -> timing.Interval:
+    samples = timing.measure({"ours": lasts(ours), "theirs": lasts(theirs)}, clock, FIXED_ROUNDS)
+    return timing.ratio(samples["theirs"], samples["ours"])
+
+
+def test_a_against_itself_is_1_within_the_interval() -> None:
+    intervals = [measured_ratio(NoisyClock(seed), 1e-3, 1e-3) for seed in range(300)]
+    holds_1 = sum(interval.low <= 1 <= interval.high for interval in intervals)
+    assert holds_1 / len(intervals) > 0.93
+    assert all(abs(interval.median - 1) < 0.1 for interval in intervals)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_twice_as_slow_is_seen(seed: int) -> None:
+    interval = measured_ratio(NoisyClock(seed), 1e-3, 2e-3)
+    assert 1 < 1.8 < interval.low <= interval.median <= interval.high < 2.2
+
+
+def test_a_machine_that_slows_down_steadily_favours_nobody() -> None:
+    interval = measured_ratio(NoisyClock(0, drift=0.05, noise=0.0), 1e-3, 1e-3)
+    assert interval == pytest.approx((1, 1, 1))
+
+
+def test_contenders_are_interleaved_forth_and_back() -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "AB"}
+
+    class CountingClock:
+        def time(self, run: Callable[[], object], repeats: int) -> float:
+            run()
+            return 1.0
+
+    timing.measure(runs, CountingClock(), Plan(min_rounds=6, max_rounds=6))
+    assert "".join(calls) == "AABB" + "ABBA" * 6
+
+
+def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
+    repeats: list[int] = []
+
+    class RecordingClock:
+        def time(self, run: Callable[[], object], count: int) -> float:
+            repeats.append(count)
+            return 1e-4
+
+    timing.measure({"ours": lasts(0.0)}, RecordingClock(), Plan(sample_seconds=2e-3, max_rounds=6))
+    assert repeats == [1, 1] + [20] * 12
+
+
+def test_measuring_stops_when_precise_or_out_of_time() -> None:
+    def rounds(clock: timing.Clock, plan: Plan) -> int:
+        return len(timing.measure({"ours": lasts(0.1), "theirs": lasts(0.1)}, clock, plan)["ours"])
+
+    noisy, steady = NoisyClock(0, noise=0.3), NoisyClock(0, noise=0.0)
+    assert rounds(steady, Plan(seconds=1e9)) == timing.MIN_ROUNDS
+    assert rounds(noisy, Plan(seconds=0.0)) == timing.MIN_ROUNDS
+    assert 20 <= rounds(noisy, Plan(seconds=10.0)) <= 30
+    assert rounds(noisy, Plan(seconds=1e9, max_rounds=50)) == 50
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (10, 2, 9), (20, 6, 15), (100, 40, 61)])
+def test_the_interval_is_that_of_order_statistics(n: int, low: int, high: int) -> None:
+    values = random.Random(0).sample(range(1, n + 1), n)
+    assert timing.median_interval(values) == (low, (n + 1) / 2, high)
+
+
+def test_too_few_values_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least 6 values, got 5"):
+        timing.median_interval([1.0] * 5)
+
+
+def test_percentiles_are_numpys() -> None:
+    values = list(np.random.default_rng(0).normal(size=17))
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        assert timing.percentile(values, share) == pytest.approx(np.quantile(values, share))
+    assert timing.percentile([3.0], 0.8) == 3.0
+
+
+def test_the_wall_clock_times_one_call_of_many() -> None:
+    seconds = WallClock().time(lambda: time.sleep(0.004), repeats=3)
+    assert 0.004 <= seconds < 0.1
+
+
+def test_the_cuda_clock_times_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("synchronize")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 6.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert CudaClock().time(lambda: log.append("run"), repeats=2) == pytest.approx(3e-3)
+    assert log == ["record", "run", "run", "record", "synchronize"]
+
+
+def test_garbage_collection_waits_and_comes_back() -> None:
+    states: list[bool] = []
+
+    class WatchingClock:
+        def time(self, run: Callable[[], object], repeats: int) -> float:
+            states.append(gc.isenabled())
+            return 1.0
+
+    timing.measure({"ours": lasts(0.0)}, WatchingClock(), Plan(max_rounds=6))
+    assert not any(states[2:])
+    assert gc.isenabled()
