@@ -42,7 +42,7 @@ def plot_cosines(cosines: Tensor, sentences: Sequence[str], path: Path) -> None:
     """Write the cosines of all pairs as a PNG."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(cosines, vmin=0, vmax=1)
+    image = axes.imshow(cosines.numpy(), vmin=0, vmax=1)
     for row, column in itertools.product(range(len(sentences)), repeat=2):
         cosine = cosines[row, column].item()
         axes.text(column, row, f"{cosine:.2f}", ha="center", va="center", color="white" if cosine < 0.6 else "black")

