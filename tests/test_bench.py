@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,17 +47,17 @@ def tiny(name: str) -> models.Architecture:
     return replace(models.ARCHITECTURES[name], cases={"cpu": ModelCase(TINY_CONFIGS[name], 2, torch.float32)})
 
 
-def compare(**contenders: Contender) -> dict[str, Row]:
+def compare(plan: Plan = BRIEF, **contenders: Contender) -> dict[str, Row]:
     comparison = Comparison("softmax", "N=3", "float32", "reference", FORWARD, contenders)
-    return {row.contender: row for row in comparison.measured(WallClock(), BRIEF)}
+    return {row.contender: row for row in comparison.measured(WallClock(), plan)}
 
 
 def right() -> Verdict:
     return Verdict("ok", "", 0.5, "out")
 
 
-def raising(error: Exception) -> Callable[[], Any]:
-    def fail() -> None:
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     return fail
@@ -132,6 +133,12 @@ class TestComparison:
             ("failed", "RuntimeError: no kernel"),
         ]
 
+    def test_contenders_too_slow_for_the_budget_are_skipped(self) -> None:
+        contender = Contender(right, lambda: lambda: time.sleep(0.01))
+        rows = compare(replace(BRIEF, limit_seconds=0.05), ours=contender)
+        assert rows["ours"].status == "skipped"
+        assert "6 rounds need 0 s" in rows["ours"].reason
+
 
 class TestOpTiming:
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
@@ -202,7 +209,7 @@ class TestModels:
         def load_all_but_one(theirs: torch.nn.Module, ours: torch.nn.Module) -> None:
             loaded(theirs, ours)
             with torch.no_grad():
-                next(ours.stack.parameters()).add_(0.01)  # type: ignore[union-attr, operator]
+                next(ours.stack.parameters()).add_(0.01)  # type: ignore[union-attr]
 
         loaded = models.load_ours
         monkeypatch.setattr(models, "load_ours", load_all_but_one)
@@ -286,6 +293,15 @@ class TestRun:
             patch.setattr(bench, "OPS", {"softmax": off})
             assert not bench.run(replace(options, subjects=("softmax",)), console)
         assert "times its budget" in (options.output / "summary.md").read_text()
+
+    def test_a_static_world_that_raises_fails_the_run_but_does_not_end_it(
+        self, options: bench.Options, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(static, "collect", raising(FileNotFoundError("no csrc folder")))
+        with Console() as console:
+            assert not bench.run(replace(options, subjects=("softmax",)), console)
+        (row,) = json.loads((options.output / "results.json").read_text())["static"]
+        assert row["problems"] == ["FileNotFoundError: no csrc folder"]
 
     def test_a_gpu_times_each_op_too(self, options: bench.Options) -> None:
         counts = {}

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from fusedformer import cli
 from fusedformer.benchmarks import bench, commands, doctor, ops, static
+from fusedformer.benchmarks.console import Console
 from fusedformer.benchmarks.static_row import Row
 from fusedformer.kernels import library
 
@@ -46,7 +47,12 @@ def test_durations(text: str, seconds: float) -> None:
 
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[bench.Options] = []
-    monkeypatch.setattr(bench, "run", lambda options, console: bool(seen.append(options)) or options.quick)
+
+    def run(options: bench.Options, console: Console) -> bool:
+        seen.append(options)
+        return options.quick
+
+    monkeypatch.setattr(bench, "run", run)
     path = tmp_path / "run"
     arguments = ("bench", "gelu", "encoder", "--budget", "2m", "--output", str(path), "--seed", "7")
     assert invoke(*arguments).exit_code == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusedformer.benchmarks import timing
-from fusedformer.benchmarks.timing import CudaClock, Plan, WallClock
+from fusedformer.benchmarks.timing import CudaClock, Plan, TooSlowError, WallClock
 
 FIXED_ROUNDS = Plan(min_rounds=12, max_rounds=12)
 
@@ -38,7 +38,10 @@ def measured_ratio(clock: timing.Clock, ours: float, theirs: float) -> timing.In
 
 
 def test_a_against_itself_is_1_within_the_interval() -> None:
-    intervals = [measured_ratio(NoisyClock(seed), 1e-3, 1e-3) for seed in range(300)]
+    plan = Plan(min_rounds=3600, max_rounds=3600)
+    samples = timing.measure({"ours": lasts(1e-3), "theirs": lasts(1e-3)}, NoisyClock(0), plan)
+    runs = [slice(start, start + 12) for start in range(0, 3600, 12)]
+    intervals = [timing.ratio(samples["theirs"][run], samples["ours"][run]) for run in runs]
     holds_1 = sum(interval.low <= 1 <= interval.high for interval in intervals)
     assert holds_1 / len(intervals) > 0.93
     assert all(abs(interval.median - 1) < 0.1 for interval in intervals)
@@ -89,6 +92,13 @@ def test_measuring_stops_when_precise_or_out_of_time() -> None:
     assert rounds(noisy, Plan(seconds=0.0)) == timing.MIN_ROUNDS
     assert 20 <= rounds(noisy, Plan(seconds=10.0)) <= 30
     assert rounds(noisy, Plan(seconds=1e9, max_rounds=50)) == 50
+
+
+def test_calls_too_slow_for_the_least_rounds_are_not_begun() -> None:
+    slow = {"ours": lasts(1.0), "theirs": lasts(2.0)}
+    with pytest.raises(TooSlowError, match="6 rounds need 36 s, 30 s are left for them"):
+        timing.measure(slow, NoisyClock(0, noise=0.0), Plan(seconds=5.0, limit_seconds=30.0))
+    assert len(timing.measure(slow, NoisyClock(0, noise=0.0), Plan(seconds=5.0, limit_seconds=40.0))["ours"]) == 6
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (10, 2, 9), (20, 6, 15), (100, 40, 61)])

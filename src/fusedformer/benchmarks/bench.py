@@ -15,6 +15,7 @@ import torch
 from fusedformer.benchmarks import environment, models, op_timing, static, tables, worlds
 from fusedformer.benchmarks.comparison import OURS, Comparison
 from fusedformer.benchmarks.console import Console
+from fusedformer.benchmarks.gate import describe
 from fusedformer.benchmarks.models import ARCHITECTURES
 from fusedformer.benchmarks.ops import OPS
 from fusedformer.benchmarks.rows import Row
@@ -131,7 +132,11 @@ class _Bench:
         def progress(done: int, total: int) -> None:
             self.console.step(f"static: {done} of {total} kernel variants compiled for sm_{STATIC_ARCH}")
 
-        self.static_rows = static.collect([STATIC_ARCH], [op.name for op in self.ops], progress=progress)
+        names = [op.name for op in self.ops]
+        try:
+            self.static_rows = static.collect([STATIC_ARCH], names, progress=progress)
+        except Exception as error:  # what has been measured so far is not lost to it
+            self.static_rows = [StaticRow(op=name, arch=STATIC_ARCH, error=describe(error)) for name in names]
 
     def _times(self) -> Iterator[Row]:
         clock = CudaClock() if self.device.type == "cuda" else WallClock()
@@ -143,7 +148,7 @@ class _Bench:
             comparison = comparisons.pop(0)
             self.console.step(f"time of {comparison}")
             if share > 0:
-                yield from comparison.measured(clock, Plan(seconds=min(share, at_most)))
+                yield from comparison.measured(clock, Plan(seconds=min(share, at_most), limit_seconds=share))
             else:
                 yield from comparison.skipped(f"the budget of {self.options.budget_s:.0f} s was spent")
 

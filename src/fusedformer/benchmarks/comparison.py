@@ -53,7 +53,10 @@ class Comparison:
                 except Exception as error:  # running out of memory, for one, is a result
                     verdict = Verdict("failed", describe(error))
             rows[name] = self._row(name, verdict)
-        samples = timing.measure(runs, clock, plan) if runs else {}
+        try:
+            samples = timing.measure(runs, clock, plan) if runs else {}
+        except timing.TooSlowError as error:
+            return self.skipped(str(error))
         for name, values in samples.items():
             rows[name] = self._timed(rows[name], values, samples.get(OURS))
         return list(rows.values())

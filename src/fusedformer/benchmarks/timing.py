@@ -53,16 +53,21 @@ class CudaClock:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: until the ratio is known precisely, or the time is spent.
+    """How long to measure: until the ratio is known precisely, or `seconds` are spent.
 
-    The least number of rounds is run whatever it costs: fewer have no 95% interval.
+    Fewer than the least number of rounds have no 95% interval; these may take longer, up to `limit_seconds`.
     """
 
     seconds: float = 5.0
+    limit_seconds: float = math.inf
     min_rounds: int = MIN_ROUNDS
     max_rounds: int = 200
     sample_seconds: float = 2e-3  # a sample repeats its call until it lasts this long, far above the clock's step
     precision: float = 0.01  # half the interval over the median, for every contender
+
+
+class TooSlowError(RuntimeError):
+    """The least number of rounds does not fit into the time there is."""
 
 
 class Interval(NamedTuple):
@@ -78,8 +83,18 @@ class Interval(NamedTuple):
 
 
 def measure(contenders: Mapping[str, Run], clock: Clock, plan: Plan) -> dict[str, list[float]]:
-    """Seconds of one call of every contender, one value a round; values of the same round belong together."""
-    repeats = {name: _repeats(run, clock, plan.sample_seconds) for name, run in contenders.items()}
+    """Seconds of one call of every contender, one value a round; values of the same round belong together.
+
+    Raises:
+        TooSlowError: the least number of rounds would take more than `plan.limit_seconds`.
+    """
+    seconds = {name: _warm_seconds(run, clock) for name, run in contenders.items()}
+    repeats = {name: max(1, math.ceil(plan.sample_seconds / seconds[name])) for name in contenders}
+    needed = plan.min_rounds * sum(2 * repeats[name] * seconds[name] for name in contenders)
+    if needed > plan.limit_seconds:
+        raise TooSlowError(
+            f"{plan.min_rounds} rounds need {needed:.0f} s, {plan.limit_seconds:.0f} s are left for them"
+        )
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     spent = 0.0
     with _without_garbage_collection():
@@ -133,10 +148,10 @@ def _is_precise(samples: Mapping[str, Sequence[float]], precision: float) -> boo
     return all(ratio(other, first).relative_half_width <= precision for other in others or [first])
 
 
-def _repeats(run: Run, clock: Clock, sample_seconds: float) -> int:
-    """Calls per sample. The first call compiles and allocates; the second tells how long one takes."""
+def _warm_seconds(run: Run, clock: Clock) -> float:
+    """What a call takes after the first, which compiles and allocates; above 0, whatever the clock's step."""
     clock.time(run, 1)
-    return max(1, math.ceil(sample_seconds / max(clock.time(run, 1), 1e-9)))
+    return max(clock.time(run, 1), 1e-9)
 
 
 @contextlib.contextmanager
