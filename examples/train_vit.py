@@ -39,6 +39,7 @@ def main() -> int:
         return cross_entropy(model(images[batch]), labels[batch])
 
     losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
+    model.eval()
     with torch.no_grad():
         right = model(images[N_TRAIN:]).argmax(dim=1) == labels[N_TRAIN:]
     accuracy = right.float().mean().item()

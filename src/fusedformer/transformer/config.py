@@ -156,6 +156,7 @@ PRESETS = {
     # Ours, for examples/train_vit.py: scikit-learn's digits are 8 x 8 pixels of one channel in 10 classes.
     "digits-vit": TransformerConfig(
         image_size=8, patch_size=2, n_channels=1, n_classes=10, d_model=64, n_layers=4, n_heads=4, d_ff=256,
+        dropout=0.1,
     ),
     # Ours, for examples/train_encoder_decoder.py; ReLU and post-norm as in Vaswani et al. 2017, "Attention Is All You
     # Need" (arXiv:1706.03762), section 3.
