@@ -4,7 +4,6 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart, and every se
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -23,13 +22,20 @@ Draw = Callable[[Axes, Sequence[Row]], None]
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Draw every picture that these rows have figures for; the paths of the files written."""
-    errors = [row for row in rows if row.kind == "error" and row.error_ratio is not None]
-    ratios = [row for row in rows if row.ratio is not None]
-    pictures: list[tuple[str, Sequence[Row], Draw]] = [("errors", errors, draw_errors), ("ratios", ratios, draw_ratios)]
-    for unit in _unique(row.rate_unit for row in rows if row.rate is not None):
-        rates = [row for row in rows if row.rate_unit == unit]
-        pictures.append((f"rates-{unit.replace('/', '-per-')}", rates, partial(draw_rates, unit=unit)))
-    return [_save(folder / f"{name}.png", chosen, fill) for name, chosen, fill in pictures if chosen]
+    pictures: dict[str, tuple[Draw, list[Row]]] = {}
+
+    def add(row: Row, name: str, fill: Draw) -> None:
+        pictures.setdefault(name, (fill, []))[1].append(row)
+
+    for row in rows:
+        group = row.subject if row.rate_unit else "models"
+        if row.kind == "error" and row.error_ratio is not None:
+            add(row, "errors", draw_errors)
+        if row.ratio is not None:
+            add(row, f"ratios-{group}", draw_ratios)
+        if row.rate is not None:
+            add(row, f"rates-{group}", draw_rates)
+    return [_save(folder / f"{name}.png", chosen, fill) for name, (fill, chosen) in pictures.items()]
 
 
 def draw_errors(axes: Axes, rows: Sequence[Row]) -> None:
@@ -38,7 +44,7 @@ def draw_errors(axes: Axes, rows: Sequence[Row]) -> None:
     _series(axes, lines, [row.world for row in rows], [row.error_ratio or 0.0 for row in rows])
     axes.axvline(1.0, color="black", linestyle="--", label="budget")
     axes.set_xlim(left=0)
-    axes.set_xlabel("largest error against float64, over its budget (right at 1 or below); measured")
+    axes.set_xlabel("largest error against float64, over its budget\n(right at 1 or below); measured")
 
 
 def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
@@ -47,16 +53,16 @@ def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
     contenders = [f"{row.contender} / ours" for row in rows]
     _series(axes, [_comparison(row) for row in rows], contenders, [row.ratio or 0.0 for row in rows], intervals)
     axes.axvline(1.0, color="black", linestyle="--", label="equal")
-    axes.set_xlabel("their time / our time: median, 95% interval (right of 1: ours is faster); measured")
+    axes.set_xlabel("their time / our time, with 95% interval\n(above 1: ours is faster); measured")
 
 
-def draw_rates(axes: Axes, rows: Sequence[Row], unit: str) -> None:
-    """The rate that every contender reached, a line for each problem."""
+def draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
+    """The rate that every contender reached, a line for each problem; all in one unit."""
     _series(
         axes, [_comparison(row) for row in rows], [row.contender for row in rows], [row.rate or 0.0 for row in rows]
     )
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{unit}; measured")
+    axes.set_xlabel(f"{rows[0].rate_unit}; measured")
 
 
 def _series(
@@ -90,7 +96,7 @@ def _save(path: Path, rows: Sequence[Row], fill: Draw) -> Path:
     fill(axes, rows)
     figure.set_size_inches(9, 1.5 + 0.45 * len(axes.get_yticks()))
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=6, frameon=False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path
