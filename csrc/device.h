@@ -18,7 +18,7 @@ inline __device__ bool is_vector_aligned(const void* address) {
 #ifdef FUSEDFORMER_EMULATED
 
 // Small, so that the emulated tests go through the loop over rows of every kernel.
-inline constexpr std::int64_t kMaxBlocks = 7;
+inline constexpr std::int64_t kMaxBlocks = 3;
 
 // The block's dynamic shared memory. A `__shared__` variable would have no per-block home in the emulator.
 template <class T>

@@ -2,6 +2,7 @@
 //
 // Python defines the schemas and checks arguments in words that a user understands (src/fusedformer/kernels); the
 // checks here are what keeps a kernel from reading memory that is not there, whoever calls the operator.
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -21,7 +22,6 @@
 #else
 #define FUSEDFORMER_NAMESPACE fusedformer
 #define FUSEDFORMER_DISPATCH_KEY CUDA
-#include <dlfcn.h>
 #endif
 
 namespace {

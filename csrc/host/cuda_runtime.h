@@ -12,8 +12,6 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 
 using dim3 = emulator::Index3;

@@ -3,19 +3,20 @@
 #include <cuda_runtime.h>
 #include <cxxabi.h>
 #include <dlfcn.h>
-#include <setjmp.h>
-#include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
 #include <vector>
+
+#include "fibers.h"
 
 constinit thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -90,73 +91,30 @@ std::string kernel_name(const void* address) {
   const std::unique_ptr<char, void (*)(void*)> demangled(
       abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, nullptr), std::free);
   const std::string name = demangled ? demangled.get() : info.dli_sname;
-  return name.substr(0, name.find('('));
+  const std::size_t begin = name.starts_with("void ") ? 5 : 0;  // a template's name carries its return type
+  return name.substr(begin, name.find('(') - begin);
 }
 
-// The registers and the stack of one thread. A fiber outlives its thread: it goes on to the same thread of the next
-// block. Switching by longjmp costs no system call; ucontext only gives a fiber its stack.
-struct Fiber {
-  jmp_buf registers;
-  bool started = false;
-  unsigned position = 0;  // in the block
+struct Thread {
+  unsigned position;  // in the block
   Meeting meeting = {};
   std::uint64_t value = 0;  // brought to a warp_exchange, then taken from it
   unsigned source = 0;
 };
 
-class Fibers {
- public:
-  Fibers() {
-    stacks_ = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (stacks_ == MAP_FAILED) throw std::runtime_error("the emulator could not reserve its stacks");
-    for (unsigned i = 0; i < kMaxThreads; ++i) mprotect(stacks_ + i * kStackBytes, kGuardBytes, PROT_NONE);
-  }
-  ~Fibers() { munmap(stacks_, kMaxThreads * kStackBytes); }
-  Fibers(const Fibers&) = delete;
-
-  Fiber& operator[](unsigned i) { return fibers_[i]; }
-
-  // Runs fiber i from where it was left until it switches back. `entry` is where a new one begins.
-  void resume(unsigned i, void (*entry)()) {
-    if (_setjmp(scheduler_) != 0) return;
-    if (fibers_[i].started) _longjmp(fibers_[i].registers, 1);
-    fibers_[i].started = true;
-    ucontext_t context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = stacks_ + i * kStackBytes;
-    context.uc_stack.ss_size = kStackBytes;
-    makecontext(&context, entry, 0);
-    setcontext(&context);
-  }
-
-  void switch_back(Fiber& fiber) {
-    if (_setjmp(fiber.registers) == 0) _longjmp(scheduler_, 1);
-  }
-
-  // Forgets what the fibers were doing. Device code owns nothing that would have to be destroyed.
-  void abandon() {
-    for (Fiber& fiber : fibers_) fiber.started = false;
-  }
-
- private:
-  static constexpr std::size_t kStackBytes = 64 << 10, kGuardBytes = 4 << 10;
-  std::array<Fiber, kMaxThreads> fibers_;
-  jmp_buf scheduler_;
-  char* stacks_;
-};
-
 // One bit for each lane.
 struct Warp {
-  std::uint32_t alive = 0;       // has not exited
-  std::uint32_t ready = 0;       // can go on
-  std::uint32_t in_exchange = 0; // waits for lanes of the warp; a lane alive in neither set waits for the block
+  std::uint32_t alive = 0;        // has not exited
+  std::uint32_t ready = 0;        // can go on
+  std::uint32_t in_exchange = 0;  // waits for lanes of its warp; one that is alive and in neither waits for the block
 };
+
+using BlockFibers = Fibers<kMaxThreads>;
 
 // A grid that runs, and the block of it that does.
 class Grid {
  public:
-  Grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread, Fibers& fibers)
+  Grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread, BlockFibers& fibers)
       : kernel_(kernel), shape_(shape), thread_(thread), fibers_(fibers), shared_(shape.shared_bytes + kCanaryBytes) {}
 
   void run() {
@@ -176,7 +134,7 @@ class Grid {
     current_->meeting = meeting;
     ++at_barrier_;
     release_barrier_if_complete();
-    fibers_.switch_back(*current_);
+    fibers_.switch_back(current_->position);
   }
 
   std::uint64_t meet_warp(const Meeting& meeting, std::uint64_t value, unsigned source) {
@@ -187,7 +145,7 @@ class Grid {
     const unsigned warp = current_->position / kWarpSize;
     warps_[warp].in_exchange |= 1u << lane();
     release_exchange_if_complete(warp, meeting);
-    fibers_.switch_back(*current_);
+    fibers_.switch_back(current_->position);
     return current_->value;
   }
 
@@ -196,23 +154,23 @@ class Grid {
     warps_[warp].alive &= ~(1u << lane());
     --alive_;
     for (std::uint32_t left = warps_[warp].in_exchange; left != 0; left &= left - 1) {
-      release_exchange_if_complete(warp, fiber(warp, std::countr_zero(left)).meeting);
+      release_exchange_if_complete(warp, thread(warp, std::countr_zero(left)).meeting);
     }
     release_barrier_if_complete();
-    fibers_.switch_back(*current_);
+    fibers_.switch_back(current_->position);
   }
 
   [[noreturn]] void fail(const std::string& message) {
     failure_ = message + ", thread " + text(threadIdx);
-    fibers_.switch_back(*current_);
-    std::abort();  // never reached: a failed grid is not resumed
+    fibers_.switch_back(current_->position);
+    std::abort();  // not reached: the scheduler throws, and resumes nobody
   }
 
  private:
   static constexpr std::size_t kCanaryBytes = 256;
   static constexpr unsigned char kPoison = 0xff;  // NaN in every floating-point type
 
-  Fiber& fiber(unsigned warp, unsigned lane) { return fibers_[warp * kWarpSize + lane]; }
+  Thread& thread(unsigned warp, unsigned lane) { return threads_[warp * kWarpSize + lane]; }
 
   void run_block(unsigned position) {
     blockIdx = unravel(position, shape_.grid);
@@ -237,8 +195,9 @@ class Grid {
     alive_ = volume(shape_.block);
     at_barrier_ = 0;
     warps_.fill({});
+    threads_.clear();
     for (unsigned position = 0; position < alive_; ++position) {
-      fibers_[position].position = position;
+      threads_.push_back({position});
       warps_[position / kWarpSize].alive |= 1u << position % kWarpSize;
     }
     for (Warp& warp : warps_) warp.ready = warp.alive;
@@ -250,7 +209,7 @@ class Grid {
     do {
       const unsigned lane = random_.pick(warp.ready);
       warp.ready &= ~(1u << lane);
-      current_ = &fiber(index, lane);
+      current_ = &thread(index, lane);
       threadIdx = unravel(current_->position, shape_.block);
       fibers_.resume(current_->position, enter_fiber);
       if (!failure_.empty()) throw_error(failure_);
@@ -264,7 +223,7 @@ class Grid {
     const Meeting* first = nullptr;
     for (unsigned warp = 0; warp < warps_.size(); ++warp) {
       for (std::uint32_t left = warps_[warp].alive; left != 0; left &= left - 1) {
-        const Meeting& meeting = fiber(warp, std::countr_zero(left)).meeting;
+        const Meeting& meeting = thread(warp, std::countr_zero(left)).meeting;
         if (first == nullptr) first = &meeting;
         if (!(meeting == *first)) fail("divergent barrier" + list_waiting());
       }
@@ -280,11 +239,11 @@ class Grid {
     std::array<std::uint64_t, kWarpSize> brought;
     for (std::uint32_t left = expected; left != 0; left &= left - 1) {
       const unsigned lane = std::countr_zero(left);
-      if (!(fiber(index, lane).meeting == meeting)) return;
-      brought[lane] = fiber(index, lane).value;
+      if (!(thread(index, lane).meeting == meeting)) return;
+      brought[lane] = thread(index, lane).value;
     }
     for (std::uint32_t left = expected; left != 0; left &= left - 1) {
-      Fiber& taker = fiber(index, std::countr_zero(left));
+      Thread& taker = thread(index, std::countr_zero(left));
       if (taker.source >= kWarpSize || (expected >> taker.source & 1) == 0) {
         fail("lane " + std::to_string(taker.position % kWarpSize) + " reads lane " + std::to_string(taker.source) +
              ", which takes no part in " + meeting.text());
@@ -312,7 +271,7 @@ class Grid {
 
   const Meeting* waiting_at(unsigned position) {
     const bool alive = warps_[position / kWarpSize].alive >> position % kWarpSize & 1;
-    return alive ? &fibers_[position].meeting : nullptr;
+    return alive ? &threads_[position].meeting : nullptr;
   }
 
   static bool same(const Meeting* a, const Meeting* b) {
@@ -329,8 +288,9 @@ class Grid {
   const void* kernel_;
   const LaunchShape& shape_;
   const std::function<void()>& thread_;
-  Fibers& fibers_;
-  Fiber* current_ = nullptr;  // the fiber that runs
+  BlockFibers& fibers_;
+  std::vector<Thread> threads_;
+  Thread* current_ = nullptr;  // the one that runs
   std::vector<unsigned char> shared_;
   const std::uint64_t seed_ = current_seed();
   Random random_{seed_};
@@ -342,6 +302,8 @@ class Grid {
 // What device code finds itself in. A grid runs on the thread that launched it.
 thread_local Grid* grid = nullptr;
 
+// A fiber outlives its thread: it goes on as the same thread of the next block. Device code owns nothing that would
+// have to be destroyed, so a failed block's fibers are simply abandoned.
 void Grid::enter_fiber() {
   for (;;) {
     grid->run_thread();
@@ -352,7 +314,7 @@ void Grid::enter_fiber() {
 }  // namespace
 
 void run_grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread) {
-  thread_local const auto fibers = std::make_unique<Fibers>();
+  thread_local const auto fibers = std::make_unique<BlockFibers>();
   Grid running(kernel, shape, thread, *fibers);
   grid = &running;
   running.run();

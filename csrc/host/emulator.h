@@ -3,7 +3,8 @@
 // A fiber runs until it meets others (a barrier, a shuffle); then any fiber that can go on may be next. Shared memory
 // starts each block as NaN. So a missing barrier, a stale value or a lane left out of a mask shows in the result
 // or as an error, not only on the GPU where timing happens to bring it out. Every choice follows from a seed:
-// FUSEDFORMER_EMULATION_SEED, else one drawn for the process; errors name it.
+// FUSEDFORMER_EMULATION_SEED, else one drawn for the process; errors name it. (A kernel that spins until another thread
+// writes would spin for ever: only meeting others lets them run.)
 #pragma once
 
 #include <cstddef>
