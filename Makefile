@@ -4,7 +4,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BUDGET ?= 480
-OUTPUT ?= runs/gpu
+OUTPUT ?=
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 gpu:
-	PYTHONPATH=src PYTHONSAFEPATH=1 $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) --output $(OUTPUT)
+	PYTHONPATH=src PYTHONSAFEPATH=1 $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) $(if $(OUTPUT),--output $(OUTPUT))
 
 # torch, setuptools and ninja come first: the extension is built against the torch that is there, not one in isolation.
 $(READY): constraints.txt pyproject.toml setup.py

@@ -34,7 +34,7 @@ def budget_ratio(out: Tensor, exact: Tensor, plain: Tensor, *, factor: float = O
         raise ValueError(f"budget_ratio: exact is {exact.dtype}, expected torch.float64")
     if out.numel() == 0:
         return 0.0
-    out64, exact, plain64 = (tensor.detach().double().cpu() for tensor in (out, exact, plain))
+    out64, exact, plain64 = (tensor.detach().to(out.device, torch.float64) for tensor in (out, exact, plain))
     finite = exact.isfinite()
     if not torch.equal(out64.isfinite(), finite) or not torch.equal(_special(out64), _special(exact)):
         return math.inf

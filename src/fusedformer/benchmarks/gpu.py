@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+SECONDS_TO_FINISH = 20  # imports before a command reads its budget, files and plots after it
 GPU_SELECTION = "not slow and not static and not needs_index"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the run; `{seconds}` in it stands for what is left of the budget."""
+    """One command of the run; `{seconds}` in it stands for what is left of the budget, less the time to finish in."""
 
     name: str
     command: tuple[str, ...]
@@ -61,7 +62,8 @@ def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
 
 
 def _run_step(step: Step, log: Path, seconds: float) -> bool:
-    command = [part.replace("{seconds}", str(int(seconds))) for part in step.command]
+    left = str(max(1, int(seconds - SECONDS_TO_FINISH)))
+    command = [part.replace("{seconds}", left) for part in step.command]
     # -m puts the working folder on the path, where the links `kernels` and `transformer` would shadow other packages.
     paths = {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
     print(f"{step.name}: {' '.join(command)}", flush=True)
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command behind `make gpu`; 0 if every step passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=480, help="seconds in all (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder for logs and results")
+    parser.add_argument("--output", type=Path, help="folder for logs and results (default: runs/gpu-<time>)")
     options = parser.parse_args(arguments)
 
     import torch
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("make gpu: no CUDA device here; `make test` and `make bench` run without one", file=sys.stderr)
         return 2
     major, minor = torch.cuda.get_device_capability()
-    output = options.output.resolve()
+    output = (options.output or Path("runs") / time.strftime("gpu-%Y%m%d-%H%M%S")).resolve()
     failed = run(steps(sys.executable, f"{major}.{minor}", output), output, options.budget)
     print(f"failed: {', '.join(failed)}" if failed else f"all steps passed; everything is in {output}")
     return 1 if failed else 0
