@@ -126,7 +126,8 @@ def test_same_bits_again_and_in_another_batch(world: World) -> None:
 def test_double_backward() -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in [(3, 6), 6, 6]
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in [(3, 6), (6,), (6,)]
     )
     assert torch.autograd.gradcheck(layer_norm, (x, weight, bias))
     assert torch.autograd.gradgradcheck(layer_norm, (x, weight, bias))

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ HAS_NVCC = shutil.which("nvcc") is not None or bool(
 )
 
 
-def run(*command: str, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
     """Output of a command, stderr included, which must succeed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")}
     result = subprocess.run(

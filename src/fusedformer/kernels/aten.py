@@ -30,9 +30,9 @@ def layer_norm_bwd(
         return reference.layer_norm_bwd(dy, x, weight, mean, rstd, has_bias)
     parameter_dtype = x.dtype if weight is None else weight.dtype
     wanted = [True, weight is not None, has_bias]
-    dy, x_wide, weight = (_widen(tensor, x) for tensor in (dy, x, weight))
+    dy_wide, x_wide, weight_wide = (_widen(tensor, x) for tensor in (dy, x, weight))
     gradients = _aten.native_layer_norm_backward(
-        dy, x_wide, x.shape[-1:], mean.unsqueeze(-1), rstd.unsqueeze(-1), weight, weight, wanted
+        dy_wide, x_wide, x.shape[-1:], mean.unsqueeze(-1), rstd.unsqueeze(-1), weight_wide, weight_wide, wanted
     )
     dx, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx.to(x.dtype).contiguous(), dweight.to(parameter_dtype), dbias.to(parameter_dtype)

@@ -65,7 +65,7 @@ def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., N
 
 def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> tuple[Tensor, ...]:
     """Gradients of plain PyTorch at `inputs`, themselves differentiable: what a backward op derives from."""
-    _, pull_back = torch.func.vjp(function, *inputs)
+    pull_back = torch.func.vjp(function, *inputs)[1]
     return pull_back(grads)
 
 
