@@ -42,8 +42,22 @@ def reason_for_pure_python() -> str | None:
     return None
 
 
+reason = reason_for_pure_python()
+
+
+def report_pure_python() -> None:
+    """One line, from the command that builds: this file also runs for metadata alone."""
+    if reason:
+        print(f"fusedformer: building without the CUDA extension: {reason}; PyTorch computes instead")
+
+
 class BuildExtension(build_ext):
     """Compiles csrc/ by fusedformer.build."""
+
+    def run(self) -> None:
+        """Say so where there is nothing to build; `build` leaves this command out then."""
+        report_pure_python()
+        super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
         """A plain name: the library uses PyTorch's stable ABI and no Python, so it fits every Python."""
@@ -59,6 +73,7 @@ class BuildPython(build_py):
 
     def run(self) -> None:
         """Copy the package, then csrc/; an editable install finds csrc/ in the checkout."""
+        report_pure_python()
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib, "fusedformer", "csrc")
@@ -74,10 +89,6 @@ class Wheel(bdist_wheel):
         _, _, platform = super().get_tag()
         return "py3", "none", platform
 
-
-reason = reason_for_pure_python()
-if reason:
-    print(f"fusedformer: building without the CUDA extension: {reason}; PyTorch computes instead")
 
 setup(
     ext_modules=[] if reason else [Extension("fusedformer._C", sources=[])],
