@@ -23,6 +23,9 @@ import oracle  # noqa: E402
 
 from fusedformer.kernels import emulation  # noqa: E402
 
+# The order in which the emulator runs threads: the same in every run, unless another seed is asked for.
+SEED = os.environ.setdefault("FUSEDFORMER_EMULATION_SEED", "0")
+
 WORLDS = ("reference", "emulated", "static", "gpu")
 CSRC_OPS = ("layer_norm", "softmax", "gelu")
 
@@ -77,6 +80,10 @@ def _world_of(item: pytest.Item) -> str | None:
         return "static"
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("world") if callspec else None
+
+
+def pytest_report_header() -> str:
+    return f"emulated world: FUSEDFORMER_EMULATION_SEED={SEED}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -171,7 +171,7 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     """
     csrc, torch = (csrc or find_csrc()).resolve(), _require_torch()
     compiler = _require_host_compiler()
-    cache_dir = cache_dir or _cache_home() / "emulated"
+    cache_dir = cache_dir or cache_home() / "emulated"
     cache_dir.mkdir(parents=True, exist_ok=True)
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
     with _locked(cache_dir / "lock"):
@@ -234,7 +234,7 @@ def parse_ptxas(report: str) -> list[KernelResources]:
         re.DOTALL,
     )
     matches = list(pattern.finditer(report))
-    names = _demangle([match["name"] for match in matches])
+    names = demangle([match["name"] for match in matches])
     return [
         KernelResources(
             name=name,
@@ -248,10 +248,10 @@ def parse_ptxas(report: str) -> list[KernelResources]:
     ]
 
 
-def _demangle(names: Sequence[str]) -> list[str]:
-    # The names as written in csrc: no return type, no parameters, no namespaces.
-    if not names:
-        return []
+def demangle(names: Sequence[str]) -> list[str]:
+    """The names of kernels as written in csrc: no return type, no parameters, no namespaces."""
+    if not any(name.startswith("_Z") for name in names):
+        return list(names)
     plain = _execute(("c++filt", *names)).replace("(anonymous namespace)::", "").splitlines()
     return [re.sub(r"\w+::", "", re.sub(r"\(.*", "", name).removeprefix("void ")) for name in plain]
 
@@ -306,7 +306,8 @@ def _fingerprint(csrc: Path, compiler: str, torch: Path) -> str:
     return digest.hexdigest()[:20]
 
 
-def _cache_home() -> Path:
+def cache_home() -> Path:
+    """The folder for everything that can be computed again: `fusedformer` under $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusedformer"
 
 

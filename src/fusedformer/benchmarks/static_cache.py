@@ -41,7 +41,7 @@ def store(key: str, rows: Iterable[Row]) -> None:
 
 
 def _folder() -> Path:
-    return build._cache_home() / "static"
+    return build.cache_home() / "static"
 
 
 def _digest(*parts: str | bytes | int) -> str:

@@ -28,7 +28,7 @@ def compile_source(source: Path, arch: int) -> list[Row]:
             return [Row(op=source.stem, kernel=source.name, arch=arch, error=str(error))]
         mixes = sass.instruction_mixes(cubin)
     # ptxas names the kernels demangled, the disassembly does not.
-    mixes = dict(zip(build._demangle(list(mixes)), mixes.values(), strict=True))
+    mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))
     rows = []
     for kernel in resources:
         name, _, arguments = kernel.name.removesuffix(">").partition("<")
