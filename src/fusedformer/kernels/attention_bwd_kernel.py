@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fusedformer.kernels.attention_tiles import (
+    EXACT_BLOCK,
     INF,
     LOG2_E,
     all_finite,
@@ -23,7 +24,7 @@ from fusedformer.kernels.attention_tiles import (
     sees,
     store_rows,
 )
-from fusedformer.kernels.triton_compat import dot, narrow
+from fusedformer.kernels.triton_compat import device_function, dot, narrow
 
 
 @triton.jit(do_not_specialize=["heads", "seqlen_q"])
@@ -61,7 +62,7 @@ def attention_bwd_rows_kernel(
     tl.store(shift_ptr + offsets, tl.where(lse == -INF, INF, lse * LOG2_E), mask=inside)
 
 
-@triton.jit
+@device_function
 def _dq_tiles(
     dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
     k_strides, v_strides, mask_strides, scale, diagonal,
@@ -75,12 +76,12 @@ def _dq_tiles(
         p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
         if MASKED:
-            rows = start_m + tl.arange(0, BLOCK_M)[:, None]
-            cols = start_n + tl.arange(0, BLOCK_N)[None, :]
+            rows = start_m + tl.arange(0, BLOCK_M)
+            cols = start_n + tl.arange(0, BLOCK_N)
             visible = sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL)
             ds = tl.where(visible, ds, 0.0)
         if EXACT:
-            dq = dot_visible(ds, k, visible, dq, BLOCK_N)
+            dq = dot_visible(ds, k, visible, dq)
         else:
             dq = dot(narrow(ds, k.dtype), k, dq)
     return dq
@@ -150,100 +151,60 @@ def attention_bwd_dq_kernel(
         dq = _dq_tiles(
             tl.zeros_like(dq), q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
             k_strides, v_strides, mask_strides, scale, diagonal,
-            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
         )  # fmt: skip
     dq_ptr = head_ptr(dq_ptr, dq_strides, batch, head)
     store_rows(dq_ptr, dq_strides, start_m, seqlen_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_D)
 
 
-@triton.jit
-def _query_range(
-    start_n, seqlen_q, seqlen_k, diagonal,
-    CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """(first tile in which a query sees a key, start and end of the tiles in which every query sees every key)."""
+@device_function
+def _query_range(start_n, seqlen_q, diagonal, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(start of the first tile in which a query sees a key, start and end of those in which all see all)."""
     first = 0
     full_first = 0
-    full_last = seqlen_q // BLOCK_M * BLOCK_M
     if CAUSAL:
         first = tl.maximum(start_n - diagonal, 0) // BLOCK_M * BLOCK_M
         full_first = tl.cdiv(tl.maximum(start_n + BLOCK_N - 1 - diagonal, 0), BLOCK_M) * BLOCK_M
-    if HAS_MASK or start_n + BLOCK_N > seqlen_k or full_last < full_first:
-        full_first = first
-        full_last = first
-    return first, full_first, full_last
+    full_last = seqlen_q // BLOCK_M * BLOCK_M
+    return first, full_first, tl.maximum(full_first, full_last)
 
 
-@triton.jit
+@device_function
 def _dkdv_tiles(
     dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, first, last, gap_first, gap,
-    seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+    group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Take queries `first` to `last`, shifted by `gap` from `gap_first` on, into p^T dO and ds^T q."""
-    for start in tl.range(first, last, BLOCK_M):
-        start_m = start + tl.where(start >= gap_first, gap, 0)
-        q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
-        dout = load_rows(dout_ptr, dout_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
+    """Take queries `first` to `last` of each head of the group, but for `gap` from `gap_first` on, into ds^T q, p^T dO."""
+    tiles = tl.cdiv(tl.maximum(last - gap - first, 0), BLOCK_M)
+    # One loop over all heads: loads stay ahead of the products from one head to the next.
+    for index in tl.range(0, group * tiles):
+        member = tl.cast(index // tiles, tl.int64)
+        start_m = first + index % tiles * BLOCK_M
+        start_m += tl.where(start_m >= gap_first, gap, 0)
+        q_head_ptr = q_ptr + member * q_strides[2]
+        dout_head_ptr = dout_ptr + member * dout_strides[2]
+        q = load_rows(q_head_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
+        dout = load_rows(dout_head_ptr, dout_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, MASKED)
         rows = start_m + tl.arange(0, BLOCK_M)
-        if MASKED:
-            delta = tl.load(delta_ptr + rows, mask=rows < seqlen_q, other=0.0)
-            shift = tl.load(shift_ptr + rows, mask=rows < seqlen_q, other=0.0)
-        else:
-            delta = tl.load(delta_ptr + rows)
-            shift = tl.load(shift_ptr + rows)
+        inside = rows < seqlen_q if MASKED else None
+        delta = tl.load(delta_ptr + (member * seqlen_q + rows), mask=inside)
+        shift = tl.load(shift_ptr + (member * seqlen_q + rows), mask=inside)
         p_T = tl.exp2(dot(k, tl.trans(q)) * (scale * LOG2_E) - shift[None, :])
         ds_T = p_T * (dot(v, tl.trans(dout)) - delta[None, :])
         if MASKED:
-            cols = start_n + tl.arange(0, BLOCK_N)[:, None]
-            visible_T = sees(rows[None, :], cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL)
+            cols = start_n + tl.arange(0, BLOCK_N)
+            head_mask_ptr = mask_ptr if mask_ptr is None else mask_ptr + member * mask_strides[1]
+            visible_T = tl.trans(sees(rows, cols, seqlen_q, seqlen_k, head_mask_ptr, mask_strides, diagonal, CAUSAL))
             p_T = tl.where(visible_T, p_T, 0.0)
             ds_T = tl.where(visible_T, ds_T, 0.0)
         if EXACT:
-            dv = dot_visible(p_T, dout, visible_T, dv, BLOCK_M)
-            dk = dot_visible(ds_T, q, visible_T, dk, BLOCK_M)
+            dv = dot_visible(p_T, dout, visible_T, dv)
+            dk = dot_visible(ds_T, q, visible_T, dk)
         else:
             dv = dot(narrow(p_T, dout.dtype), dout, dv)
             dk = dot(narrow(ds_T, q.dtype), q, dk)
-    return dk, dv
-
-
-@triton.jit
-def _dkdv_group(
-    k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, batch, kv_head, heads, group, start_n, seqlen_q, seqlen_k,
-    q_strides, dout_strides, mask_strides, scale, diagonal,
-    CAUSAL: tl.constexpr, EXACT: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """dk (without its scale) and dv of BLOCK_N keys, summed over the query heads that share them."""
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    first, full_first, full_last = _query_range(
-        start_n, seqlen_q, seqlen_k, diagonal, CAUSAL, mask_ptr is not None, BLOCK_M, BLOCK_N
-    )
-    gap = full_last - full_first
-    for member in range(group):
-        head = kv_head * group + member
-        rows = (batch * heads + head) * seqlen_q
-        head_mask_ptr = mask_ptr
-        if mask_ptr is not None:
-            head_mask_ptr += batch * mask_strides[0] + head * mask_strides[1]
-        head_q_ptr = head_ptr(q_ptr, q_strides, batch, head)
-        head_dout_ptr = head_ptr(dout_ptr, dout_strides, batch, head)
-        if mask_ptr is None:
-            dk, dv = _dkdv_tiles(
-                dk, dv, k, v, head_q_ptr, head_dout_ptr, delta_ptr + rows, shift_ptr + rows, head_mask_ptr,
-                start_n, full_first, full_last, 0, 0, seqlen_q, seqlen_k,
-                q_strides, dout_strides, mask_strides, scale, diagonal,
-                CAUSAL, EXACT, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
-        dk, dv = _dkdv_tiles(
-            dk, dv, k, v, head_q_ptr, head_dout_ptr, delta_ptr + rows, shift_ptr + rows, head_mask_ptr,
-            start_n, first, seqlen_q - gap, full_first, gap, seqlen_q, seqlen_k,
-            q_strides, dout_strides, mask_strides, scale, diagonal,
-            CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
     return dk, dv
 
 
@@ -284,16 +245,37 @@ def attention_bwd_dkdv_kernel(
     v_ptr = head_ptr(v_ptr, v_strides, batch, kv_head)
     k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, True)
     v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, True)
-    dk, dv = _dkdv_group(
-        k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, batch, kv_head, heads, group, start_n,
-        seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
-        CAUSAL, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+    head = kv_head * group  # the first of those that share this key head
+    q_ptr = head_ptr(q_ptr, q_strides, batch, head)
+    dout_ptr = head_ptr(dout_ptr, dout_strides, batch, head)
+    delta_ptr += (batch * heads + head) * seqlen_q
+    shift_ptr += (batch * heads + head) * seqlen_q
+    if mask_ptr is not None:
+        mask_ptr += batch * mask_strides[0] + head * mask_strides[1]
+
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    first, full_first, full_last = _query_range(start_n, seqlen_q, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
+    if mask_ptr is not None or start_n + BLOCK_N > seqlen_k:
+        full_last = full_first
+    if mask_ptr is None:
+        dk, dv = _dkdv_tiles(
+            dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, full_first, full_last, 0, 0,
+            group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+            CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+    dk, dv = _dkdv_tiles(
+        dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, first, seqlen_q,
+        full_first, full_last - full_first,
+        group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+        CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if not (all_finite(dk) and all_finite(dv)):
-        dk, dv = _dkdv_group(
-            k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, batch, kv_head, heads, group, start_n,
-            seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
-            CAUSAL, True, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+        dk, dv = _dkdv_tiles(
+            tl.zeros_like(dk), tl.zeros_like(dv), k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr,
+            start_n, first, seqlen_q, 0, 0,
+            group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+            CAUSAL, True, True, HEAD_DIM, BLOCK_D, EXACT_BLOCK, BLOCK_N,
         )  # fmt: skip
     dk_ptr = head_ptr(dk_ptr, dk_strides, batch, kv_head)
     dv_ptr = head_ptr(dv_ptr, dv_strides, batch, kv_head)

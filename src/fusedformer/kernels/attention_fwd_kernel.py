@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fusedformer.kernels.attention_tiles import (
+    EXACT_BLOCK,
     INF,
     LN_2,
     all_finite,
@@ -21,12 +22,12 @@ from fusedformer.kernels.attention_tiles import (
     sees,
     store_rows,
 )
-from fusedformer.kernels.triton_compat import dot, narrow
+from fusedformer.kernels.triton_compat import device_function, dot, narrow
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
-@triton.jit
+@device_function
 def _fwd_tiles(
     acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
     k_strides, v_strides, mask_strides, scale_log2, diagonal,
@@ -38,8 +39,8 @@ def _fwd_tiles(
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         scores = dot(q, tl.trans(k))
         if MASKED:
-            rows = start_m + tl.arange(0, BLOCK_M)[:, None]
-            cols = start_n + tl.arange(0, BLOCK_N)[None, :]
+            rows = start_m + tl.arange(0, BLOCK_M)
+            cols = start_n + tl.arange(0, BLOCK_N)
             visible = sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL)
             scores = tl.where(visible, scores, -INF)
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
@@ -49,7 +50,7 @@ def _fwd_tiles(
         acc = acc * shrink[:, None]
         v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         if EXACT:
-            acc = dot_visible(p, v, visible, acc, BLOCK_N)
+            acc = dot_visible(p, v, visible, acc)
         else:
             acc = dot(narrow(p, v.dtype), v, acc)
         peak = new_peak
@@ -115,7 +116,7 @@ def attention_fwd_kernel(
             tl.zeros_like(acc), tl.zeros_like(total), tl.full([BLOCK_M], LOWEST, tl.float32),
             q, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
             k_strides, v_strides, mask_strides, scale_log2, diagonal,
-            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
         )  # fmt: skip
 
     sees_none = total == 0.0

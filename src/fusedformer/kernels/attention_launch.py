@@ -93,11 +93,6 @@ def _rows(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[
 
 def _launch(kernel: Any, programs: int, tile: tuning.Tile, causal: bool, head_dim: int, *args: Any) -> None:
     """Start `programs` programs; all of them on the first grid axis, the only one that takes more than 65,535."""
-    if not args[0].is_cuda and not INTERPRETED:
-        raise RuntimeError(
-            "attention: emulation was asked for, but Triton was imported without its interpreter: "
-            "set FUSEDFORMER_EMULATE=1 or TRITON_INTERPRET=1 before the first import of triton"
-        )
     if programs == 0:
         return
     with torch.cuda.device_of(args[0]):
@@ -110,9 +105,18 @@ def _launch(kernel: Any, programs: int, tile: tuning.Tile, causal: bool, head_di
 
 
 def _arch(q: Tensor) -> int | None:
-    """Compute capability, 90 for 9.0; None where the kernels are interpreted."""
+    """Compute capability, 90 for 9.0; None where the kernels are interpreted.
+
+    Raises:
+        RuntimeError: CPU tensors, and Triton compiles.
+    """
     if INTERPRETED:
         return None
+    if not q.is_cuda:
+        raise RuntimeError(
+            "attention: emulation was asked for, but Triton was imported without its interpreter: "
+            "set FUSEDFORMER_EMULATE=1 or TRITON_INTERPRET=1 before the first import of triton"
+        )
     major, minor = torch.cuda.get_device_capability(q.device)
     return 10 * major + minor
 

@@ -48,6 +48,7 @@ def attention_bwd(
     delta = (dout_rows * _query_rows(out, k)).sum(-1, keepdim=True)
     if dlse is not None:
         delta = delta - dlse.reshape(delta.shape)
+    # exp(-inf - inf) is 0, where -inf - -inf would be NaN.
     shift = lse.masked_fill(lse == -math.inf, math.inf).reshape(delta.shape)
     p = _scores(q, k, visible, scale).sub_(shift).exp_()
     ds = p * (dout_rows @ v_rows.mT).sub_(delta)
@@ -63,7 +64,9 @@ def attention_bwd(
 
 def _query_rows(x: Tensor, k: Tensor) -> Tensor:
     """(B, Sq, H, D) -> (B, Hkv, G Sq, D)."""
-    return x.to(accumulate_dtype(x.dtype)).transpose(1, 2).reshape(x.shape[0], k.shape[2], -1, x.shape[3])
+    batch, seqlen_q, heads, head_dim = x.shape
+    rows = x.to(accumulate_dtype(x.dtype)).transpose(1, 2)
+    return rows.reshape(batch, k.shape[2], heads // k.shape[2] * seqlen_q, head_dim)
 
 
 def _key_rows(x: Tensor) -> Tensor:
@@ -88,7 +91,8 @@ def _visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, diagonal: 
         visible = below if mask is None else below & mask
     if visible is None or heads == kv_heads:
         return visible
-    return visible.expand(batch, heads, seqlen_q, seqlen_k).reshape(batch, kv_heads, -1, seqlen_k)
+    visible = visible.expand(batch, heads, seqlen_q, seqlen_k)
+    return visible.reshape(batch, kv_heads, heads // kv_heads * seqlen_q, seqlen_k)
 
 
 def _scores(q: Tensor, k: Tensor, visible: Tensor | None, scale: float) -> Tensor:

@@ -12,17 +12,18 @@ rounded up to a power of two. `TAIL` and `MASKED` say that a tile may reach past
 - Offsets are 64-bit, and every stride may have any value.
 """
 
-import triton
 import triton.language as tl
 
-from fusedformer.kernels.triton_compat import dot, narrow
+from fusedformer.kernels.triton_compat import device_function, dot, narrow
 
 INF = tl.constexpr(float("inf"))
+HUGE = tl.constexpr(2.0**127)
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
+EXACT_BLOCK = tl.constexpr(16)  # the tile of the second, exact pass: small, to take no registers from the first
 
 
-@triton.jit
+@device_function
 def locate(tiles, heads):
     """Tile, batch and head of this program. Tiles of one head are neighbours: they share its K and V in the L2 cache."""
     program = tl.program_id(0)
@@ -30,20 +31,20 @@ def locate(tiles, heads):
     return program % tiles, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
 
 
-@triton.jit
+@device_function
 def head_ptr(ptr, strides, batch, head):
     """Where one head of a (B, S, H, D) tensor begins."""
     return ptr + batch * strides[0] + head * strides[2]
 
 
-@triton.jit
+@device_function
 def _row_ptrs(ptr, strides, start, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    rows = tl.arange(0, BLOCK).to(tl.int64)[:, None] * strides[1]
-    dims = tl.arange(0, BLOCK_D).to(tl.int64)[None, :] * strides[3]
-    return ptr + tl.cast(start, tl.int64) * strides[1] + (rows + dims)
+    rows = (start + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
+    return ptr + (rows * strides[1] + dims * strides[3])
 
 
-@triton.jit
+@device_function
 def _inside(start, length, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr):
     inside = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
     if TAIL:
@@ -51,7 +52,7 @@ def _inside(start, length, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D:
     return inside
 
 
-@triton.jit
+@device_function
 def load_rows(
     ptr, strides, start, length,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, TAIL: tl.constexpr,
@@ -63,7 +64,7 @@ def load_rows(
     return tl.load(ptrs)
 
 
-@triton.jit
+@device_function
 def store_rows(
     ptr, strides, start, length, rows,
     HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -73,19 +74,21 @@ def store_rows(
     tl.store(_row_ptrs(ptr, strides, start, BLOCK, BLOCK_D), narrow(rows, ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@device_function
 def sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL: tl.constexpr):
-    """Whether queries `rows` see keys `cols`; one of the two has shape (n, 1) and the other (1, m)."""
+    """Which of the queries `rows` (m) see which of the keys `cols` (n): (m, n)."""
+    rows = rows[:, None]
+    cols = cols[None, :]
     visible = (rows < seqlen_q) & (cols < seqlen_k)
     if CAUSAL:
         visible = visible & (cols <= rows + diagonal)
     if mask_ptr is not None:
-        ptrs = mask_ptr + rows.to(tl.int64) * mask_strides[2] + cols.to(tl.int64) * mask_strides[3]
+        ptrs = mask_ptr + (rows.to(tl.int64) * mask_strides[2] + cols.to(tl.int64) * mask_strides[3])
         visible = visible & (tl.load(ptrs, mask=visible, other=0) != 0)
     return visible
 
 
-@triton.jit
+@device_function
 def key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """(end of the whole tiles of keys that all queries of a tile see, end of the keys that any of them sees)."""
     all_see = seqlen_k
@@ -96,32 +99,25 @@ def key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL: tl.constexpr, BLOCK
     return tl.maximum(all_see, 0) // BLOCK_N * BLOCK_N, tl.maximum(any_sees, 0)
 
 
-@triton.jit
-def _is_finite(x):
-    return tl.abs(x.to(tl.float32)) < INF
-
-
-@triton.jit
+@device_function
 def all_finite(x):
     """Whether no element of a two-dimensional tile is NaN or infinite."""
-    return tl.min(tl.min(_is_finite(x).to(tl.int32), 1), 0) == 1
+    is_finite = tl.abs(x.to(tl.float32)) < INF
+    return tl.min(is_finite.to(tl.int32)) == 1
 
 
-@triton.jit
-def dot_visible(weights, values, visible, acc, BLOCK: tl.constexpr):
-    """acc + weights @ values, without the products of a hidden weight (an exact 0) and a value that is not finite.
+@device_function
+def dot_visible(weights, values, visible, acc):
+    """acc + weights @ values, where a hidden weight (an exact 0) hides also a value that is NaN or infinite.
 
-    Finite values take the ordinary way, so their share has the same bits whatever the others are.
+    Such values are left out of the product; then those that a row sees make its sum infinite, or NaN as inf - inf.
     """
-    finite = _is_finite(values)
-    acc = dot(narrow(weights, values.dtype), tl.where(finite, values, 0.0), acc)
+    wide = values.to(tl.float32)
+    is_nan = wide != wide
+    acc = dot(narrow(weights, values.dtype), tl.where(tl.abs(wide) < INF, values, 0.0), acc)
     if not all_finite(values):
-        special = tl.where(finite, 0.0, values.to(tl.float32))
-        for index in range(BLOCK):
-            chosen = tl.arange(0, BLOCK) == index
-            weight = tl.sum(tl.where(chosen[None, :], weights, 0.0), 1)
-            seen = tl.max((visible & chosen[None, :]).to(tl.int32), 1) == 1
-            value = tl.sum(tl.where(chosen[:, None], special, 0.0), 0)
-            counted = seen[:, None] & (value != 0.0)[None, :]
-            acc += tl.where(counted, weight[:, None] * value[None, :], 0.0)
+        # HUGE * HUGE is infinite, and HUGE * 0 is 0: what inf would be, if inf * 0 were 0.
+        seen = tl.where(visible, HUGE, 0.0).to(tl.bfloat16)
+        acc = dot(seen, tl.where(is_nan | (wide == INF), HUGE, 0.0).to(tl.bfloat16), acc)
+        acc = dot(seen, tl.where(is_nan | (wide == -INF), -HUGE, 0.0).to(tl.bfloat16), acc)
     return acc

@@ -19,10 +19,10 @@ class Tile:
     num_stages: int
 
 
-INTERPRETER = Tile(32, 16, 1, 1)
+INTERPRETER = {"fwd": Tile(64, 32, 1, 1), "rows": Tile(64, 1, 1, 1), "dq": Tile(64, 32, 1, 1), "dkdv": Tile(32, 64, 1, 1)}
 SMALL = Tile(64, 32, 4, 1)
 
 
 def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int) -> Tile:
     """The tile of `kernel` on a GPU of compute capability `arch` (90 for 9.0), or None for the interpreter."""
-    return INTERPRETER if arch is None else SMALL
+    return INTERPRETER[kernel] if arch is None else SMALL

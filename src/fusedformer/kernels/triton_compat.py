@@ -4,6 +4,9 @@ The interpreter of both versions multiplies bfloat16 as raw bits in `tl.dot` and
 bfloat16, so kernels call `dot` and `narrow` instead. Compiled, these are `tl.dot` and a cast, and nothing else.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
@@ -13,7 +16,17 @@ INTERPRETED = isinstance(tl.sum, InterpretedFunction)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
-@triton.jit
+def device_function(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for what kernels call.
+
+    The interpreter would prepare Triton's whole language again for every call of it, which takes more time than the
+    call; the kernel's launch has done that already.
+    """
+    compiled = triton.jit(function)
+    return compiled.rewrite() if INTERPRETED else compiled
+
+
+@device_function
 def dot(a, b, acc=None):
     """a @ b + acc in float32, without TF32's rounding of float32 operands."""
     if _INTERPRETED:
@@ -22,7 +35,7 @@ def dot(a, b, acc=None):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-@triton.jit
+@device_function
 def narrow(x, dtype: tl.constexpr):
     """Round float32 `x` to `dtype`, to the nearest and, on a tie, to the even one."""
     if _INTERPRETED and dtype == tl.bfloat16:

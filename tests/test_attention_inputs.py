@@ -1,0 +1,167 @@
+"""What attention refuses, and scaled_dot_product_attention against PyTorch's."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import World
+from torch import Tensor
+
+from fusedformer.kernels import emulation
+from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
+
+pytestmark = pytest.mark.op("attention")
+
+Shape = tuple[int, ...]
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+Q, KV = (2, 5, 6, 16), (2, 7, 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "message"),
+    [
+        (zeros(5, 6, 16), zeros(*KV), zeros(*KV), r"q has shape \(5, 6, 16\), expected 4 dimensions \(bshd\)"),
+        (zeros(*Q), zeros(2, 7, 4, 16), zeros(2, 7, 4, 16), "q has 6 heads, k has 4: query heads must be a multiple"),
+        (zeros(*Q), zeros(2, 7, 0, 16), zeros(2, 7, 0, 16), "q has 6 heads, k has 0"),
+        (zeros(2, 5, 0, 16), zeros(*KV), zeros(*KV), "q has 0 heads, k has 3"),
+        (zeros(*Q), zeros(3, 7, 3, 16), zeros(3, 7, 3, 16), "k has batch size 3, q has 2"),
+        (zeros(*Q), zeros(*KV), zeros(1, 7, 3, 16), "v has batch size 1, k has 2"),
+        (zeros(*Q), zeros(*KV), zeros(2, 8, 3, 16), "v has length 8, k has 7"),
+        (zeros(*Q), zeros(*KV), zeros(2, 7, 6, 16), "v has number of heads 6, k has 3"),
+        (zeros(*Q), zeros(2, 7, 3, 8), zeros(2, 7, 3, 8), "k has head dimension 8, q has 16"),
+        (zeros(*Q), zeros(*KV), zeros(2, 7, 3, 8), "v has head dimension 8, k has 16"),
+        (zeros(1, 1, 1, 257), zeros(1, 1, 1, 257), zeros(1, 1, 1, 257), "head dimension 257, expected 1 to 256"),
+        (zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), "head dimension 0, expected 1 to 256"),
+        (zeros(*Q, dtype=torch.int64), zeros(*KV), zeros(*KV), "q is int64, expected float32, float16 or bfloat16"),
+        (zeros(*Q), zeros(*KV, dtype=torch.float16), zeros(*KV), "q is torch.float32, k is torch.float16"),
+        (zeros(*Q), zeros(*KV).to("meta"), zeros(*KV), "q is on cpu, k is on meta"),
+        (zeros(*Q), zeros(*KV), None, "v is NoneType, expected a torch.Tensor"),
+    ],
+)
+def test_bad_tensors(q: Tensor, k: Tensor, v: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"layout": "sbhd"}, r"layout is 'sbhd', expected one of \('bshd', 'bhsd'\)"),
+        ({"scale": float("nan")}, "scale is nan, expected a finite number"),
+        ({"scale": float("inf")}, "scale is inf"),
+        ({"mask": zeros(5, 7)}, r"mask is torch.float32, expected torch.bool"),
+        ({"mask": zeros(5, 6, dtype=torch.bool)}, r"mask has shape \(5, 6\), which does not broadcast to \(2, 6, 5, 7\)"),
+        ({"mask": zeros(1, 1, 1, 1, 1, dtype=torch.bool)}, r"mask has shape \(1, 1, 1, 1, 1\)"),
+        ({"mask": zeros(5, 7, dtype=torch.bool).to("meta")}, "q is on cpu, mask is on meta"),
+        ({"mask": [True]}, "mask is list, expected a torch.Tensor"),
+    ],
+)
+def test_bad_settings(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(zeros(*Q), zeros(*KV), zeros(*KV), **keywords)
+
+
+def test_layout_is_named_in_errors() -> None:
+    with pytest.raises(ValueError, match=r"q has 5 heads, k has 7"):
+        attention(zeros(*Q), zeros(*KV), zeros(*KV), layout="bhsd")
+
+
+def test_device_code_takes_no_float64() -> None:
+    tensors = [zeros(1, 2, 1, 16, dtype=torch.float64)] * 3
+    with emulation.emulated(), pytest.raises(ValueError, match="q is float64"):
+        attention(*tensors)
+
+
+def test_emulation_needs_the_interpreter() -> None:
+    """Triton decides when it is imported, so this takes a process of its own."""
+    script = """
+import torch
+from fusedformer.kernels import emulation
+from fusedformer.kernels.attention import attention
+with emulation.emulated():
+    attention(*[torch.zeros(1, 2, 1, 16)] * 3)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert "set FUSEDFORMER_EMULATE=1 or TRITON_INTERPRET=1 before the first import of triton" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "keywords"),
+    [
+        ((2, 4, 5, 8), (2, 4, 7, 8), {}),
+        ((2, 4, 5, 8), (2, 4, 7, 8), {"is_causal": True}),
+        ((2, 4, 7, 8), (2, 4, 5, 8), {"is_causal": True, "scale": 0.5}),
+        ((2, 4, 5, 8), (2, 2, 7, 8), {"enable_gqa": True}),
+        ((2, 4, 5, 8), (2, 1, 7, 8), {}),
+        ((2, 4, 5, 8), (4, 7, 8), {}),
+        ((4, 5, 8), (2, 7, 8), {"enable_gqa": True, "is_causal": True}),
+        ((5, 8), (7, 8), {}),
+        ((3, 2, 4, 5, 8), (1, 2, 4, 7, 8), {"is_causal": True}),
+        ((0, 4, 5, 8), (0, 4, 7, 8), {}),
+        ((2, 4, 5, 8), (2, 4, 0, 8), {}),
+    ],
+)
+def test_sdpa_is_that_of_pytorch(world: World, query: Shape, key: Shape, keywords: dict[str, Any]) -> None:
+    tensors = [normal(*shape).to(world.device).requires_grad_() for shape in (query, key, key)]
+    _assert_as_pytorch(tensors, keywords)
+
+
+@pytest.mark.parametrize("query", [(2, 4, 5, 8), (4, 5, 8), (3, 2, 4, 5, 8)])
+@pytest.mark.parametrize("mask", [(5, 7), (1, 7), (4, 1, 7)])
+def test_sdpa_masks_are_those_of_pytorch(query: Shape, mask: Shape) -> None:
+    tensors = [normal(*query).requires_grad_(), *(normal(*query[:-2], 7, 8).requires_grad_() for _ in range(2))]
+    _assert_as_pytorch(tensors, {"attn_mask": normal(*mask) > 0})
+
+
+def _assert_as_pytorch(tensors: list[Tensor], keywords: dict[str, Any]) -> None:
+    out = scaled_dot_product_attention(*tensors, **keywords)
+    want = F.scaled_dot_product_attention(*tensors, **keywords)
+    torch.testing.assert_close(out, want)
+    grads = [torch.autograd.grad(x.square().sum(), tensors) for x in (out, want)]
+    torch.testing.assert_close(*grads)
+
+
+SDPA = (2, 4, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "keywords", "message"),
+    [
+        ((SDPA, SDPA, SDPA), {"dropout_p": 0.1}, "dropout_p is 0.1, expected 0.0"),
+        (
+            (SDPA, SDPA, SDPA),
+            {"attn_mask": zeros(5, 5, dtype=torch.bool), "is_causal": True},
+            "attn_mask is given and is_causal is True",
+        ),
+        ((SDPA, SDPA, SDPA), {"attn_mask": zeros(5, 5)}, "mask is torch.float32, expected torch.bool"),
+        ((SDPA, SDPA, SDPA), {"attn_mask": zeros(5, dtype=torch.bool)}, r"attn_mask has shape \(5,\), expected 2"),
+        (((8,), SDPA, SDPA), {}, r"query has shape \(8,\), expected 2 dimensions or more"),
+        ((SDPA, (2, 2, 5, 8), (2, 2, 5, 8)), {}, r"key has shape \(2, 2, 5, 8\).*enable_gqa=True"),
+        ((SDPA, (2, 3, 5, 8), (2, 3, 5, 8)), {"enable_gqa": True}, "query has 4 heads, key has 3"),
+        ((SDPA, (3, 4, 5, 8), (3, 4, 5, 8)), {"enable_gqa": True}, "the leading dimensions do not broadcast"),
+        ((SDPA, SDPA, (2, 4, 6, 8)), {}, "value has length 6, key has 5"),
+        (
+            ((2, 2, 4, 5, 8),) * 3,
+            {"attn_mask": zeros(3, 5, 5, dtype=torch.bool)},
+            r"attn_mask has shape \(3, 5, 5\), which does not broadcast to \(2, 2, 4, 5, 5\)",
+        ),
+    ],
+)
+def test_sdpa_bad_input(shapes: tuple[Shape, Shape, Shape], keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scaled_dot_product_attention(*(zeros(*shape) for shape in shapes), **keywords)
