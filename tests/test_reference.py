@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.kernels import aten, reference
+from fusedformer.kernels import aten, attention_reference, reference
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -75,3 +75,29 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
         for mine, other in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
             torch.testing.assert_close(mine, other, msg=f"{name} differs from its definition")
             assert mine.is_contiguous()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(1, 1), (1, 33), (33, 33), (5, 33), (33, 5)])
+@pytest.mark.parametrize("bottom_right", [False, True])
+def test_fallback_attention(seqlen_q: int, seqlen_k: int, causal: bool, bottom_right: bool) -> None:
+    q, k, v = (randn(2, length, 3, 16, seed=seed) for seed, length in enumerate((seqlen_q, seqlen_k, seqlen_k)))
+    settings = (0.3, causal, seqlen_k - seqlen_q if bottom_right else 0)
+    out, lse = attention_reference.attention_fwd(q, k, v, None, *settings)
+    dout = randn(*out.shape, seed=3)
+    expected = (out, lse, *attention_reference.attention_bwd(dout, None, q, k, v, None, out, lse, *settings))
+    forward = aten.attention_fwd(q, k, v, None, *settings)
+    got = (*forward, *aten.attention_bwd(dout, None, q, k, v, None, out, lse, *settings))
+    for mine, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+        assert mine.is_contiguous()
+
+
+def test_fallback_attention_hides_nan() -> None:
+    q, k, v = (randn(1, 9, 2, 8, seed=seed) for seed in range(3))
+    k[:, 5], v[:, 6] = math.nan, math.inf
+    got = aten.attention_fwd(q, k, v, None, 0.3, True, 0)
+    expected = attention_reference.attention_fwd(q, k, v, None, 0.3, True, 0)
+    for mine, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, other, equal_nan=True)
+    assert got[0][:, :5].isfinite().all()

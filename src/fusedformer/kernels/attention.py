@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import attention_reference, library
+from fusedformer.kernels import aten, attention_reference, library
 from fusedformer.kernels.reference import accumulate_dtype
 
 LAYOUTS = ("bshd", "bhsd")
@@ -217,14 +217,14 @@ _launch = _launchers()
 library.define(
     "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, bool causal, SymInt diagonal)"
     " -> (Tensor, Tensor)",
-    fallback=attention_reference.attention_fwd,
+    fallback=aten.attention_fwd,
     fake=_fwd_fake,
     launch=_launch and _launch.attention_fwd,
 )
 library.define(
     "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse,"
     " float scale, bool causal, SymInt diagonal) -> (Tensor, Tensor, Tensor)",
-    fallback=attention_reference.attention_bwd,
+    fallback=aten.attention_bwd,
     fake=_bwd_fake,
     launch=_launch and _launch.attention_bwd,
 )
