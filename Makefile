@@ -16,10 +16,10 @@ bench: $(READY)
 	$(BIN)/fusedformer bench --quick
 
 test: $(READY)
-	$(BIN)/pytest -n $(WORKERS) -m "not slow" --require-worlds reference,emulated,static
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" --require-worlds reference,emulated,static
 
 slow: $(READY)
-	$(BIN)/pytest -n $(WORKERS) -m slow
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
