@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from oracle import assert_within_budget
@@ -78,7 +79,7 @@ def check(case: Case, device: torch.device) -> None:
 
 def check_tensors(case: Case, tensors: Sequence[Tensor], mask: Tensor | None = None) -> None:
     """`check` of tensors that have strides of their own."""
-    settings = {"causal": case.causal, "mask": mask, "scale": case.scale}
+    settings: dict[str, Any] = {"causal": case.causal, "mask": mask, "scale": case.scale}
 
     def ours(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         return attention(*tensors, **settings, return_lse=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fusedformer.kernels.attention import attention
 
-pytestmark = pytest.mark.op("attention")
+# The interpreter computes with NumPy, which warns of what these tests provoke.
+pytestmark = [pytest.mark.op("attention"), pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
 
 CASE = Case(40, 70, 16, dtype=torch.bfloat16)
 

@@ -9,8 +9,7 @@ Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-
 
 import importlib.util
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +21,30 @@ LAYOUTS = ("bshd", "bhsd")
 MAX_HEAD_DIM = 256
 
 
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layout: str = ...,
+    causal: bool = ...,
+    scale: float | None = ...,
+    mask: Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layout: str = ...,
+    causal: bool = ...,
+    scale: float | None = ...,
+    mask: Tensor | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -32,7 +55,7 @@ def attention(
     scale: float | None = None,
     mask: Tensor | None = None,
     return_lse: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention: deterministic, differentiable twice, linear in memory on a GPU.
 
     Query heads may share key heads: with H = 8 and Hkv = 2, heads 0 to 3 use key head 0 (grouped-query attention;

@@ -85,4 +85,5 @@ def _mask_of_rank_4(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
         return mask.expand(shape).flatten(0, -4)
     except RuntimeError:
-        raise ValueError(f"{_SDPA}: attn_mask has shape {tuple(mask.shape)}, which does not broadcast to {shape}") from None
+        wrong = f"attn_mask has shape {tuple(mask.shape)}"
+        raise ValueError(f"{_SDPA}: {wrong}, which does not broadcast to {shape}") from None

@@ -64,16 +64,20 @@ def attention_bwd_rows_kernel(
 
 @device_function
 def _dq_tiles(
-    dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
-    k_strides, v_strides, mask_strides, scale, diagonal,
+    dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
+    q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Take keys `first` to `last` into ds k."""
     for start_n in tl.range(first, last, BLOCK_N):
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+        if q_ptr.dtype.element_ty == tl.float32:
+            q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
+        v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+        if q_ptr.dtype.element_ty == tl.float32:
+            dout = load_rows(dout_ptr, dout_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
         if MASKED:
             rows = start_m + tl.arange(0, BLOCK_M)
@@ -136,21 +140,21 @@ def attention_bwd_dq_kernel(
     full, last = key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
     if mask_ptr is None:
         dq = _dq_tiles(
-            dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
-            k_strides, v_strides, mask_strides, scale, diagonal,
+            dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
+            q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
         full = 0
     dq = _dq_tiles(
-        dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
-        k_strides, v_strides, mask_strides, scale, diagonal,
+        dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
+        q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
         CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if not all_finite(dq):
         dq = _dq_tiles(
-            tl.zeros_like(dq), q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
-            k_strides, v_strides, mask_strides, scale, diagonal,
+            tl.zeros_like(dq), q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr,
+            start_m, 0, last, seqlen_q, seqlen_k, q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
             CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
         )  # fmt: skip
     dq_ptr = head_ptr(dq_ptr, dq_strides, batch, head)
@@ -176,7 +180,7 @@ def _dkdv_tiles(
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Take queries `first` to `last` of each head of the group, but for `gap` from `gap_first` on, into ds^T q, p^T dO."""
+    """Take queries `first` to `last` of each head of the group into ds^T q and p^T dO, leaving out `gap` of them."""
     tiles = tl.cdiv(tl.maximum(last - gap - first, 0), BLOCK_M)
     # One loop over all heads: loads stay ahead of the products from one head to the next.
     for index in tl.range(0, group * tiles):

@@ -29,13 +29,15 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @device_function
 def _fwd_tiles(
-    acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
-    k_strides, v_strides, mask_strides, scale_log2, diagonal,
+    acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
+    q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Take keys `first` to `last` into the weighted sum, the total weight and the highest score of each query."""
     for start_n in tl.range(first, last, BLOCK_N):
+        if q_ptr.dtype.element_ty == tl.float32:  # see REREAD
+            q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         scores = dot(q, tl.trans(k))
         if MASKED:
@@ -100,22 +102,22 @@ def attention_fwd_kernel(
     full, last = key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
     if mask_ptr is None:
         acc, total, peak = _fwd_tiles(
-            acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
-            k_strides, v_strides, mask_strides, scale_log2, diagonal,
+            acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
+            q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     else:
         full = 0
     acc, total, peak = _fwd_tiles(
-        acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
-        k_strides, v_strides, mask_strides, scale_log2, diagonal,
+        acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
+        q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
         CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     if not all_finite(acc):
         acc, total, peak = _fwd_tiles(
             tl.zeros_like(acc), tl.zeros_like(total), tl.full([BLOCK_M], LOWEST, tl.float32),
-            q, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
-            k_strides, v_strides, mask_strides, scale_log2, diagonal,
+            q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
+            q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
             CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Launchers of the attention kernels: the ops attention_fwd and attention_bwd for CUDA tensors, or CPU ones interpreted."""
+"""Launchers of the attention kernels: ops attention_fwd and attention_bwd for CUDA tensors, or CPU ones interpreted."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ def attention_fwd(
     # The kernel multiplies hidden scores of -inf by the scale, which must not be 0 then.
     scale_log2 = max(scale, SMALLEST_NORMAL) * LOG2_E
     mask, mask_strides = _mask_bytes(mask, q, k)
-    tile = tuning.tile("fwd", _arch(q), q.dtype, head_dim)
+    tile = tuning.tile("fwd", _arch(q), q.dtype, head_dim, mask is not None)
     _launch(
         attention_fwd_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, head_dim,
         q, k, v, mask, out, lse, *_sizes(q, k),
@@ -52,13 +52,13 @@ def attention_bwd(
     delta, shift = _rows(dout, dlse, out, lse)
     mask, mask_strides = _mask_bytes(mask, q, k)
     diagonal = _clamped(diagonal, q, k)
-    tile = tuning.tile("dq", _arch(q), q.dtype, head_dim)
+    tile = tuning.tile("dq", _arch(q), q.dtype, head_dim, mask is not None)
     _launch(
         attention_bwd_dq_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, head_dim,
         q, k, v, mask, dout, delta, shift, dq, *_sizes(q, k),
         q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, diagonal,
     )  # fmt: skip
-    tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim)
+    tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim, mask is not None)
     _launch(
         attention_bwd_dkdv_kernel, triton.cdiv(seqlen_k, tile.block_n) * batch * kv_heads, tile, causal, head_dim,
         q, k, v, mask, dout, delta, shift, dk, dv, *_sizes(q, k),
@@ -82,7 +82,7 @@ def constexprs(kernel: Any, tile: tuning.Tile, causal: bool, head_dim: int) -> d
 def _rows(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     batch, seqlen_q, heads, head_dim = out.shape
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
-    tile = tuning.tile("rows", _arch(out), out.dtype, head_dim)
+    tile = tuning.tile("rows", _arch(out), out.dtype, head_dim, masked=False)
     _launch(
         attention_bwd_rows_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, False, head_dim,
         dout, out, lse.contiguous(), None if dlse is None else dlse.contiguous(), delta, shift, heads, seqlen_q,

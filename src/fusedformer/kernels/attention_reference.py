@@ -59,7 +59,7 @@ def attention_bwd(
     dq = _matmul(ds, k_rows, visible, guard) * scale
     dk = _matmul(ds.mT, q_rows, visible_T, guard) * scale
     dv = _matmul(p.mT, dout_rows, visible_T, guard)
-    return _like_queries(dq, q), *(x.transpose(1, 2).to(k.dtype).contiguous() for x in (dk, dv))
+    return _like_queries(dq, q), _like_keys(dk, k), _like_keys(dv, k)
 
 
 def _query_rows(x: Tensor, k: Tensor) -> Tensor:
@@ -78,6 +78,11 @@ def _like_queries(rows: Tensor, q: Tensor) -> Tensor:
     """(B, Hkv, G Sq, D) -> (B, Sq, H, D), in q's dtype."""
     batch, seqlen_q, heads, head_dim = q.shape
     return rows.reshape(batch, heads, seqlen_q, head_dim).transpose(1, 2).to(q.dtype).contiguous()
+
+
+def _like_keys(rows: Tensor, k: Tensor) -> Tensor:
+    """(B, Hkv, Sk, D) -> (B, Sk, Hkv, D), in k's dtype."""
+    return rows.transpose(1, 2).to(k.dtype).contiguous()
 
 
 def _visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, diagonal: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What the attention kernels share: reading and writing tiles, who sees whom, and a product that hidden NaN cannot enter.
+"""What the attention kernels share: tiles in and out, who sees whom, and a product that no hidden NaN can enter.
 
 Legend of all Triton attention code: B batch, Sq and Sk lengths of queries and keys, H query heads, Hkv key heads (each
 serves `group` query heads), D head dimension; BLOCK_M queries by BLOCK_N keys are one tile of scores; BLOCK_D is D
@@ -25,7 +25,7 @@ EXACT_BLOCK = tl.constexpr(16)  # the tile of the second, exact pass: small, to 
 
 @device_function
 def locate(tiles, heads):
-    """Tile, batch and head of this program. Tiles of one head are neighbours: they share its K and V in the L2 cache."""
+    """Tile, batch and head of this program; tiles of one head are neighbours, to share its K and V in the L2 cache."""
     program = tl.program_id(0)
     head = program // tiles
     return program % tiles, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
@@ -89,7 +89,10 @@ def sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSA
 
 
 @device_function
-def key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def key_range(
+    start_m, seqlen_q, seqlen_k, diagonal,
+    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """(end of the whole tiles of keys that all queries of a tile see, end of the keys that any of them sees)."""
     all_see = seqlen_k
     any_sees = seqlen_k
