@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from fusedformer.kernels.attention_tiles import (
-    EXACT_BLOCK,
     INF,
     LOG2_E,
     all_finite,
@@ -64,20 +63,16 @@ def attention_bwd_rows_kernel(
 
 @device_function
 def _dq_tiles(
-    dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
-    q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
+    dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
+    k_strides, v_strides, mask_strides, scale, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Take keys `first` to `last` into ds k."""
     for start_n in tl.range(first, last, BLOCK_N):
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        if q_ptr.dtype.element_ty == tl.float32:
-            q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
         v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        if q_ptr.dtype.element_ty == tl.float32:
-            dout = load_rows(dout_ptr, dout_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
         if MASKED:
             rows = start_m + tl.arange(0, BLOCK_M)
@@ -114,6 +109,7 @@ def attention_bwd_dq_kernel(
     scale,
     diagonal,
     CAUSAL: tl.constexpr,
+    EXACT: tl.constexpr,  # the second launch
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -123,6 +119,10 @@ def attention_bwd_dq_kernel(
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
     tile, batch, head = locate(tiles, heads)
     start_m = (tiles - 1 - tile) * BLOCK_M  # the last rows first: when causal, they take longest
+    dq_ptr = head_ptr(dq_ptr, dq_strides, batch, head)
+    if EXACT:
+        if all_finite(load_rows(dq_ptr, dq_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)):
+            return
     k_ptr = head_ptr(k_ptr, k_strides, batch, head // group)
     v_ptr = head_ptr(v_ptr, v_strides, batch, head // group)
     if mask_ptr is not None:
@@ -138,26 +138,19 @@ def attention_bwd_dq_kernel(
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full, last = key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
-    if mask_ptr is None:
+    if mask_ptr is not None or EXACT:
+        full = 0
+    else:
         dq = _dq_tiles(
-            dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
-            q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
+            dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
+            k_strides, v_strides, mask_strides, scale, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-    else:
-        full = 0
     dq = _dq_tiles(
-        dq, q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
-        q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
-        CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+        dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
+        k_strides, v_strides, mask_strides, scale, diagonal,
+        CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    if not all_finite(dq):
-        dq = _dq_tiles(
-            tl.zeros_like(dq), q, dout, delta, shift, q_ptr, dout_ptr, k_ptr, v_ptr, mask_ptr,
-            start_m, 0, last, seqlen_q, seqlen_k, q_strides, dout_strides, k_strides, v_strides, mask_strides, scale, diagonal,
-            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
-        )  # fmt: skip
-    dq_ptr = head_ptr(dq_ptr, dq_strides, batch, head)
     store_rows(dq_ptr, dq_strides, start_m, seqlen_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_D)
 
 
@@ -237,6 +230,7 @@ def attention_bwd_dkdv_kernel(
     scale,
     diagonal,
     CAUSAL: tl.constexpr,
+    EXACT: tl.constexpr,  # the second launch
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -245,6 +239,13 @@ def attention_bwd_dkdv_kernel(
     """One program computes dK and dV of BLOCK_N keys of one key head."""
     tile, batch, kv_head = locate(tl.cdiv(seqlen_k, BLOCK_N), heads // group)
     start_n = tile * BLOCK_N  # the first keys first: when causal, they take longest
+    dk_ptr = head_ptr(dk_ptr, dk_strides, batch, kv_head)
+    dv_ptr = head_ptr(dv_ptr, dv_strides, batch, kv_head)
+    if EXACT:
+        dk = load_rows(dk_ptr, dk_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, True)
+        dv = load_rows(dv_ptr, dv_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, True)
+        if all_finite(dk) & all_finite(dv):
+            return
     k_ptr = head_ptr(k_ptr, k_strides, batch, kv_head)
     v_ptr = head_ptr(v_ptr, v_strides, batch, kv_head)
     k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, True)
@@ -260,9 +261,9 @@ def attention_bwd_dkdv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     first, full_first, full_last = _query_range(start_n, seqlen_q, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
-    if mask_ptr is not None or start_n + BLOCK_N > seqlen_k:
+    if mask_ptr is not None or EXACT or start_n + BLOCK_N > seqlen_k:
         full_last = full_first
-    if mask_ptr is None:
+    if mask_ptr is None and not EXACT:
         dk, dv = _dkdv_tiles(
             dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, full_first, full_last, 0, 0,
             group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
@@ -272,16 +273,7 @@ def attention_bwd_dkdv_kernel(
         dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, first, seqlen_q,
         full_first, full_last - full_first,
         group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
-        CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+        CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    if not (all_finite(dk) and all_finite(dv)):
-        dk, dv = _dkdv_tiles(
-            tl.zeros_like(dk), tl.zeros_like(dv), k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr,
-            start_n, first, seqlen_q, 0, 0,
-            group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
-            CAUSAL, True, True, HEAD_DIM, BLOCK_D, EXACT_BLOCK, BLOCK_N,
-        )  # fmt: skip
-    dk_ptr = head_ptr(dk_ptr, dk_strides, batch, kv_head)
-    dv_ptr = head_ptr(dv_ptr, dv_strides, batch, kv_head)
     store_rows(dk_ptr, dk_strides, start_n, seqlen_k, dk * scale, HEAD_DIM, BLOCK_N, BLOCK_D)
     store_rows(dv_ptr, dv_strides, start_n, seqlen_k, dv, HEAD_DIM, BLOCK_N, BLOCK_D)

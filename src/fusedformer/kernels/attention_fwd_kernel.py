@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from fusedformer.kernels.attention_tiles import (
-    EXACT_BLOCK,
     INF,
     LN_2,
     all_finite,
@@ -29,15 +28,13 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @device_function
 def _fwd_tiles(
-    acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
-    q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
+    acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
+    k_strides, v_strides, mask_strides, scale_log2, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Take keys `first` to `last` into the weighted sum, the total weight and the highest score of each query."""
     for start_n in tl.range(first, last, BLOCK_N):
-        if q_ptr.dtype.element_ty == tl.float32:  # see REREAD
-            q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         scores = dot(q, tl.trans(k))
         if MASKED:
@@ -79,6 +76,7 @@ def attention_fwd_kernel(
     scale_log2,  # scale * log2(e); positive, so that the maximum commutes with it and a hidden score stays -inf
     diagonal,
     CAUSAL: tl.constexpr,
+    EXACT: tl.constexpr,  # the second launch
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -88,6 +86,10 @@ def attention_fwd_kernel(
     tiles = tl.cdiv(seqlen_q, BLOCK_M)
     tile, batch, head = locate(tiles, heads)
     start_m = (tiles - 1 - tile) * BLOCK_M  # the last rows first: when causal, they take longest
+    out_ptr = head_ptr(out_ptr, out_strides, batch, head)
+    if EXACT:
+        if all_finite(load_rows(out_ptr, out_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)):
+            return
     k_ptr = head_ptr(k_ptr, k_strides, batch, head // group)
     v_ptr = head_ptr(v_ptr, v_strides, batch, head // group)
     if mask_ptr is not None:
@@ -100,30 +102,22 @@ def attention_fwd_kernel(
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = tl.full([BLOCK_M], LOWEST, tl.float32)
     full, last = key_range(start_m, seqlen_q, seqlen_k, diagonal, CAUSAL, BLOCK_M, BLOCK_N)
-    if mask_ptr is None:
+    if mask_ptr is not None or EXACT:
+        full = 0
+    else:
         acc, total, peak = _fwd_tiles(
-            acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
-            q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
+            acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
+            k_strides, v_strides, mask_strides, scale_log2, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-    else:
-        full = 0
     acc, total, peak = _fwd_tiles(
-        acc, total, peak, q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
-        q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
-        CAUSAL, True, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+        acc, total, peak, q, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
+        k_strides, v_strides, mask_strides, scale_log2, diagonal,
+        CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
-    if not all_finite(acc):
-        acc, total, peak = _fwd_tiles(
-            tl.zeros_like(acc), tl.zeros_like(total), tl.full([BLOCK_M], LOWEST, tl.float32),
-            q, q_ptr, k_ptr, v_ptr, mask_ptr, start_m, 0, last, seqlen_q, seqlen_k,
-            q_strides, k_strides, v_strides, mask_strides, scale_log2, diagonal,
-            CAUSAL, True, True, HEAD_DIM, BLOCK_D, BLOCK_M, EXACT_BLOCK,
-        )  # fmt: skip
 
     sees_none = total == 0.0
     total = tl.where(sees_none, 1.0, total)
-    out_ptr = head_ptr(out_ptr, out_strides, batch, head)
     store_rows(out_ptr, out_strides, start_m, seqlen_q, acc / total[:, None], HEAD_DIM, BLOCK_M, BLOCK_D)
     lse = tl.where(sees_none, -INF, (peak + tl.log2(total)) * LN_2)
     rows = start_m + tl.arange(0, BLOCK_M)

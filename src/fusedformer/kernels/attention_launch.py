@@ -31,13 +31,15 @@ def attention_fwd(
         q, scale = -q, -scale
     # The kernel multiplies hidden scores of -inf by the scale, which must not be 0 then.
     scale_log2 = max(scale, SMALLEST_NORMAL) * LOG2_E
+    causal = causal and diagonal < k.shape[1] - 1  # otherwise the first query sees the last key, and so do all
     mask, mask_strides = _mask_bytes(mask, q, k)
-    tile = tuning.tile("fwd", _arch(q), q.dtype, head_dim, mask is not None)
-    _launch(
-        attention_fwd_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, head_dim,
-        q, k, v, mask, out, lse, *_sizes(q, k),
-        q.stride(), k.stride(), v.stride(), mask_strides, out.stride(), scale_log2, _clamped(diagonal, q, k),
-    )  # fmt: skip
+    for exact in _launches(causal, mask):
+        tile = tuning.tile("fwd", _arch(q), q.dtype, head_dim, mask is not None, exact)
+        _launch(
+            attention_fwd_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, exact, head_dim,
+            q, k, v, mask, out, lse, *_sizes(q, k),
+            q.stride(), k.stride(), v.stride(), mask_strides, out.stride(), scale_log2, _clamped(diagonal, q, k),
+        )  # fmt: skip
     return out, lse
 
 
@@ -50,27 +52,36 @@ def attention_bwd(
     _, seqlen_k, kv_heads, _ = k.shape
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta, shift = _rows(dout, dlse, out, lse)
+    causal = causal and diagonal < seqlen_k - 1
     mask, mask_strides = _mask_bytes(mask, q, k)
     diagonal = _clamped(diagonal, q, k)
-    tile = tuning.tile("dq", _arch(q), q.dtype, head_dim, mask is not None)
-    _launch(
-        attention_bwd_dq_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, head_dim,
-        q, k, v, mask, dout, delta, shift, dq, *_sizes(q, k),
-        q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, diagonal,
-    )  # fmt: skip
-    tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim, mask is not None)
-    _launch(
-        attention_bwd_dkdv_kernel, triton.cdiv(seqlen_k, tile.block_n) * batch * kv_heads, tile, causal, head_dim,
-        q, k, v, mask, dout, delta, shift, dk, dv, *_sizes(q, k),
-        q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dk.stride(), dv.stride(), scale, diagonal,
-    )  # fmt: skip
+    for exact in _launches(causal, mask):
+        tile = tuning.tile("dq", _arch(q), q.dtype, head_dim, mask is not None, exact)
+        _launch(
+            attention_bwd_dq_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, exact, head_dim,
+            q, k, v, mask, dout, delta, shift, dq, *_sizes(q, k),
+            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, diagonal,
+        )  # fmt: skip
+        tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim, mask is not None, exact)
+        programs = triton.cdiv(seqlen_k, tile.block_n) * batch * kv_heads
+        _launch(
+            attention_bwd_dkdv_kernel, programs, tile, causal, exact, head_dim,
+            q, k, v, mask, dout, delta, shift, dk, dv, *_sizes(q, k),
+            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dk.stride(), dv.stride(), scale, diagonal,
+        )  # fmt: skip
     return dq, dk, dv
 
 
-def constexprs(kernel: Any, tile: tuning.Tile, causal: bool, head_dim: int) -> dict[str, Any]:
+def _launches(causal: bool, mask: Tensor | None) -> tuple[bool, ...]:
+    """Whether each launch is the exact one: it follows the first where something is hidden, and could be NaN."""
+    return (False, True) if causal or mask is not None else (False,)
+
+
+def constexprs(kernel: Any, tile: tuning.Tile, causal: bool, exact: bool, head_dim: int) -> dict[str, Any]:
     """The compile-time arguments of `kernel`, by name."""
     values = {
         "CAUSAL": causal,
+        "EXACT": exact,
         "HEAD_DIM": head_dim,
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "BLOCK_M": tile.block_m,
@@ -84,21 +95,23 @@ def _rows(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
     tile = tuning.tile("rows", _arch(out), out.dtype, head_dim, masked=False)
     _launch(
-        attention_bwd_rows_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, False, head_dim,
+        attention_bwd_rows_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, False, False, head_dim,
         dout, out, lse.contiguous(), None if dlse is None else dlse.contiguous(), delta, shift, heads, seqlen_q,
         dout.stride(), out.stride(),
     )  # fmt: skip
     return delta, shift
 
 
-def _launch(kernel: Any, programs: int, tile: tuning.Tile, causal: bool, head_dim: int, *args: Any) -> None:
+def _launch(
+    kernel: Any, programs: int, tile: tuning.Tile, causal: bool, exact: bool, head_dim: int, *args: Any
+) -> None:
     """Start `programs` programs; all of them on the first grid axis, the only one that takes more than 65,535."""
     if programs == 0:
         return
     with torch.cuda.device_of(args[0]):
         kernel[(programs,)](
             *args,
-            **constexprs(kernel, tile, causal, head_dim),
+            **constexprs(kernel, tile, causal, exact, head_dim),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )

@@ -7,8 +7,9 @@ rounded up to a power of two. `TAIL` and `MASKED` say that a tile may reach past
 - Scores are in base 2: q k^T * scale * log2(e), so that their exponential is one multiply-add and one exp2.
 - Kernels walk first over the tiles in which every query sees every key, with no mask in sight, then over the others.
 - No atomics: each sum is taken by one program in one order, so results repeat bit for bit.
-- Hidden values do not leak, not even NaN. A hidden weight is an exact 0, but 0 * NaN is NaN: a program whose sums are
-  not finite takes them again by `dot_visible`. A leak cannot hide, since a sum that holds NaN is never finite.
+- Hidden values do not leak, not even NaN. A hidden weight is an exact 0, but 0 * NaN is NaN: where anything is hidden,
+  a second launch (`EXACT`) takes the sums of each tile that is not finite again, by `dot_visible`. A leak cannot pass
+  unseen, since a sum that holds NaN is never finite; in the first launch the code would take registers it needs.
 - Offsets are 64-bit, and every stride may have any value.
 """
 
@@ -20,7 +21,6 @@ INF = tl.constexpr(float("inf"))
 HUGE = tl.constexpr(2.0**127)
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
-EXACT_BLOCK = tl.constexpr(16)  # the tile of the second, exact pass: small, to take no registers from the first
 
 
 @device_function
