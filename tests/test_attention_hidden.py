@@ -56,6 +56,7 @@ def test_nan_in_a_value_reaches_the_queries_that_see_it(world: World, masked: bo
     unseen[20:, 3] = False
     unseen[21:, 4] = False
     assert_same_where(unseen[None, :, None], out, clean)
+    assert out[:, 20:, :, 3].isnan().all()
     assert (out[:, 21:, :, 4] == torch.inf).all()
     torch.testing.assert_close(lse, clean_lse)
 

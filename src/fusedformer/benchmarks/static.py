@@ -26,7 +26,7 @@ from fusedformer.kernels.variants import Variant
 
 ARCHS = tuple(SHARED_LIMIT)
 # By op, the module whose function `variants(arch)` lists what is shipped.
-TRITON_OPS = {"attention": "fusedformer.kernels.attention_tuning"}
+TRITON_OPS = {"attention": "fusedformer.kernels.attention_variants"}
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,7 @@ def attention_bwd(
     if dlse is not None or not _flash_fits(q, k, v, dout, mask=mask, causal=causal, diagonal=diagonal):
         return attention_reference.attention_bwd(dout, dlse, q, k, v, mask, out, lse, scale, causal, diagonal)
     heads_first = (x.transpose(1, 2) for x in (dout, q, k, v, out))
-    gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *heads_first, lse, 0.0, causal, scale=scale
-    )
+    gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads_first, lse, 0.0, causal, scale=scale)
     dq, dk, dv = (gradient.transpose(1, 2).contiguous() for gradient in gradients)
     return dq, dk, dv
 

@@ -71,8 +71,8 @@ def _dq_tiles(
     """Take keys `first` to `last` into ds k."""
     for start_n in tl.range(first, last, BLOCK_N):
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
         v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
+        p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
         ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
         if MASKED:
             rows = start_m + tl.arange(0, BLOCK_M)
