@@ -121,4 +121,4 @@ def attention_fwd_kernel(
     store_rows(out_ptr, out_strides, start_m, seqlen_q, acc / total[:, None], HEAD_DIM, BLOCK_M, BLOCK_D)
     lse = tl.where(sees_none, -INF, (peak + tl.log2(total)) * LN_2)
     rows = start_m + tl.arange(0, BLOCK_M)
-    tl.store(lse_ptr + (batch * heads + head) * seqlen_q + rows, lse, mask=rows < seqlen_q)
+    tl.store(lse_ptr + ((batch * heads + head) * seqlen_q + rows), lse, mask=rows < seqlen_q)
