@@ -49,7 +49,7 @@ TABLE = (
     Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(128, 64, 8, 1), STATIC),
     Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(128, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 256, Tile(128, 64, 8, 2), Tile(128, 32, 8, 1), STATIC),
-    Row("fwd", (100,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 128, 8, 2), STATIC),
+    Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), STATIC),
     Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
     Row("fwd", (120,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
     Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
@@ -58,13 +58,15 @@ TABLE = (
     Row("dq", (80, 120), 2, 256, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (90,), 2, 256, Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dq", (90, 100), 2, 64, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("dq", (90, 100), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
+    Row("dq", (90,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 1), STATIC),
+    Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
     Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(128, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
     Row("dkdv", (80, 120), 2, 128, Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), STATIC),
     Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 4, 2), STATIC),
-    Row("dkdv", (90, 100), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 2), STATIC),
+    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 1), STATIC),
+    Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 2), STATIC),
     Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
     Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", ALL, 4, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
@@ -79,7 +81,7 @@ TABLE = (
     Row("rows", ALL, 4, 256, Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), STATIC),
 )
 
-# The second launch, for the rare tile that is not finite. In float32 above head dimension 64, that of dq spills.
+# The second launch, for the rare tile that is not finite. In float32 that of dq spills.
 EXACT = Tile(16, 16, 8, 1)
 EXACT_HALF_DQ = Tile(16, 16, 4, 1)
 
@@ -114,9 +116,10 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, maske
         return EXACT_HALF_DQ if (kernel, dtype.itemsize) == ("dq", 2) else EXACT
     known = {arch for row in TABLE for arch in row.archs}
     arch = arch if arch in known else FAMILIES.get(arch, SMALLEST)
-    row = next(
+    fitting = [
         row
         for row in TABLE
         if (row.kernel, row.element_size) == (kernel, dtype.itemsize) and arch in row.archs and head_dim <= row.head_dim
-    )
+    ]
+    row = min(fitting, key=lambda row: row.head_dim)
     return row.masked if masked else row.tile
