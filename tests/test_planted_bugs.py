@@ -33,6 +33,7 @@ class Bug:
 
 SOFTMAX_TESTS = ("tests/test_softmax.py", "-k", "within_budget or alignment")
 LAYER_NORM_TESTS = ("tests/test_layer_norm.py", "-k", "many_rows or 4097")
+ATTENTION_TESTS = ("tests/test_attention.py", "-k", "lengths or shared")
 GELU_TESTS = ("tests/test_gelu.py", "-k", "tails")
 
 BUGS = [
@@ -49,6 +50,29 @@ BUGS = [
         "thread - cut.head < cut.n - cut.tail",
         "thread - cut.head < cut.n - cut.tail - 1",
         SOFTMAX_TESTS,
+    ),
+    Bug(
+        "causal mask off by one",
+        "src/fusedformer/kernels/attention_tiles.py",
+        "cols <= rows + diagonal",
+        "cols < rows + diagonal",
+        ATTENTION_TESTS,
+    ),
+    Bug(
+        "wrong key head of a group",
+        "src/fusedformer/kernels/attention_fwd_kernel.py",
+        "k_ptr = head_ptr(k_ptr, k_strides, batch, head // group)",
+        "k_ptr = head_ptr(k_ptr, k_strides, batch, head % group)",
+        ATTENTION_TESTS,
+        slow=True,
+    ),
+    Bug(
+        "key gradient without its scale",
+        "src/fusedformer/kernels/attention_bwd_kernel.py",
+        "seqlen_k, dk * scale, HEAD_DIM",
+        "seqlen_k, dk, HEAD_DIM",
+        ATTENTION_TESTS,
+        slow=True,
     ),
     Bug(
         "vector load from an unaligned row",
