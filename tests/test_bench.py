@@ -248,6 +248,7 @@ class TestRun:
             worlds, "emulated_error_rows", lambda ops, *_: [worlds.skipped_row(ops[0], "emulated", "-")]
         )
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("COLUMNS", "200")  # in a narrow window the tables wrap what is looked for
         return bench.Options(tmp_path / "run", ("softmax", "encoder"), quick=True, budget_s=60)
 
     def test_a_quick_run_writes_what_it_prints(
