@@ -9,10 +9,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
-# Triton decides when it is imported; its own functions tell what it decided.
-INTERPRETED = isinstance(tl.sum, InterpretedFunction)
+# Triton decides when it is imported; its own functions tell what it decided. (Its interpreter cannot be asked: importing
+# that needs numpy, which neither PyTorch nor Triton brings.)
+INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
