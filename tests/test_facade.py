@@ -1,6 +1,7 @@
 """The package's face: what `import fusedformer` gives and costs, and that the README tells the truth."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,15 @@ def test_import_brings_in_no_extras() -> None:
     code = f"import sys, fusedformer; print(*({extras} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_import_needs_no_numpy() -> None:
+    """A plain install brings PyTorch and Triton, and neither brings numpy; only Triton's interpreter needs it."""
+    code = "import sys; sys.modules['numpy'] = None; import fusedformer"
+    settings = ("TRITON_INTERPRET", "FUSEDFORMER_EMULATE")
+    environment = {name: value for name, value in os.environ.items() if name not in settings}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.needs_index

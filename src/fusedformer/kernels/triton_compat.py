@@ -10,8 +10,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-# Triton decides when it is imported; its own functions tell what it decided. (Its interpreter cannot be asked: importing
-# that needs numpy, which neither PyTorch nor Triton brings.)
+# Triton decides when it is imported; its own functions tell what it decided. Its interpreter is not asked: importing
+# that needs numpy, which neither PyTorch nor Triton brings.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
