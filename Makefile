@@ -15,6 +15,9 @@ EXTRAS := bench,models,examples,static,test,lint
 bench: $(READY)
 	$(BIN)/fusedformer bench --quick
 
+# One thread a worker: more of them than cores slows training by far more than the second thread is worth.
+test slow: export OMP_NUM_THREADS := 1
+
 test: $(READY)
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" --require-worlds reference,emulated,static
 
