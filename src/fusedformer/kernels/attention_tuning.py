@@ -65,7 +65,7 @@ TABLE = (
     Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
     Row("dkdv", (80, 120), 2, 128, Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), STATIC),
     Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 4, 2), STATIC),
-    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 1), STATIC),
+    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 1), Tile(64, 128, 8, 1), STATIC),
     Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 2), STATIC),
     Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
     Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
