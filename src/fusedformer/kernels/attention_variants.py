@@ -46,7 +46,7 @@ _SPILLING = ("dq", torch.float32)  # its exact launch is shipped but not listed:
 
 
 def variants(arch: int) -> list[Variant]:
-    """The kernels and tiles shipped for compute capability `arch` (90 for 9.0), but for `_SPILLING`; aligned tensors."""
+    """The kernels and tiles shipped for compute capability `arch` (90 for 9.0), but for `_SPILLING`; aligned."""
     kernels = ("fwd", "dq", "dkdv")
     first = [_variant(kernel, arch, *setting) for setting in _SETTINGS for kernel in kernels]
     exact = [
