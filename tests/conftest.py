@@ -99,6 +99,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="W,W",
         help="fail the run if an op ran no case in one of these worlds",
     )
+    parser.addoption("--time-cases", action="store_true", help="test_speed.py: the sizes that `bench` times")
 
 
 @pytest.hookimpl(tryfirst=True)

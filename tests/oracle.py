@@ -1,11 +1,11 @@
-"""Holding a result against float64, by the error budget of fusedformer.benchmarks.accuracy."""
+"""Holding a result against float64, by the error budget of fusedformer.benchmarks.harness.accuracy."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.accuracy import GRADIENT_FACTOR, OUTPUT_FACTOR, budget_ratio
+from fusedformer.benchmarks.harness.accuracy import GRADIENT_FACTOR, OUTPUT_FACTOR, budget_ratio
 
 largest_ratio = 0.0
 """Of the running test case; the run's closing table shows the largest of each op and world."""

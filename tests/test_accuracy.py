@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusedformer.benchmarks.accuracy import budget_ratio, ulp
+from fusedformer.benchmarks.harness.accuracy import budget_ratio, ulp
 
 
 def test_plain_result_is_within_its_own_budget() -> None:

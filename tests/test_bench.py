@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusedformer.benchmarks import attention, bench, models, op_timing, ops, static, worlds
-from fusedformer.benchmarks.comparison import Comparison, Contender
-from fusedformer.benchmarks.console import Console
-from fusedformer.benchmarks.gate import Verdict, judge
+from fusedformer.benchmarks import attention, bench, models, ops
+from fusedformer.benchmarks.harness import op as op_harness
+from fusedformer.benchmarks.harness import worlds
+from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
+from fusedformer.benchmarks.harness.timing import Plan, WallClock
 from fusedformer.benchmarks.models import ModelCase
-from fusedformer.benchmarks.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
-from fusedformer.benchmarks.rows import Row
-from fusedformer.benchmarks.static_row import Row as StaticRow
-from fusedformer.benchmarks.timing import Plan, WallClock
+from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.static import collect
+from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.transformer.config import TransformerConfig
 
 CPU = torch.device("cpu")
@@ -143,7 +145,7 @@ class TestComparison:
 class TestOpTiming:
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
     def test_forward_and_backward_are_timed(self, op: Op) -> None:
-        for comparison in op_timing.comparisons(op, op.error_cases[0], CPU, seed=0):
+        for comparison in op_harness.comparisons(op, op.error_cases[0], CPU, seed=0):
             ours, *_ = comparison.measured(WallClock(), BRIEF)
             assert (ours.contender, ours.status) == ("ours", "ok")
             assert ours.rate is not None
@@ -165,14 +167,14 @@ class TestOpTiming:
 
     def test_a_gpu_gets_problems_enough_to_lose_its_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
         op, case = ops.OPS["softmax"], Case({"M": 16, "N": 512}, torch.float32)
-        monkeypatch.setattr(op_timing, "_l2_bytes", lambda device: 100_000)
-        problems = op_timing._TimedCase(op, case, CPU, 0).problems
+        monkeypatch.setattr(op_harness, "_l2_bytes", lambda device: 100_000)
+        problems = op_harness._TimedCase(op, case, CPU, 0).problems
         assert sum(problem.n_bytes for problem in problems[1:]) >= 2 * 100_000
 
     def test_nothing_is_made_for_a_gpu_before_its_turn(self) -> None:
         for op in OPS:
             for case in op.time_cases["cuda"]:
-                for comparison in op_timing.comparisons(op, case, torch.device("cuda"), seed=0):
+                for comparison in op_harness.comparisons(op, case, torch.device("cuda"), seed=0):
                     assert {row.status for row in comparison.skipped("no time")} == {"skipped"}
 
     def test_work_is_that_of_hand_counted_cases(self) -> None:
@@ -243,7 +245,7 @@ class TestRun:
         """A quick run of one op and one model, small, with nothing compiled."""
         monkeypatch.setattr(bench, "ARCHITECTURES", {"encoder": tiny("encoder")})
         monkeypatch.setattr(bench, "QUICK_SECONDS", 0.1)
-        monkeypatch.setattr(static, "collect", lambda *_, **__: [StaticRow(op="softmax", arch=90, skipped="no nvcc")])
+        monkeypatch.setattr(collect, "collect", lambda *_, **__: [StaticRow(op="softmax", arch=90, skipped="no nvcc")])
         monkeypatch.setattr(
             worlds, "emulated_error_rows", lambda ops, *_: [worlds.skipped_row(ops[0], "emulated", "-")]
         )
@@ -298,7 +300,7 @@ class TestRun:
     def test_a_static_world_that_raises_fails_the_run_but_does_not_end_it(
         self, options: bench.Options, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(static, "collect", raising(FileNotFoundError("no csrc folder")))
+        monkeypatch.setattr(collect, "collect", raising(FileNotFoundError("no csrc folder")))
         with Console() as console:
             assert not bench.run(replace(options, subjects=("softmax",)), console)
         (row,) = json.loads((options.output / "results.json").read_text())["static"]

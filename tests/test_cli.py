@@ -9,9 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusedformer import cli
-from fusedformer.benchmarks import bench, commands, doctor, ops, static
-from fusedformer.benchmarks.console import Console
-from fusedformer.benchmarks.static_row import Row
+from fusedformer.benchmarks import bench, commands, ops
+from fusedformer.benchmarks.report import machine
+from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.static import collect
+from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.kernels import library
 
 
@@ -72,8 +74,8 @@ def test_doctor_says_what_serves_each_op() -> None:
 
 
 def test_doctor_says_why_something_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    table = doctor.implementation_table()
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    table = machine.implementation_table()
     (softmax,) = [line for line in table.lines if line[0] == "softmax"]
     assert softmax[3] == "nothing: no g++"
 
@@ -82,8 +84,10 @@ def test_doctor_says_why_something_is_missing(monkeypatch: pytest.MonkeyPatch) -
 def test_static_prints_and_writes_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, status: int
 ) -> None:
-    row = Row(op="softmax", kernel="softmax_fwd_kernel", variant="float", arch=90, registers=32, spill_bytes=spilled)
-    monkeypatch.setattr(static, "collect", lambda archs, progress: [row] if archs == [90] else [])
+    row = StaticRow(
+        op="softmax", kernel="softmax_fwd_kernel", variant="float", arch=90, registers=32, spill_bytes=spilled
+    )
+    monkeypatch.setattr(collect, "collect", lambda archs, progress: [row] if archs == [90] else [])
     result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))
     assert result.exit_code == status
     assert "softmax_fwd_kernel" in result.output

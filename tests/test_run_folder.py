@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fusedformer.benchmarks import run_folder
-from fusedformer.benchmarks.rows import COLUMNS, Row
-from fusedformer.benchmarks.run_folder import RunFolder
+from fusedformer.benchmarks.report import run_folder
+from fusedformer.benchmarks.report.rows import COLUMNS, Row
+from fusedformer.benchmarks.report.run_folder import RunFolder
 
 ROW = Row(
     kind="time",
@@ -94,8 +94,8 @@ def test_a_killed_run_leaves_nothing_half_written(tmp_path: Path) -> None:
     code = f"""if True:
         import sys, time
         from pathlib import Path
-        from fusedformer.benchmarks.rows import Row
-        from fusedformer.benchmarks.run_folder import RunFolder
+        from fusedformer.benchmarks.report.rows import Row
+        from fusedformer.benchmarks.report.run_folder import RunFolder
         with RunFolder(Path(sys.argv[1])) as folder:
             folder.add({ROW!r})
             print("measured", flush=True)

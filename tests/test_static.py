@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from fusedformer import build
-from fusedformer.benchmarks import sass, static, static_cache, static_cuda, static_triton
-from fusedformer.benchmarks.static_row import SHARED_LIMIT, Row, parse_warnings
+from fusedformer.benchmarks.report.tables import static_table
+from fusedformer.benchmarks.static import cache, collect, cuda, sass, triton
+from fusedformer.benchmarks.static.row import SHARED_LIMIT, StaticRow, parse_warnings
 from fusedformer.kernels.variants import Variant
 
-OPS = [pytest.param(op, marks=pytest.mark.op(op)) for op in static.known_ops()]
+OPS = [pytest.param(op, marks=pytest.mark.op(op)) for op in collect.known_ops()]
 # Under pytest-xdist other workers compile too.
 JOBS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
@@ -67,12 +68,11 @@ ptxas info    : Used 238 registers, used 1 barriers
 
 
 @pytest.mark.static
-@pytest.mark.parametrize("arch", static.ARCHS)
+@pytest.mark.parametrize("arch", collect.ARCHS)
 @pytest.mark.parametrize("op", OPS)
 def test_every_shipped_variant_passes(op: str, arch: int) -> None:
-    rows = static.collect((arch,), (op,), jobs=JOBS)
-    for cells in zip(*(column.cells for column in static.table(rows)), strict=True):
-        print(*cells, sep=" | ")
+    rows = collect.collect((arch,), (op,), jobs=JOBS)
+    print(static_table(rows).markdown())
     assert rows
     if reason := rows[0].skipped:
         pytest.skip(f"static world: {reason}")
@@ -80,7 +80,7 @@ def test_every_shipped_variant_passes(op: str, arch: int) -> None:
 
 
 def test_every_op_has_static_cases() -> None:
-    assert {"attention", "gelu", "layer_norm", "softmax"} <= set(static.known_ops())
+    assert {"attention", "gelu", "layer_norm", "softmax"} <= set(collect.known_ops())
 
 
 def test_disassembly_is_counted_by_kernel_and_whole_modifier() -> None:
@@ -92,7 +92,7 @@ def test_disassembly_is_counted_by_kernel_and_whole_modifier() -> None:
 
 
 def test_serialized_wgmma_is_a_problem_and_other_warnings_are_kept() -> None:
-    row = Row(op="attention", arch=90, warnings=parse_warnings(REPORT))
+    row = StaticRow(op="attention", arch=90, warnings=parse_warnings(REPORT))
     assert len(row.warnings) == 2
     (problem,) = row.problems
     assert "C7511" in problem
@@ -111,24 +111,26 @@ def test_serialized_wgmma_is_a_problem_and_other_warnings_are_kept() -> None:
     ],
 )
 def test_gate(figures: dict[str, int], problem: str) -> None:
-    assert Row(op="softmax", arch=120).passed
-    row = Row(op="softmax", arch=120, **figures)  # type: ignore[arg-type]
+    assert StaticRow(op="softmax", arch=120).passed
+    row = StaticRow(op="softmax", arch=120, **figures)  # type: ignore[arg-type]
     assert row.problems == (problem,)
     assert not row.passed
     assert row.verdict == f"FAILED: {problem}"
 
 
 def test_row_survives_json() -> None:
-    row = Row(op="softmax", kernel="k", variant="v", arch=90, matrix={"HMMA": 3}, warnings=("slow",), spill_bytes=8)
-    assert Row.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+    row = StaticRow(
+        op="softmax", kernel="k", variant="v", arch=90, matrix={"HMMA": 3}, warnings=("slow",), spill_bytes=8
+    )
+    assert StaticRow.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 
 def test_table_has_a_cell_per_row_and_no_figures_where_nothing_was_compiled() -> None:
-    rows = [Row(op="softmax", arch=90, registers=40), Row(op="gelu", arch=90, skipped="no nvcc")]
-    columns = {column.heading: column.cells for column in static.table(rows)}
+    rows = [StaticRow(op="softmax", arch=90, registers=40), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
+    table = static_table(rows)
+    columns = dict(zip(table.columns, zip(*table.lines, strict=True), strict=True))
     assert columns["registers"] == ("40", "")
     assert columns["verdict"] == ("ok", "skipped: no nvcc")
-    assert {len(cells) for cells in columns.values()} == {2}
 
 
 @pytest.mark.parametrize(
@@ -141,20 +143,20 @@ def test_table_has_a_cell_per_row_and_no_figures_where_nothing_was_compiled() ->
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        static.collect(**arguments)  # type: ignore[arg-type]
+        collect.collect(**arguments)  # type: ignore[arg-type]
 
 
 def test_no_nvcc_is_a_stated_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    (row,) = static.collect((90,), ("softmax",))
+    (row,) = collect.collect((90,), ("softmax",))
     assert row.skipped.startswith("no nvcc")
     assert row.problems == ()
     assert not row.passed
 
 
 def test_no_triton_is_a_stated_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static, "find_spec", lambda name: None)
-    (row,) = static.collect((90,), ("attention",))
+    monkeypatch.setattr(collect, "find_spec", lambda name: None)
+    (row,) = collect.collect((90,), ("attention",))
     assert row.skipped.startswith("no triton")
 
 
@@ -163,56 +165,56 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """An empty cache, and a compiler that only keeps a list of what it was asked for."""
     compiled: list[int] = []
 
-    def compile_source(source: Path, arch: int) -> list[Row]:
+    def compile_source(source: Path, arch: int) -> list[StaticRow]:
         compiled.append(arch)
-        return [Row(op=source.stem, kernel="gelu_fwd_kernel", arch=arch, registers=32)]
+        return [StaticRow(op=source.stem, kernel="gelu_fwd_kernel", arch=arch, registers=32)]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(static_cuda, "unavailable", lambda: "")
-    monkeypatch.setattr(static_cuda, "compile_source", compile_source)
-    monkeypatch.setattr(static, "_nvcc_version", lambda: "13.0")
+    monkeypatch.setattr(cuda, "unavailable", lambda: "")
+    monkeypatch.setattr(cuda, "compile_source", compile_source)
+    monkeypatch.setattr(collect, "_nvcc_version", lambda: "13.0")
     return compiled
 
 
 def test_second_collect_comes_from_the_cache(compiles: list[int]) -> None:
     seen: list[tuple[int, int]] = []
-    first = static.collect((80, 90), ("gelu",), progress=lambda done, total: seen.append((done, total)))
-    assert static.collect((80, 90), ("gelu",)) == first
+    first = collect.collect((80, 90), ("gelu",), progress=lambda done, total: seen.append((done, total)))
+    assert collect.collect((80, 90), ("gelu",)) == first
     assert sorted(compiles) == [80, 90]
     assert seen == [(1, 2), (2, 2)]
 
 
 def test_other_compiler_compiles_anew(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    static.collect((90,), ("gelu",))
-    monkeypatch.setattr(static, "_nvcc_version", lambda: "13.1")
-    static.collect((90,), ("gelu",))
+    collect.collect((90,), ("gelu",))
+    monkeypatch.setattr(collect, "_nvcc_version", lambda: "13.1")
+    collect.collect((90,), ("gelu",))
     assert compiles == [90, 90]
 
 
 @pytest.mark.parametrize(("old", "new"), [('"registers": 32', '"registers": 33'), ("]", ""), ("\n", "")])
 def test_damaged_cache_entry_compiles_anew(compiles: list[int], tmp_path: Path, old: str, new: str) -> None:
-    first = static.collect((90,), ("gelu",))
+    first = collect.collect((90,), ("gelu",))
     (entry,) = (tmp_path / "fusedformer" / "static").iterdir()
     entry.write_text(entry.read_text().replace(old, new))
-    assert static.collect((90,), ("gelu",)) == first
+    assert collect.collect((90,), ("gelu",)) == first
     assert compiles == [90, 90]
-    assert static_cache.load(entry.name) == first
+    assert cache.load(entry.name) == first
 
 
 def test_failures_are_not_cached(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Row(op="gelu", arch=90, error="out of memory")
-    monkeypatch.setattr(static_cuda, "compile_source", lambda source, arch: [failed])
-    assert static.collect((90,), ("gelu",)) == [failed]
-    monkeypatch.setattr(static_cuda, "compile_source", lambda source, arch: [Row(op="gelu", arch=arch)])
-    assert static.collect((90,), ("gelu",))[0].passed
+    failed = StaticRow(op="gelu", arch=90, error="out of memory")
+    monkeypatch.setattr(cuda, "compile_source", lambda source, arch: [failed])
+    assert collect.collect((90,), ("gelu",)) == [failed]
+    monkeypatch.setattr(cuda, "compile_source", lambda source, arch: [StaticRow(op="gelu", arch=arch)])
+    assert collect.collect((90,), ("gelu",))[0].passed
 
 
 def test_local_array_in_a_cuda_kernel_is_flagged(tmp_path: Path) -> None:
-    if reason := static_cuda.unavailable():
+    if reason := cuda.unavailable():
         pytest.skip(f"static world: {reason}")
     source = tmp_path / "table.cu"
     source.write_text(LOCAL_ARRAY)
-    (row,) = static_cuda.compile_source(source, 90)
+    (row,) = cuda.compile_source(source, 90)
     assert (row.op, row.kernel) == ("table", "table_fwd_kernel")
     assert row.stack_bytes == 256
     assert row.local_accesses > 0
@@ -220,11 +222,11 @@ def test_local_array_in_a_cuda_kernel_is_flagged(tmp_path: Path) -> None:
 
 
 def test_cuda_kernel_that_does_not_compile_is_a_failed_row(tmp_path: Path) -> None:
-    if reason := static_cuda.unavailable():
+    if reason := cuda.unavailable():
         pytest.skip(f"static world: {reason}")
     source = tmp_path / "broken.cu"
     source.write_text("__global__ void broken_kernel() { undeclared(); }")
-    (row,) = static_cuda.compile_source(source, 90)
+    (row,) = cuda.compile_source(source, 90)
     assert "undeclared" in row.error
 
 
@@ -254,7 +256,7 @@ def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules: Path) -> None:
     (modules / "planted_matmul.py").write_text(MATMUL)
-    with static_triton.CompilerPool(1) as pool:
+    with triton.CompilerPool(1) as pool:
         spilled = pool.compile(matmul("planted_matmul", num_warps=2), 80)
         good = pool.compile(matmul("planted_matmul"), 80)
         too_large = pool.compile(matmul("planted_matmul", num_stages=5), 120)
@@ -275,7 +277,7 @@ def test_crash_of_the_compiler_is_a_failed_row_and_the_next_one_compiles(modules
         "import os\nos.write(2, b'x.py:1: error: bad tile\\ndump\\n')\nraise OSError('no')"
     )
     (modules / "planted_matmul.py").write_text(MATMUL)
-    with static_triton.CompilerPool(1) as pool:
+    with triton.CompilerPool(1) as pool:
         crashed = pool.compile(matmul("planted_crash"), 90)
         refused = pool.compile(matmul("planted_error"), 90)
         absent = pool.compile(matmul("planted_absent"), 90)
@@ -288,8 +290,8 @@ def test_crash_of_the_compiler_is_a_failed_row_and_the_next_one_compiles(modules
 
 def test_compiler_that_hangs_is_a_failed_row(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (modules / "planted_hang.py").write_text("import time\ntime.sleep(600)\n")
-    monkeypatch.setattr(static_triton, "TIMEOUT_S", 1.0)
-    with static_triton.CompilerPool(1) as pool:
+    monkeypatch.setattr(triton, "TIMEOUT_S", 1.0)
+    with triton.CompilerPool(1) as pool:
         assert "did not answer within 1 s" in pool.compile(matmul("planted_hang"), 90).error
 
 
@@ -299,7 +301,7 @@ def test_sources_of_a_kernel_follow_its_imports(modules: Path, monkeypatch: pyte
     (modules / "planted_types.py").write_text("import planted_kernel\n")
     (modules / "planted_other.py").write_text("")
     monkeypatch.syspath_prepend(str(modules))
-    assert [path.stem for path in static_triton.sources("planted_kernel")] == [
+    assert [path.stem for path in triton.sources("planted_kernel")] == [
         "planted_kernel",
         "planted_tiles",
         "planted_types",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusedformer.benchmarks import timing
-from fusedformer.benchmarks.timing import CudaClock, Plan, TooSlowError, WallClock
+from fusedformer.benchmarks.harness import timing
+from fusedformer.benchmarks.harness.timing import CudaClock, Plan, TooSlowError, WallClock
 
 FIXED_ROUNDS = Plan(min_rounds=12, max_rounds=12)
 

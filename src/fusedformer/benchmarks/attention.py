@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusedformer.benchmarks.op import FORWARD, Case, Inputs, Op, Work, randn
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn
 from fusedformer.kernels.attention import attention
 
 

@@ -12,17 +12,19 @@ from pathlib import Path
 
 import torch
 
-from fusedformer.benchmarks import environment, models, op_timing, static, tables, worlds
-from fusedformer.benchmarks.comparison import OURS, Comparison
-from fusedformer.benchmarks.console import Console
-from fusedformer.benchmarks.gate import describe
-from fusedformer.benchmarks.models import ARCHITECTURES
-from fusedformer.benchmarks.ops import OPS
-from fusedformer.benchmarks.rows import Row
-from fusedformer.benchmarks.run_folder import RunFolder
-from fusedformer.benchmarks.static_row import Row as StaticRow
-from fusedformer.benchmarks.tables import Table
-from fusedformer.benchmarks.timing import CudaClock, Plan, WallClock
+from fusedformer.benchmarks import models
+from fusedformer.benchmarks.harness import op as op_harness
+from fusedformer.benchmarks.harness import worlds
+from fusedformer.benchmarks.harness.comparison import OURS, Comparison, describe
+from fusedformer.benchmarks.harness.timing import CudaClock, Plan, WallClock
+from fusedformer.benchmarks.ops import ARCHITECTURES, OPS, SUBJECTS
+from fusedformer.benchmarks.report import machine, tables
+from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.report.run_folder import RunFolder
+from fusedformer.benchmarks.report.tables import Table
+from fusedformer.benchmarks.static import collect as static_world
+from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.kernels import emulation
 
 CLOSING_SECONDS = 10.0  # of the budget, kept for pictures and files
@@ -39,11 +41,6 @@ class Options:
     quick: bool = False
     budget_s: float = 480.0
     seed: int = 0
-
-
-def known_subjects() -> tuple[str, ...]:
-    """Every op and model that `bench` measures."""
-    return (*OPS, *ARCHITECTURES)
 
 
 def run(options: Options, console: Console) -> bool:
@@ -68,10 +65,10 @@ class _Bench:
         self.options, self.console, self.folder = options, console, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.deadline = time.monotonic() + options.budget_s - CLOSING_SECONDS
-        subjects = options.subjects or known_subjects()
+        subjects = options.subjects or SUBJECTS
         self.ops = [op for name, op in OPS.items() if name in subjects]
         self.architectures = [model for name, model in ARCHITECTURES.items() if name in subjects]
-        self.environment = environment.collect()
+        self.environment = machine.collect()
         self.static_rows: list[StaticRow] = []
         self.tables: list[Table] = []
 
@@ -110,7 +107,7 @@ class _Bench:
         cpu = torch.device("cpu")
         for device in dict.fromkeys((cpu, self.device)):
             for op in self.ops:
-                self.console.step(f"errors of {op.name}, {worlds.WORLDS[device.type]} world")
+                self.console.step(f"errors of {op.name}, {op_harness.WORLDS[device.type]} world")
                 yield from worlds.error_rows(op, device, self.options.seed)
         yield from self._emulated_errors()
         if self.device == cpu:
@@ -134,7 +131,7 @@ class _Bench:
 
         names = [op.name for op in self.ops]
         try:
-            self.static_rows = static.collect([STATIC_ARCH], names, progress=progress)
+            self.static_rows = static_world.collect([STATIC_ARCH], names, progress=progress)
         except Exception as error:  # what has been measured so far is not lost to it
             self.static_rows = [StaticRow(op=name, arch=STATIC_ARCH, error=describe(error)) for name in names]
 
@@ -160,7 +157,7 @@ class _Bench:
             if self.options.quick:
                 cases = cases[: 1 if self.device.type == "cuda" else 0]
             for case in cases:
-                found += op_timing.comparisons(op, case, self.device, self.options.seed)
+                found += op_harness.comparisons(op, case, self.device, self.options.seed)
         for architecture in self.architectures:
             found += models.comparisons(architecture, self.device, self.options.seed)
         return found
@@ -169,7 +166,7 @@ class _Bench:
         if find_spec("matplotlib") is None:
             self.console.line("plots skipped: matplotlib is not installed, pip install 'fusedformer[bench]' brings it")
             return []
-        from fusedformer.benchmarks import plots
+        from fusedformer.benchmarks.report import plots
 
         return plots.draw(self.folder.rows, self.folder.plots)
 

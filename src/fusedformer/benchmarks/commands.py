@@ -12,10 +12,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
-from fusedformer.benchmarks import doctor as doctor_report
-from fusedformer.benchmarks import run_folder, tables
-from fusedformer.benchmarks import static as static_world
-from fusedformer.benchmarks.console import Console
+from fusedformer.benchmarks.ops import SUBJECTS
+from fusedformer.benchmarks.report import machine, run_folder, tables
+from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.static import collect as static_world
 
 app = typer.Typer(
     help="Is it installed right, is it correct, and how fast is it?",
@@ -60,8 +60,8 @@ def parse_subject(name: str) -> str:
     Raises:
         ValueError: there is no such op or model.
     """
-    if name not in bench_run.known_subjects():
-        raise ValueError(f"no op or model {name!r}: choose from {', '.join(bench_run.known_subjects())}")
+    if name not in SUBJECTS:
+        raise ValueError(f"no op or model {name!r}: choose from {', '.join(SUBJECTS)}")
     return name
 
 
@@ -104,7 +104,7 @@ def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
 def doctor() -> None:
     """Print what is installed here, which implementation each op uses, and why the others are not there."""
     with Console() as console:
-        for table in doctor_report.report():
+        for table in machine.doctor():
             console.table(table)
 
 

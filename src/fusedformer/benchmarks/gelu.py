@@ -6,7 +6,7 @@ Contenders: ours, and torch.nn.functional.gelu.
 import torch
 import torch.nn.functional as F
 
-from fusedformer.benchmarks.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
 from fusedformer.kernels.gelu import APPROXIMATIONS, gelu
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
 from fusedformer.kernels.layer_norm import layer_norm
 
 

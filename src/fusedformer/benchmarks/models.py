@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusedformer.benchmarks.comparison import OURS, Comparison, Contender
-from fusedformer.benchmarks.gate import Verdict, budget_ratios, judge
-from fusedformer.benchmarks.op import FORWARD
-from fusedformer.benchmarks.timing import Run
-from fusedformer.benchmarks.torch_models import TorchTextModel, TorchVisionTransformer, load_ours, their_name
-from fusedformer.benchmarks.worlds import WORLDS
+from fusedformer.benchmarks.harness.accuracy import budget_ratios
+from fusedformer.benchmarks.harness.comparison import OURS, Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
+from fusedformer.benchmarks.harness.timing import Run
+from fusedformer.benchmarks.harness.torch_models import TorchTextModel, TorchVisionTransformer, load_ours, their_name
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder

@@ -1,5 +1,7 @@
-"""Every op that the benchmarks measure, by name."""
+"""What the benchmarks measure: every op and architecture, by name."""
 
 from fusedformer.benchmarks import attention, gelu, layer_norm, softmax
+from fusedformer.benchmarks.models import ARCHITECTURES
 
 OPS = {module.OP.name: module.OP for module in (layer_norm, softmax, gelu, attention)}
+SUBJECTS = (*OPS, *ARCHITECTURES)

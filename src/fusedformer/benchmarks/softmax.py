@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fusedformer.benchmarks.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
 from fusedformer.kernels.softmax import softmax
 
 

@@ -1,15 +1,42 @@
-"""One line of a benchmark: the same computation by several contenders, timed side by side where they are right."""
+"""One line of a benchmark: the same computation by several contenders, timed side by side where they are right.
 
+A wrong answer gets no time: every contender is held against float64 before it is timed.
+"""
+
+import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fusedformer.benchmarks import timing
-from fusedformer.benchmarks.gate import Verdict, describe
-from fusedformer.benchmarks.op import Work
-from fusedformer.benchmarks.rows import Row
-from fusedformer.benchmarks.timing import Clock, Plan, Run
+import torch
+
+from fusedformer.benchmarks.harness import timing
+from fusedformer.benchmarks.harness.timing import Clock, Plan, Run
+from fusedformer.benchmarks.report.rows import Row, Status
 
 OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What holding a contender against float64 came to; the fields are those of a row."""
+
+    status: Status = "ok"
+    reason: str = ""
+    error_ratio: float | None = None
+    worst_tensor: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call has to do at least: bytes to move, or FLOPs to compute."""
+
+    amount: float
+    unit: str  # "GB" (1e9 bytes) or "TFLOP"
+
+    def rate(self, seconds: float) -> float:
+        """In `unit` per second."""
+        return self.amount / seconds
 
 
 @dataclass(frozen=True)
@@ -84,3 +111,24 @@ class Comparison:
             ratio = timing.ratio(samples, ours)
             row = replace(row, ratio=ratio.median, ratio_low=ratio.low, ratio_high=ratio.high)
         return row
+
+
+def judge(error_ratios: Callable[[], Mapping[str, float]]) -> Verdict:
+    """Call `error_ratios`, which gives the share of its error budget by tensor; raising is a verdict too."""
+    try:
+        ratios = error_ratios()
+    except Exception as error:  # whatever a contender raises is its result
+        return Verdict("failed", reason=describe(error))
+    worst = max(ratios, key=lambda name: ratios[name])
+    if math.isinf(ratios[worst]):
+        return Verdict("wrong", f"{worst} is NaN or infinite where float64 is not, or the reverse", None, worst)
+    if ratios[worst] > 1:
+        return Verdict("wrong", f"error of {worst} is {ratios[worst]:.3g} times its budget", ratios[worst], worst)
+    return Verdict("ok", "", ratios[worst], worst)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line of a length that a table can take."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", width=300)

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from fusedformer import build
-from fusedformer.benchmarks import sass
-from fusedformer.benchmarks.static_row import Row, measured
+from fusedformer.benchmarks.static import sass
+from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
 _MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
@@ -18,14 +18,14 @@ def unavailable() -> str:
     return "" if sass.find_nvdisasm() else "no nvdisasm: neither in the triton package nor on $PATH"
 
 
-def compile_source(source: Path, arch: int) -> list[Row]:
+def compile_source(source: Path, arch: int) -> list[StaticRow]:
     """A row for every kernel of one .cu file; a single one with the error if it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         try:
             resources = build.compile_cubin(source, arch, cubin)
         except build.BuildError as error:
-            return [Row(op=source.stem, kernel=source.name, arch=arch, error=str(error))]
+            return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=str(error))]
         mixes = sass.instruction_mixes(cubin)
     # ptxas names the kernels demangled, the disassembly does not.
     mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))
@@ -34,5 +34,7 @@ def compile_source(source: Path, arch: int) -> list[Row]:
         name, _, arguments = kernel.name.removesuffix(">").partition("<")
         figures = measured(kernel, mixes[kernel.name])
         vectorized = name.endswith(_MAIN_PATH)
-        rows.append(Row(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures))
+        rows.append(
+            StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures)
+        )
     return rows

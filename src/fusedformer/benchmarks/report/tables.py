@@ -1,13 +1,13 @@
 """The tables of a run, as text in cells: what the terminal shows and summary.md holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from fusedformer.benchmarks import static
-from fusedformer.benchmarks.comparison import OURS
-from fusedformer.benchmarks.rows import Row
+from fusedformer.benchmarks.harness.comparison import OURS
+from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.static.row import StaticRow
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,22 @@ def ratio(row: Row) -> str:
     return "-" if row.ratio is None else f"{row.ratio:.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
 
 
-def static_table(rows: Sequence[static.Row]) -> Table:
+def static_table(rows: Sequence[StaticRow]) -> Table:
     """What every compiled kernel variant needs, and whether that is right."""
-    columns = static.table(rows)
-    lines = list(zip(*(column.cells for column in columns), strict=True))
-    return Table("Static", [column.heading for column in columns], lines)
+    figures: dict[str, Callable[[StaticRow], object]] = {
+        "registers": lambda row: row.registers,
+        "spills (B)": lambda row: row.spill_bytes,
+        "stack (B)": lambda row: row.stack_bytes,
+        "shared (B)": lambda row: row.shared_bytes,
+        "matrix": lambda row: " ".join(f"{count} {name}" for name, count in row.matrix.items()) or "-",
+        "128-bit loads": lambda row: f"{row.global_loads_128} of {row.global_loads}",
+        "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",
+    }
+    lines = []
+    for row in rows:
+        cells = [str(figure(row)) if row.compiled else "" for figure in figures.values()]
+        lines.append((row.op, row.kernel, row.variant, f"sm_{row.arch}", *cells, row.verdict))
+    return Table("Static", ("op", "kernel", "variant", "arch", *figures, "verdict"), lines)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """The error of every op against float64, in every world that this machine has.
 
-The emulated world is chosen before import, so it has a process of its own, `python -m fusedformer.benchmarks.worlds`,
-which prints one row per line, as JSON.
+The emulated world is chosen before import, so it has a process of its own,
+`python -m fusedformer.benchmarks.harness.worlds`, which prints one row per line, as JSON.
 """
 
 import contextlib
@@ -19,15 +19,13 @@ from typing import IO
 
 import torch
 
-from fusedformer.benchmarks.comparison import OURS
-from fusedformer.benchmarks.gate import judge
-from fusedformer.benchmarks.op import Case, Op, Problem
+from fusedformer.benchmarks.harness.comparison import OURS, judge
+from fusedformer.benchmarks.harness.op import WORLDS, Case, Op, Problem
 from fusedformer.benchmarks.ops import OPS
-from fusedformer.benchmarks.rows import Row
+from fusedformer.benchmarks.report.rows import Row
 from fusedformer.kernels import emulation
 
 DIRECTION = "forward + backward"
-WORLDS = {"cpu": "reference", "cuda": "gpu"}
 EMULATED = "emulated"
 
 
@@ -63,7 +61,7 @@ def skipped_row(op: Op, world: str, reason: str) -> Row:
 
 def _emulated_process(ops: Sequence[Op], seed: int, stderr: IO[str]) -> subprocess.Popen[str]:
     """In a process group of its own, so that a compiler which it started ends with it."""
-    command = [sys.executable, "-m", "fusedformer.benchmarks.worlds", str(seed), *(op.name for op in ops)]
+    command = [sys.executable, "-m", "fusedformer.benchmarks.harness.worlds", str(seed), *(op.name for op in ops)]
     environment = {**os.environ, "FUSEDFORMER_EMULATE": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True

@@ -7,6 +7,7 @@ outputs and 3 for gradients. Everything here speaks of the ratio of the two side
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,17 @@ def budget_ratio(out: Tensor, exact: Tensor, plain: Tensor, *, factor: float = O
     error = (out64 - exact)[finite].abs().max().item()
     plain_error = (plain64 - exact)[finite].abs().nan_to_num().max().item()
     return error / (factor * plain_error + ulp(exact[finite].abs().max().item(), out.dtype))
+
+
+def budget_ratios(
+    names: Sequence[str], got: Sequence[Tensor], exact: Sequence[Tensor], plain: Sequence[Tensor]
+) -> dict[str, float]:
+    """Share of the error budget by tensor: the first is the output, the others are gradients."""
+    factors = [OUTPUT_FACTOR] + [GRADIENT_FACTOR] * (len(names) - 1)
+    return {
+        name: budget_ratio(*tensors, factor=factor)
+        for name, factor, *tensors in zip(names, factors, got, exact, plain, strict=True)
+    }
 
 
 def ulp(value: float, dtype: torch.dtype) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fusedformer.benchmarks.rows import COLUMNS, Row
+from fusedformer.benchmarks.report.rows import COLUMNS, Row
 
 SCHEMA = 1  # of results.json; raised when a field changes its meaning or goes away
 RUNS = Path("runs")

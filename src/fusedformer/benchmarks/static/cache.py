@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fusedformer import build
-from fusedformer.benchmarks.static_row import Row
+from fusedformer.benchmarks.static.row import StaticRow
 
 
 def key(*parts: str | bytes | int) -> str:
@@ -20,16 +20,16 @@ def key(*parts: str | bytes | int) -> str:
     return _digest(*parts, _own_sources())
 
 
-def load(key: str) -> list[Row] | None:
+def load(key: str) -> list[StaticRow] | None:
     """The rows stored under `key`; None if there are none, or damaged ones."""
     try:
         checksum, body = (_folder() / key).read_text().split("\n", 1)
-        return [Row.from_dict(fields) for fields in json.loads(body)] if checksum == _digest(body) else None
+        return [StaticRow.from_dict(fields) for fields in json.loads(body)] if checksum == _digest(body) else None
     except (OSError, ValueError):
         return None
 
 
-def store(key: str, rows: Iterable[Row]) -> None:
+def store(key: str, rows: Iterable[StaticRow]) -> None:
     """Keep rows under `key`, whole or not at all; where nothing can be written, nothing is kept."""
     body = json.dumps([row.to_dict() for row in rows])
     with contextlib.suppress(OSError):
@@ -55,6 +55,5 @@ def _digest(*parts: str | bytes | int) -> str:
 @functools.cache
 def _own_sources() -> bytes:
     """The code that compiles, measures and describes a row: an entry must not outlive it."""
-    folder = Path(__file__).parent
-    paths = (Path(build.__file__), folder / "sass.py", *sorted(folder.glob("static*.py")))
+    paths = (Path(build.__file__), *sorted(Path(__file__).parent.glob("*.py")))
     return b"".join(path.read_bytes() for path in paths)

@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # draws without a display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from fusedformer.benchmarks.rows import Row
+from fusedformer.benchmarks.report.rows import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")

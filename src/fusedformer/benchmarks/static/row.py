@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusedformer.benchmarks.sass import InstructionMix
+from fusedformer.benchmarks.static.sass import InstructionMix
 from fusedformer.build import KernelResources
 
 # Shared memory that one block may have, in bytes, by architecture.
@@ -19,7 +19,7 @@ _SERIALIZED = re.compile(r"\(C75\d\d\)|wgmma.* serialized")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StaticRow:
     """One kernel variant compiled for one architecture, or the reason why there is none.
 
     Counts are of instructions as they stand in the code; see `sass.InstructionMix` for their meaning.
@@ -86,7 +86,7 @@ class Row:
         return dataclasses.asdict(self) | {"problems": self.problems, "passed": self.passed}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Row":
+    def from_dict(cls, fields: dict[str, Any]) -> "StaticRow":
         """The row that `to_dict` described, also after a trip through JSON."""
         known = {name: value for name, value in fields.items() if name not in ("problems", "passed")}
         return cls(**known | {"warnings": tuple(known["warnings"])})

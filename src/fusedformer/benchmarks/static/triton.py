@@ -21,8 +21,8 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from fusedformer import build
-from fusedformer.benchmarks import sass
-from fusedformer.benchmarks.static_row import Row, measured, parse_warnings
+from fusedformer.benchmarks.static import sass
+from fusedformer.benchmarks.static.row import StaticRow, measured, parse_warnings
 from fusedformer.kernels.variants import Variant
 
 TIMEOUT_S = 300.0  # of one compile; they take seconds
@@ -49,7 +49,7 @@ class CompilerPool:
             process.stop()
         self._folder.cleanup()
 
-    def compile(self, variant: Variant, arch: int) -> Row:
+    def compile(self, variant: Variant, arch: int) -> StaticRow:
         """The row of a variant, which carries the error if it does not compile; waits for an idle process."""
         process = self._idle.get()
         try:
@@ -64,10 +64,10 @@ class _CompilerProcess:
         self._log = folder / "log"
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def compile(self, variant: Variant, arch: int) -> Row:
+    def compile(self, variant: Variant, arch: int) -> StaticRow:
         process, connection = self._running or self._start()
         printed_before = self._log.stat().st_size
-        reply: Row | str
+        reply: StaticRow | str
         try:
             connection.send((variant, arch))
             if connection.poll(TIMEOUT_S):
@@ -78,10 +78,10 @@ class _CompilerProcess:
         except (EOFError, OSError):
             reply = f"the compiler {_ending(process.wait())}"
             self.stop()
-        if isinstance(reply, Row):
+        if isinstance(reply, StaticRow):
             return reply
         error = ": ".join(filter(None, (reply, self._diagnosis(printed_before))))
-        return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=error)
+        return StaticRow(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=error)
 
     def stop(self) -> None:
         if self._running is None:
@@ -115,7 +115,7 @@ class _CompilerProcess:
         return (errors[:1] or lines[-1:] or [""])[0]
 
 
-def compile_variant(variant: Variant, arch: int) -> Row:
+def compile_variant(variant: Variant, arch: int) -> StaticRow:
     """Compile in this process, which must be one where Triton compiles.
 
     The figures are of the ptxas run that makes the shipped machine code: another run, with fewer of the options that
@@ -142,7 +142,7 @@ def compile_variant(variant: Variant, arch: int) -> Row:
     figures["shared_bytes"] += compiled.metadata.shared  # ptxas sees only what is declared, Triton's comes at launch
     figures["narrow_offsets"] = len(_NARROW_OFFSET.findall(compiled.asm["ttir"]))
     figures["warnings"] = parse_warnings(printed.getvalue())
-    return Row(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, **figures)
+    return StaticRow(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, **figures)
 
 
 def sources(module: str) -> list[Path]:
@@ -184,7 +184,7 @@ def main() -> None:
         while True:
             variant, arch = connection.recv()
             try:
-                reply: Row | str = compile_variant(variant, arch)
+                reply: StaticRow | str = compile_variant(variant, arch)
             except Exception as error:
                 reply = f"{type(error).__name__}: {' '.join(str(error).split())}"
             connection.send(reply)

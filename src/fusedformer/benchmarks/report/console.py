@@ -8,7 +8,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from fusedformer.benchmarks.tables import Table
+from fusedformer.benchmarks.report.tables import Table
 
 FILE_WIDTH = 160  # characters of a line where the output is no terminal, whose width could be asked
 

@@ -1,24 +1,47 @@
-"""`fusedformer doctor`: what is installed, which implementation each op uses, and why the others are not there."""
+"""What a run was made on, which implementation each op uses here, and why the others are not.
 
+Versions, processor, threads, GPUs; no names of machines, users or folders.
+"""
+
+import importlib.metadata
+import os
+import platform
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from fusedformer import build
-from fusedformer.benchmarks import environment
 from fusedformer.benchmarks.ops import OPS
-from fusedformer.benchmarks.static import TRITON_OPS
-from fusedformer.benchmarks.tables import Table, environment_table
+from fusedformer.benchmarks.report.tables import Table, environment_table
+from fusedformer.benchmarks.static.collect import TRITON_OPS
 from fusedformer.kernels import emulation, library
 
+PACKAGES = ("fusedformer", "torch", "triton", "numpy", "matplotlib")
 REFERENCE = "plain PyTorch"
 EXTRAS = {"matplotlib": "bench", "safetensors": "models", "tokenizers": "models"}
 
 
-def report() -> list[Table]:
+def collect() -> dict[str, Any]:
+    """Everything about this machine and process that explains a figure, ready for JSON."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def doctor() -> list[Table]:
     """Versions and hardware, implementations, tools."""
-    return [environment_table(environment.collect()), implementation_table(), tool_table()]
+    return [environment_table(collect()), implementation_table(), tool_table()]
 
 
 def implementation_table() -> Table:
@@ -39,6 +62,33 @@ def tool_table() -> Table:
     tools |= {name: (find_spec(name) is not None, f"the extra [{extra}]") for name, extra in EXTRAS.items()}
     lines = [(name, "found" if found else "missing", purpose) for name, (found, purpose) in tools.items()]
     return Table("Tools", ("tool", "here", "for"), lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    models = [line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
+    return models[0].partition(":")[2].strip() if models else platform.machine()
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+    }
 
 
 def _on_cpu(op: str) -> str:

@@ -1,0 +1,1 @@
+"""What a run tells: rows, tables, pictures, the machine, and the folder that holds them."""
