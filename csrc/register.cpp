@@ -211,7 +211,7 @@ Tensor row_statistic(const Tensor& tensor, const Tensor& x, const Rows& shape) {
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const Tensor& x,
                                                   const std::optional<Tensor>& weight, const Tensor& mean,
-                                                  const Tensor& rstd, bool has_bias) {
+                                                  const Tensor& rstd, bool needs_dweight, bool needs_dbias) {
   check_like(dy, x, "dy and x");
   const Rows shape(x);
   const OnDeviceOf device(x);
@@ -232,14 +232,15 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const Tensor
   const auto workspace = [&](bool wanted) {
     return new_output(x, {wanted ? partials : 0, shape.n}, ScalarType::Float);
   };
-  const Tensor dweight = gradient(weight.has_value()), dweight_partials = workspace(weight.has_value());
-  const Tensor dbias = gradient(has_bias), dbias_partials = workspace(has_bias);
+  const Tensor dweight = gradient(needs_dweight), dweight_partials = workspace(needs_dweight);
+  const Tensor dbias = gradient(needs_dbias), dbias_partials = workspace(needs_dbias);
   check_launch(fusedformer::layer_norm_bwd_weight(
       dtype_of(x), dtype_of(dweight), dy_rows.const_data_ptr(), x_rows.const_data_ptr(),
       row_means.const_data_ptr<float>(), row_rstds.const_data_ptr<float>(),
-      weight ? dweight_partials.mutable_data_ptr<float>() : nullptr,
-      has_bias ? dbias_partials.mutable_data_ptr<float>() : nullptr, weight ? dweight.mutable_data_ptr() : nullptr,
-      has_bias ? dbias.mutable_data_ptr() : nullptr, shape.rows, shape.n, device.stream()));
+      needs_dweight ? dweight_partials.mutable_data_ptr<float>() : nullptr,
+      needs_dbias ? dbias_partials.mutable_data_ptr<float>() : nullptr,
+      needs_dweight ? dweight.mutable_data_ptr() : nullptr, needs_dbias ? dbias.mutable_data_ptr() : nullptr,
+      shape.rows, shape.n, device.stream()));
   return {dx, dweight, dbias};
 }
 

@@ -1,5 +1,10 @@
 """LayerNorm in every world: values, gradients, shapes, strides, determinism, errors."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import check_op
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fusedformer import layer_norm
+from fusedformer import build, layer_norm
 from fusedformer.kernels import emulation
 
 pytestmark = pytest.mark.op("layer_norm")
@@ -134,13 +140,68 @@ def test_double_backward() -> None:
     assert torch.autograd.gradgradcheck(layer_norm, (x,))
 
 
+class Calls(TorchDispatchMode):
+    """Notes every call of an op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, list[tuple[object, ...]]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.of.setdefault(str(func).split(".")[1], []).append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True), (False, False)])
+def test_frozen_parameters_cost_nothing(world: World, trained: tuple[bool, bool]) -> None:
+    x, weight, bias = make_inputs(world, (4, 50), torch.float32)
+    x.requires_grad_()
+    weight.requires_grad_(trained[0])
+    bias.requires_grad_(trained[1])
+    leaves = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
+    expected = torch.autograd.grad(plain(x, weight, bias).square().sum(), leaves)
+    y = layer_norm(x, weight, bias).square().sum()
+    with Calls() as calls:
+        got = torch.autograd.grad(y, leaves)
+    assert calls.of["layer_norm_bwd"][0][-2:] == trained
+    assert "zeros" not in calls.of, "no gradient is made up for mean and rstd"
+    for mine, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+GRADIENTS_OF_NULL = """
+#include "ops.h"
+using namespace fusedformer;
+
+// 0 if neither reads what it does not need: dbias alone no x, and nothing at all where neither is wanted.
+extern "C" int gradients_of_null() {
+  const float dy[6] = {1, 2, 3, 4, 5, 6};
+  float partials[6], dbias[3];
+  const auto run = [&](const float* dy, float* partials, float* dbias) {
+    return layer_norm_bwd_weight(DType::kFloat32, DType::kFloat32, dy, nullptr, nullptr, nullptr, nullptr, partials,
+                                 nullptr, dbias, 2, 3, nullptr);
+  };
+  return run(nullptr, nullptr, nullptr) != cudaSuccess || run(dy, partials, dbias) != cudaSuccess || dbias[2] != 9;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_gradients_read_only_what_they_need(tmp_path: Path) -> None:
+    source, library = tmp_path / "gradients.cu", tmp_path / "gradients.so"
+    source.write_text(GRADIENTS_OF_NULL)
+    build.compile_emulated([source, build.find_csrc() / "layer_norm.cu"], library)
+    code = f"import ctypes, sys, torch; sys.exit(ctypes.CDLL({str(library)!r}).gradients_of_null())"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_opcheck(world: World) -> None:
     x, weight, bias = make_inputs(world, (4, 3, 16), torch.float32)
     ops = torch.ops.fusedformer
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     torch.library.opcheck(ops.layer_norm_fwd.default, (*leaves, 1e-5))
     y, mean, rstd = ops.layer_norm_fwd(*leaves, 1e-5)
-    torch.library.opcheck(ops.layer_norm_bwd.default, (y.detach(), x, weight, mean, rstd, True))
+    torch.library.opcheck(ops.layer_norm_bwd.default, (y.detach(), x, weight, mean, rstd, True, True))
 
 
 def test_compiles_without_a_graph_break(world: World) -> None:
@@ -165,8 +226,15 @@ def test_bad_input(arguments: tuple[object, ...], message: str) -> None:
         layer_norm(*arguments)  # type: ignore[arg-type]
 
 
-def test_bad_eps_and_dtype() -> None:
-    with pytest.raises(ValueError, match=r"eps is -1.0"):
-        layer_norm(torch.ones(2, 8), eps=-1.0)
+@pytest.mark.parametrize("eps", [-1.0, torch.nan, torch.inf, "a", None])
+def test_bad_eps(eps: object) -> None:
+    with pytest.raises(ValueError, match=f"eps is {eps!r}, expected a finite number >= 0"):
+        layer_norm(torch.ones(2, 8), eps=eps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.bool])
+def test_bad_dtype(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"x is {dtype}".replace("torch.", "")):
+        layer_norm(torch.ones(2, 8).to(dtype))
     with emulation.emulated(), pytest.raises(ValueError, match="x is float64"):
         layer_norm(torch.ones(2, 8, dtype=torch.float64))

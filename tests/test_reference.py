@@ -30,7 +30,7 @@ def test_layer_norm(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(mean, x.detach().mean(-1))
     torch.testing.assert_close(rstd, (x.detach().var(-1, correction=0) + 1e-3).rsqrt())
-    got = reference.layer_norm_bwd(dy, x.detach(), weight.detach(), mean, rstd, True)
+    got = reference.layer_norm_bwd(dy, x.detach(), weight.detach(), mean, rstd, True, True)
     for mine, other in zip(got, gradients(expected, [x, weight, bias], dy), strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -61,9 +61,11 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
     mean, rstd = reference.layer_norm_fwd(x, None, None, 1e-5)[1:]
     calls: list[tuple[str, tuple[object, ...]]] = [
         ("layer_norm_fwd", (x, weight, weight, 1e-5)),
-        ("layer_norm_bwd", (dy, x, weight, mean, rstd, True)),
-        ("layer_norm_bwd", (dy, x, None, mean, rstd, False)),
-        ("layer_norm_bwd", (dy[..., :1], x[..., :1], weight[:1], mean, rstd, True)),
+        ("layer_norm_bwd", (dy, x, weight, mean, rstd, True, True)),
+        ("layer_norm_bwd", (dy, x, weight, mean, rstd, False, True)),
+        ("layer_norm_bwd", (dy, x, None, mean, rstd, False, False)),
+        ("layer_norm_bwd", (dy, x, None, mean, rstd, False, True)),
+        ("layer_norm_bwd", (dy[..., :1], x[..., :1], weight[:1], mean, rstd, True, True)),
         ("softmax_fwd", (x.transpose(0, 2),)),
         ("softmax_fwd", (torch.full((2, 3), -math.inf),)),
         ("softmax_bwd", (dy, x)),

@@ -23,16 +23,18 @@ def layer_norm_fwd(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 
 
 def layer_norm_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, has_bias: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needs_dweight: bool, needs_dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.layer_norm_bwd`."""
     if x.numel() == 0 or x.shape[-1] == 1:  # dx of a single feature is 0, where ATen leaves rounding errors
-        return reference.layer_norm_bwd(dy, x, weight, mean, rstd, has_bias)
+        return reference.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
     parameter_dtype = x.dtype if weight is None else weight.dtype
-    wanted = [True, weight is not None, has_bias]
+    if weight is None and (needs_dweight or needs_dbias):  # ATen asks for a weight then
+        weight = x.new_ones(x.shape[-1])
     dy_wide, x_wide, weight_wide = (_widen(tensor, x) for tensor in (dy, x, weight))
+    needed = [True, needs_dweight, needs_dbias]
     gradients = _aten.native_layer_norm_backward(
-        dy_wide, x_wide, x.shape[-1:], mean.unsqueeze(-1), rstd.unsqueeze(-1), weight_wide, weight_wide, wanted
+        dy_wide, x_wide, x.shape[-1:], mean.unsqueeze(-1), rstd.unsqueeze(-1), weight_wide, weight_wide, needed
     )
     dx, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx.to(x.dtype).contiguous(), dweight.to(parameter_dtype), dbias.to(parameter_dtype)
@@ -72,7 +74,7 @@ def attention_fwd(
     causal = causal and diagonal < k.shape[1] - 1  # otherwise the first query sees the last key, and so do all
     if not _flash_fits(q, k, v, mask=mask, causal=causal, diagonal=diagonal):
         return attention_reference.attention_fwd(q, k, v, mask, scale, causal, diagonal)
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    heads_first = (_heads_first(x) for x in (q, k, v))
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*heads_first, 0.0, causal, scale=scale)
     return out.transpose(1, 2).contiguous(), lse.contiguous()
 
@@ -85,7 +87,7 @@ def attention_bwd(
     causal = causal and diagonal < k.shape[1] - 1
     if dlse is not None or not _flash_fits(q, k, v, dout, mask=mask, causal=causal, diagonal=diagonal):
         return attention_reference.attention_bwd(dout, dlse, q, k, v, mask, out, lse, scale, causal, diagonal)
-    heads_first = (x.transpose(1, 2) for x in (dout, q, k, v, out))
+    heads_first = (_heads_first(x) for x in (dout, q, k, v, out))
     gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads_first, lse, 0.0, causal, scale=scale)
     dq, dk, dv = (gradient.transpose(1, 2).contiguous() for gradient in gradients)
     return dq, dk, dv
@@ -100,6 +102,12 @@ def _flash_fits(
         return False
     # A hidden NaN leaks there, since its weight of 0 times NaN is NaN; without a mask nothing is hidden.
     return not causal or (diagonal == 0 and all(bool(x.isfinite().all()) for x in tensors))
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """(B, S, H, D) -> (B, H, S, D), its last dimension dense: ATen's flash attention reads it so without a look."""
+    x = x.transpose(1, 2)
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _widen(tensor: Tensor | None, x: Tensor) -> Tensor | None:

@@ -68,5 +68,5 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake)
 library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_bwd, fake=_bwd_fake)
-library.differentiate("gelu_fwd", _fwd_gradient, _save_fwd)
-library.differentiate("gelu_bwd", _bwd_gradient, _save_bwd)
+library.differentiate("gelu_fwd", _fwd_gradient, _save_fwd, reference.gelu_fwd, row_wise=True)
+library.differentiate("gelu_bwd", _bwd_gradient, _save_bwd, reference.gelu_bwd, row_wise=True)

@@ -1,10 +1,12 @@
 """LayerNorm over the last dimension: y = (x - mean) / sqrt(variance + eps) * weight + bias.
 
 M rows (all leading dimensions), N features.
-Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N,
+and reads dy and x again for the weight's gradient, 2 M N, or dy alone for the bias's, M N.
 Device code: csrc/layer_norm.cu. Source: Ba, Kiros, Hinton, "Layer Normalization", 2016.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         Tensor of x's shape and dtype. Statistics are computed in float32 whatever the input.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or eps is negative.
+        ValueError: shapes, dtypes or devices do not fit, or eps is not a finite number >= 0.
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, equation 4.
     """
@@ -48,8 +50,8 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) ->
             raise ValueError(f"layer_norm: {name} has shape {tuple(parameter.shape)}, x has {x.shape[-1]} features")
     library.check_dtype("layer_norm", x=x, weight=weight, bias=bias)
     library.check_device("layer_norm", x=x, weight=weight, bias=bias)
-    if eps < 0:
-        raise ValueError(f"layer_norm: eps is {eps}, expected a value >= 0")
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        raise ValueError(f"layer_norm: eps is {eps!r}, expected a finite number >= 0")
 
 
 def _parameters_of_one_dtype(
@@ -72,48 +74,56 @@ def _fwd_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 
 
 def _bwd_fake(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, has_bias: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needs_dweight: bool, needs_dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     parameter_dtype = x.dtype if weight is None else weight.dtype
-    dweight = x.new_empty(0 if weight is None else x.shape[-1], dtype=parameter_dtype)
-    dbias = x.new_empty(x.shape[-1] if has_bias else 0, dtype=parameter_dtype)
+    dweight = x.new_empty(x.shape[-1] if needs_dweight else 0, dtype=parameter_dtype)
+    dbias = x.new_empty(x.shape[-1] if needs_dbias else 0, dtype=parameter_dtype)
     return dx, dweight, dbias
 
 
 def _save_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, _ = inputs
+    x, weight, _, _ = inputs
     _, mean, rstd = output
-    ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # no zeros for mean and rstd
 
 
-def _fwd_gradient(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _fwd_gradient(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return None, None, None, None
     x, weight, mean, rstd = ctx.saved_tensors
-    dx, dweight, dbias = torch.ops.fusedformer.layer_norm_bwd(dy, x, weight, mean, rstd, ctx.has_bias)
-    return dx, None if weight is None else dweight, dbias if ctx.has_bias else None, None
+    _, needs_dweight, needs_dbias, _ = ctx.needs_input_grad
+    dx, dweight, dbias = torch.ops.fusedformer.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
+    return dx, dweight if needs_dweight else None, dbias if needs_dbias else None, None
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    dy, x, weight, _, rstd, ctx.has_bias = inputs
-    ctx.save_for_backward(dy, x, weight, rstd)
+    dy, x, weight, mean, rstd, *ctx.needs = inputs
+    ctx.save_for_backward(dy, x, weight, mean, rstd)
 
 
 def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """Derivative of the backward; mean and rstd are functions of x, so their share is taken through x."""
-    dy, x, weight, rstd = ctx.saved_tensors
+    dy, x, weight, mean, rstd = ctx.saved_tensors
 
     def backward(dy: Tensor, x: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
-        wide = x.to(rstd.dtype)
-        variance, mean = torch.var_mean(wide, -1, correction=0)
-        # eps is not kept: the saved value of 1 / rstd**2 stands for variance + eps, and only varies with x.
-        rstd_of_x = torch.rsqrt(rstd.pow(-2) + variance - variance.detach())
-        return reference.layer_norm_bwd(dy, x, weight[0] if weight else None, mean, rstd_of_x, ctx.has_bias)
+        return _bwd_definition(dy, x, weight[0] if weight else None, mean, rstd, *ctx.needs)
 
     inputs = (dy, x) if weight is None else (dy, x, weight)
     d_dy, d_x, *d_weight = library.vjp(backward, inputs, grads)
-    return d_dy, d_x, d_weight[0] if d_weight else None, None, None, None
+    return d_dy, d_x, d_weight[0] if d_weight else None, None, None, None, None
+
+
+def _bwd_definition(
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needs_dweight: bool, needs_dbias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The backward, where mean and rstd follow from x, so that their share of the derivative is taken through x."""
+    variance, mean = torch.var_mean(x.to(rstd.dtype), -1, correction=0)
+    # eps is not kept: the saved value of 1 / rstd**2 stands for variance + eps, and only varies with x.
+    rstd = torch.rsqrt(rstd.detach().pow(-2) + variance - variance.detach())
+    return reference.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
 
 
 library.define(
@@ -122,10 +132,10 @@ library.define(
     fake=_fwd_fake,
 )
 library.define(
-    "layer_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool has_bias)"
-    " -> (Tensor, Tensor, Tensor)",
+    "layer_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool needs_dweight,"
+    " bool needs_dbias) -> (Tensor, Tensor, Tensor)",
     fallback=aten.layer_norm_bwd,
     fake=_bwd_fake,
 )
-library.differentiate("layer_norm_fwd", _fwd_gradient, _save_fwd)
-library.differentiate("layer_norm_bwd", _bwd_gradient, _save_bwd)
+library.differentiate("layer_norm_fwd", _fwd_gradient, _save_fwd, reference.layer_norm_fwd)
+library.differentiate("layer_norm_bwd", _bwd_gradient, _save_bwd, _bwd_definition)

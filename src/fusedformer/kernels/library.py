@@ -6,12 +6,15 @@
                                 world, the device code on the CPU
     Meta                        shapes and dtypes only
     Autograd                    the op's gradient, itself an op with a derivative of its own
+    FuncTorchBatched            torch.vmap
 
 CUDA tensors without the extension end at the second line too: the same function, through PyTorch. What each op has
-to compute is written out in kernels/reference.py, which runs in tests and for the derivatives of backward ops.
+to compute is written out in kernels/reference.py, which runs in tests, for the derivatives of backward ops, and in
+place of the op where something else than its gradient is asked for: forward-mode AD, torch.func.grad, vmap.
 """
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedformer.kernels import emulation
 
@@ -49,8 +53,12 @@ def define(
         emulation.declare(schema)
     device_code = launch or functools.partial(emulation.call, name)
 
-    def host(*args: Any) -> Any:
-        return device_code(*args) if emulation.is_active() else fallback(*args)
+    def host(first: Tensor, *args: Any) -> Any:
+        if first.is_cuda:
+            _warn_once_of_broken_extension()
+        elif emulation.is_active():
+            return device_code(first, *args)
+        return fallback(first, *args)
 
     _library.impl(name, host, "CompositeExplicitAutograd")
     if launch is not None:
@@ -58,9 +66,61 @@ def define(
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 
-def differentiate(name: str, backward: Callable[..., Any], save: Callable[..., None]) -> None:
-    """Give op `name` its gradient; `save(ctx, inputs, output)` keeps what `backward(ctx, *grads)` needs."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=save, lib=_library)
+def differentiate(
+    name: str,
+    backward: Callable[..., Any],
+    save: Callable[..., None],
+    definition: Callable[..., Any] | None = None,
+    *,
+    row_wise: bool = False,
+) -> None:
+    """Give op `name` its gradient and, by its definition, the transforms of torch.func and forward-mode AD.
+
+    Args:
+        name: the op's, in the package's namespace.
+        backward: `backward(ctx, *grads)` gives the gradient of each argument.
+        save: `save(ctx, inputs, output)` keeps what `backward` needs.
+        definition: the op in differentiable PyTorch; where there is none, transforms raise NotImplementedError.
+        row_wise: leading dimensions do not interact and all tensors have the same ones, so the op itself serves vmap.
+    """
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    # Not torch.library.register_autograd: its gradient would be asked for under torch.func, which refuses it, and in
+    # forward mode, where it loses the tangents without a word.
+    def autograd(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            return transformed(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return (transformed if torch._C._are_functorch_transforms_active() else function.apply)(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*args)
+        save(ctx, args, output)
+        return output
+
+    def no_definition(*_: Any) -> Any:
+        raise NotImplementedError(f"{NAMESPACE}::{name} has no forward-mode derivative and no torch.func transforms")
+
+    def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, int]:
+        def batch_first(argument: Any, dim: int | None) -> Any:
+            if dim is not None:
+                return argument.movedim(dim, 0)
+            return argument.expand(info.batch_size, *argument.shape) if isinstance(argument, Tensor) else argument
+
+        return op(*map(batch_first, args, in_dims)), 0
+
+    function: Any = type(name, (torch.autograd.Function,), {
+        "forward": staticmethod(forward), "backward": staticmethod(backward)
+    })  # fmt: skip
+    transformed = definition or no_definition
+    _library.impl(name, autograd, "Autograd")
+    if row_wise:
+        torch.library.register_vmap(op, batched, lib=_library)
+    elif definition is not None:
+        _library.impl(name, definition, "FuncTorchBatched")
 
 
 def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> tuple[Tensor, ...]:
@@ -72,19 +132,19 @@ def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> t
 def check_dtype(function: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless every tensor has a dtype that the implementation for its device computes."""
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None or tensor.dtype in DEVICE_DTYPES:
             continue
         on_device_code = tensor.is_cuda or emulation.is_active()
-        if not tensor.is_floating_point() or (on_device_code and tensor.dtype not in DEVICE_DTYPES):
+        if on_device_code or tensor.dtype != torch.float64:
             allowed = "float32, float16 or bfloat16" + ("" if on_device_code else " (float64 on the CPU too)")
             raise ValueError(f"{function}: {name} is {_short(tensor.dtype)}, expected {allowed}")
 
 
 def check_device(function: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless all tensors are on one device."""
-    devices = {name: str(tensor.device) for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} is on {device}" for name, device in devices.items())
+    given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{name} is on {device}" for name, device in given.items())
         raise ValueError(f"{function}: {listed}: all tensors must be on one device")
 
 
@@ -100,17 +160,29 @@ def _short(dtype: torch.dtype) -> str:
 
 @functools.cache
 def extension_status() -> str:
-    """Load the compiled CUDA extension once; "loaded", or the reason why the reference serves CUDA tensors instead."""
+    """Load the compiled CUDA extension once; "loaded", or the reason why PyTorch serves CUDA tensors instead."""
     path = Path(__file__).parents[1] / "_C.so"
     if not path.exists():
         return f"not built: {path.name} is not in the package (no nvcc when it was installed)"
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        reason = f"not loadable: {error}"
-        warnings.warn(f"fusedformer's compiled extension is {reason}; PyTorch computes instead", stacklevel=2)
-        return reason
+        return f"not loadable: {error}"
     return "loaded"
 
 
+@functools.cache
+def _warn_once_of_broken_extension() -> None:
+    """Say so to the caller of an op, when a CUDA tensor comes: until then it makes no difference."""
+    status = extension_status()
+    if not status.startswith("not loadable"):
+        return
+    frame, depth = sys._getframe(1), 2
+    packages = ("fusedformer", "torch")
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(f"fusedformer's compiled extension is {status}; PyTorch computes instead", stacklevel=depth)
+
+
+# PyTorch's dispatcher chooses among the kernels that it knows when an op is called, so they are made known here.
 extension_status()

@@ -31,9 +31,9 @@ def layer_norm_fwd(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 
 
 def layer_norm_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, has_bias: bool
+    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needs_dweight: bool, needs_dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight, dbias; the latter two are empty where there is no weight or no bias."""
+    """dx, dweight, dbias; the latter two are empty where they are not needed."""
     wide = accumulate_dtype(x.dtype)
     rows = dy.to(wide).flatten(0, -2) if dy.dim() > 1 else dy.to(wide).unsqueeze(0)
     x_hat = ((x.to(wide) - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(rows.shape)
@@ -42,8 +42,8 @@ def layer_norm_bwd(
     dx = (dx_hat - dx_hat.mean(-1, keepdim=True) - projection).reshape(x.shape) * rstd.unsqueeze(-1)
     parameter_dtype = x.dtype if weight is None else weight.dtype
     none = x.new_empty(0, dtype=parameter_dtype)
-    dweight = none if weight is None else (rows * x_hat).sum(0).to(parameter_dtype)
-    dbias = rows.sum(0).to(parameter_dtype) if has_bias else none.clone()
+    dweight = (rows * x_hat).sum(0).to(parameter_dtype) if needs_dweight else none
+    dbias = rows.sum(0).to(parameter_dtype) if needs_dbias else none.clone()
     return dx.to(x.dtype).contiguous(), dweight, dbias
 
 

@@ -23,14 +23,18 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension that sums to 1, from -x.dim() to x.dim() - 1.
 
     Returns:
-        Tensor of x's shape and dtype; sums are computed in float32 whatever the input.
+        Tensor of x's shape and dtype; sums are computed in float32 whatever the input. Contiguous for the last
+        dimension. For another one x is copied to make `dim` the last, and the result is a view of that copy's softmax,
+        strided as it was.
 
     Raises:
-        ValueError: dim is out of range, or the dtype is not a floating point type the device computes.
+        ValueError: dim is no int or out of range, or the dtype is not a floating point type the device computes.
 
     Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
     library.check_tensor("softmax", "x", x)
+    if not hasattr(dim, "__index__"):
+        raise ValueError(f"softmax: dim is {dim!r}, expected an int")
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"softmax: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
     library.check_dtype("softmax", x=x)
@@ -66,5 +70,5 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 
 library.define("softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake)
 library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.softmax_bwd, fake=_bwd_fake)
-library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd)
-library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd)
+library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd, reference.softmax_fwd, row_wise=True)
+library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd, reference.softmax_bwd, row_wise=True)
