@@ -41,7 +41,7 @@ def test_drop_in(
     generator = torch.Generator().manual_seed(0)
     theirs, ours = make_theirs().to(world.device), make_ours().to(world.device)
     for parameter in theirs.parameters():
-        nn.init.normal_(parameter, generator=None)
+        parameter.data = torch.randn(parameter.shape, generator=generator).to(world.device)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     assert isinstance(ours, type(theirs))
@@ -58,6 +58,13 @@ def test_drop_in(
         torch.testing.assert_close(mine.grad, other.grad)
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5), (2, 3, 4, 5)])
+def test_softmax_of_an_implicit_dimension(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fusedformer.nn.Softmax()(x), nn.Softmax()(x))
+
+
 def test_copies_and_pickles() -> None:
     module = fusedformer.nn.LayerNorm(8)
     x = torch.randn(2, 8)
@@ -68,5 +75,6 @@ def test_copies_and_pickles() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"input has shape \(3, 4, 5\)"):
         fusedformer.nn.LayerNorm((4, 6))(torch.ones(3, 4, 5))
-    with pytest.raises(ValueError, match="weight has shape"):
-        fusedformer.nn.LayerNorm(6)(torch.ones(3, 5))
+    for affine in (True, False):
+        with pytest.raises(ValueError, match=r"input has shape \(3, 5\), expected \(\*, 6\)"):
+            fusedformer.nn.LayerNorm(6, elementwise_affine=affine)(torch.ones(3, 5))

@@ -12,10 +12,11 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the trailing `normalized_shape` dimensions of `input`, (*, *normalized_shape)."""
+        if input.shape[-len(self.normalized_shape) :] != self.normalized_shape:
+            expected = ", ".join(map(str, self.normalized_shape))
+            raise ValueError(f"LayerNorm: input has shape {tuple(input.shape)}, expected (*, {expected})")
         if len(self.normalized_shape) == 1:
             return layer_norm(input, self.weight, self.bias, eps=self.eps)
-        if tuple(input.shape[-len(self.normalized_shape) :]) != tuple(self.normalized_shape):
-            raise ValueError(f"LayerNorm: input has shape {tuple(input.shape)}, expected (*, {self.normalized_shape})")
         weight = None if self.weight is None else self.weight.flatten()
         bias = None if self.bias is None else self.bias.flatten()
         rows = input.flatten(-len(self.normalized_shape))
@@ -26,8 +27,9 @@ class Softmax(nn.Softmax):
     """`torch.nn.Softmax` through `fusedformer.softmax`; rows of -inf alone give zeros."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Softmax of `input` along `self.dim` (the last dimension where it is None)."""
-        return softmax(input, -1 if self.dim is None else self.dim)
+        """Softmax of `input` along `self.dim`; None means what it means to PyTorch, 0 for 1-D and 3-D and else 1."""
+        implicit = 0 if input.dim() in (0, 1, 3) else 1
+        return softmax(input, implicit if self.dim is None else self.dim)
 
 
 class GELU(nn.GELU):
