@@ -5,6 +5,7 @@ device code on the CPU) and `gpu`. Tests of the fourth, `static`, are marked `@p
 its op with `pytestmark = pytest.mark.op("softmax")`; the run ends with a table of passed cases by op and world.
 """
 
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -58,9 +59,19 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
         yield World(name, torch.device("cuda"))
         return
     if name == "emulated":
-        _skip_if_not_emulated(_op_of(request.node))
-    with emulation.emulated(name == "emulated"):
+        with emulated_world(_op_of(request.node)) as emulated:
+            yield emulated
+        return
+    with emulation.emulated(False):
         yield World(name, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def emulated_world(op: str | None) -> Iterator[World]:
+    """The emulated world for a test of `op` that runs in no other; skips as the fixture does."""
+    _skip_if_not_emulated(op)
+    with emulation.emulated():
+        yield World("emulated", torch.device("cpu"))
 
 
 def _skip_if_not_emulated(op: str | None) -> None:

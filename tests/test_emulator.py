@@ -4,6 +4,7 @@ import ctypes
 import shutil
 from pathlib import Path
 
+import conftest
 import pytest
 
 from fusedformer import build
@@ -200,6 +201,22 @@ def test_same_seed_same_schedule(library: ctypes.CDLL, monkeypatch: pytest.Monke
 def test_refuses_what_cuda_would_not_launch(library: ctypes.CDLL, threads: int, shared_floats: int) -> None:
     with pytest.raises(AssertionError, match="cudaError 9"):
         run(library, "reverse", threads=threads, shared_floats=shared_floats)
+
+
+@pytest.mark.parametrize("op", ["softmax", "attention"])
+def test_the_emulated_world_is_skipped_without_a_compiler(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(pytest.skip.Exception, match="no g"), conftest.emulated_world(op):
+        pass
+
+
+def test_the_emulated_world_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The .cu sources run there as elsewhere; Triton has chosen its compiler."""
+    monkeypatch.setattr(conftest, "HAS_GPU", True)
+    with conftest.emulated_world("softmax") as world:
+        assert world.device.type == "cpu"
+    with pytest.raises(pytest.skip.Exception, match="CUDA_VISIBLE_DEVICES"), conftest.emulated_world("attention"):
+        pass
 
 
 def test_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

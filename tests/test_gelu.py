@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import World
+from conftest import World, emulated_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import check_op
@@ -42,8 +42,8 @@ def test_output_and_gradient_are_within_budget(world: World, size: int, dtype: t
     approximate=st.sampled_from(APPROXIMATIONS),
 )
 def test_any_shape_emulated(shape: tuple[int, ...], dtype: torch.dtype, approximate: str) -> None:
-    with emulation.emulated():
-        check(make_input(World("emulated", torch.device("cpu")), shape, dtype), approximate)
+    with emulated_world("gelu") as world:
+        check(make_input(world, shape, dtype), approximate)
 
 
 @pytest.mark.parametrize("approximate", APPROXIMATIONS)

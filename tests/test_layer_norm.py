@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import World
+from conftest import World, emulated_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import check_op
@@ -56,8 +56,8 @@ def test_weight_gradient_over_many_rows(world: World) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(shape=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), dtype=st.sampled_from(DTYPES))
 def test_any_shape_emulated(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    with emulation.emulated():
-        check_op(layer_norm, plain, make_inputs(World("emulated", torch.device("cpu")), shape, dtype))
+    with emulated_world("layer_norm") as world:
+        check_op(layer_norm, plain, make_inputs(world, shape, dtype))
 
 
 def test_without_weight_or_bias(world: World) -> None:

@@ -131,9 +131,17 @@ def run_copy(folder: Path, tests: tuple[str, ...], edit: Bug | None = None) -> s
             f"{edit.name}: {edit.old!r} stands {text.count(edit.old)} times in {edit.file}"
         )
         path.write_text(text.replace(edit.old, edit.new))
-    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    # Without a GPU, for on one Triton's kernels are compiled, and what the interpreter runs is skipped.
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--worlds", "emulated", *tests]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_copy_sees_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, dict[str, str]] = {}
+    monkeypatch.setattr(subprocess, "run", lambda _, **options: called.update(options))
+    run_copy(tmp_path, ())
+    assert called["env"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import World
+from conftest import World, emulated_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import check_op
@@ -41,8 +41,8 @@ def test_long_rows(world: World, length: int) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(shape=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple), dtype=st.sampled_from(DTYPES))
 def test_any_shape_emulated(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    with emulation.emulated():
-        check_op(softmax, plain, [make_input(World("emulated", torch.device("cpu")), shape, dtype)])
+    with emulated_world("softmax") as world:
+        check_op(softmax, plain, [make_input(world, shape, dtype)])
 
 
 @pytest.mark.parametrize("dim", [0, 1, -2, 2])
