@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.touch(mode=0o666, exist_ok=False)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
+        os.chmod(temporary, mode)  # safetensors puts a file of its own in the place of this one, with mode 0600
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
