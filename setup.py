@@ -21,8 +21,8 @@ def load_build_module() -> ModuleType:
     """fusedformer.build, without importing fusedformer."""
     path = ROOT / "src" / "fusedformer" / "build.py"
     spec = importlib.util.spec_from_file_location("fusedformer_build", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no Python module at {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -13,13 +13,14 @@
 
 namespace fusedformer {
 
-// Phi is flat in fp32 long before |x| = 100; what multiplies its slope stops there, for 0 times an overflow is NaN.
+// Phi is flat in fp32 long before |x| = 100; what multiplies 0 stops there, for 0 times an overflow is NaN.
+inline __device__ float not_far_below_zero(float x) { return fmaxf(x, -100.0f); }
 inline __device__ float near_zero(float x) { return fminf(fmaxf(x, -100.0f), 100.0f); }
 
 struct Erf {
   static __device__ float phi(float x) { return 0.5f * erfcf(-0.70710678f * x); }
 
-  static __device__ float gelu(float x) { return x * phi(x); }
+  static __device__ float gelu(float x) { return not_far_below_zero(x) * phi(x); }
 
   static __device__ float gelu_gradient(float x) {
     constexpr float kInverseSqrtTwoPi = 0.39894228f;
@@ -43,7 +44,7 @@ struct Tanh {
     return u < 0.0f ? Sigmoid{small, large} : Sigmoid{large, small};
   }
 
-  static __device__ float gelu(float x) { return x * sigmoid_2u(x).value; }
+  static __device__ float gelu(float x) { return not_far_below_zero(x) * sigmoid_2u(x).value; }
 
   static __device__ float gelu_gradient(float x) {
     const float near = near_zero(x);

@@ -5,6 +5,8 @@ Where ATen's answer differs from the definition (a softmax row of -inf alone, th
 rows, hidden NaN), it is mended here. Statistics are fp32 whatever the input, as everywhere.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,10 +45,11 @@ def layer_norm_bwd(
 def softmax_fwd(x: Tensor) -> Tensor:
     """As `reference.softmax_fwd`."""
     y = torch.softmax(x, dim=-1)
-    # A row of -inf alone is NaN in every place, so the first place tells whether any row needs a second look.
-    if y.numel() and y[..., 0].isnan().any():
-        return reference.softmax_fwd(x)
-    return y.contiguous()
+    # A row of -inf alone is NaN in every place, so the first place tells whether any row needs a second look. Asking
+    # costs less than the look on the CPU alone: another device would have to be waited for.
+    if y.is_cpu and not y[..., :1].isnan().any():
+        return y.contiguous()
+    return y.masked_fill((x == -math.inf).all(-1, keepdim=True), 0.0).contiguous()
 
 
 def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
@@ -56,15 +59,29 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
     """As `reference.gelu_fwd`."""
-    return torch.nn.functional.gelu(x, approximate="tanh" if tanh else "none").contiguous()
+    approximate = "tanh" if tanh else "none"
+    y = torch.nn.functional.gelu(x, approximate=approximate)
+    if _is_known_finite(y):
+        return y.contiguous()
+    # ATen multiplies infinity by 0, and overflows beside it, where y is 0 or x since long.
+    near = x.clamp(-100.0, 100.0)
+    return torch.where(x > near, x, torch.nn.functional.gelu(near, approximate=approximate)).contiguous()
 
 
 def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     """As `reference.gelu_bwd`."""
-    if tanh:
-        # The gradient is 0 or 1 long before |x| = 100; past 1e19 ATen's x**2 overflows and gives NaN.
-        x = x.clamp(-100.0, 100.0)
-    return _aten.gelu_backward(dy, x, approximate="tanh" if tanh else "none").contiguous()
+    approximate = "tanh" if tanh else "none"
+    dx = _aten.gelu_backward(dy, x, approximate=approximate)
+    if not _is_known_finite(dx):
+        dx = _aten.gelu_backward(dy, x.clamp(-100.0, 100.0), approximate=approximate)
+    return dx.contiguous()
+
+
+def _is_known_finite(x: Tensor) -> bool:
+    """Whether all of `x` is finite, at the price of one sum; unknown on devices that would have to be waited for."""
+    if not x.is_cpu:
+        return False
+    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype == torch.float16 else None))
 
 
 def attention_fwd(

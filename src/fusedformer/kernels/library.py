@@ -51,19 +51,20 @@ def define(
     _library.define(schema)
     if launch is None:
         emulation.declare(schema)
-    device_code = launch or functools.partial(emulation.call, name)
-
-    def host(first: Tensor, *args: Any) -> Any:
-        if first.is_cuda:
-            _warn_once_of_broken_extension()
-        elif emulation.is_active():
-            return device_code(first, *args)
-        return fallback(first, *args)
-
-    _library.impl(name, host, "CompositeExplicitAutograd")
+    emulated = launch or functools.partial(emulation.call, name)
+    _library.impl(name, functools.partial(_without_kernel, emulated, fallback), "CompositeExplicitAutograd")
     if launch is not None:
         _library.impl(name, launch, "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+
+
+def _without_kernel(emulated: Callable[..., Any], fallback: Callable[..., Any], first: Tensor, *args: Any) -> Any:
+    """An op on a device that no kernel is registered for: a CUDA device among them where the extension is missing."""
+    if first.is_cuda:
+        _warn_once_of_broken_extension()
+    elif emulation.is_active():
+        return emulated(first, *args)
+    return fallback(first, *args)
 
 
 def differentiate(
@@ -137,7 +138,7 @@ def check_dtype(function: str, **tensors: Tensor | None) -> None:
         on_device_code = tensor.is_cuda or emulation.is_active()
         if on_device_code or tensor.dtype != torch.float64:
             allowed = "float32, float16 or bfloat16" + ("" if on_device_code else " (float64 on the CPU too)")
-            raise ValueError(f"{function}: {name} is {_short(tensor.dtype)}, expected {allowed}")
+            raise ValueError(f"{function}: {name} is {short(tensor.dtype)}, expected {allowed}")
 
 
 def check_device(function: str, **tensors: Tensor | None) -> None:
@@ -154,7 +155,8 @@ def check_tensor(function: str, name: str, value: object) -> None:
         raise ValueError(f"{function}: {name} is {type(value).__name__}, expected a torch.Tensor")
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """The dtype's name, without its module."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+# GELU's gate is 0 or 1 long before |x| = 100; past that x**2 could overflow and turn 0 * inf into NaN.
+_FLAT = 100.0
+
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp32 for fp16, bf16 and fp32; float64 for float64."""
@@ -67,17 +70,16 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
 
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
-    """x * Phi(x), with Phi by erf or by its tanh approximation (Hendrycks and Gimpel, 2016)."""
+    """x * Phi(x), with Phi by erf or by its tanh approximation (Hendrycks and Gimpel, 2016); 0 at -inf."""
     wide = x.to(accumulate_dtype(x.dtype))
-    return (wide * _gelu_gate(wide, tanh)).to(x.dtype).contiguous()
+    return (wide.clamp(min=-_FLAT) * _gelu_gate(wide, tanh)).to(x.dtype).contiguous()
 
 
 def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     """dx = dy * (gate + x * gate')."""
     wide = x.to(accumulate_dtype(x.dtype))
     gate = _gelu_gate(wide, tanh)
-    # The gate is flat long before |x| = 100; past that x**2 could overflow and turn 0 * inf into NaN.
-    near = wide.clamp(-100.0, 100.0)
+    near = wide.clamp(-_FLAT, _FLAT)
     if tanh:
         slope = 2 * gate * (1 - gate) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near.square())
     else:
@@ -86,6 +88,7 @@ def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
 
 
 def _gelu_gate(x: Tensor, tanh: bool) -> Tensor:
+    x = x.clamp(-_FLAT, _FLAT)
     if tanh:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * torch.erfc(x * -math.sqrt(0.5))
