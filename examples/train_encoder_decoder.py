@@ -10,16 +10,16 @@ from fusedformer import EncoderDecoder, TransformerConfig
 
 BATCH, LEARNING_RATE, TARGET = 64, 2e-3, 0.99
 SHORTEST, LONGEST, N_HELD_OUT = 4, 16, 1000
-STOP = 1  # ends a target and pads behind it; the start token is 0, the symbols are the others
+EOS = 1  # ends a target and pads behind it; the start token is 0, the symbols are the others
 
 
 def reversals(n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random sources with their masks, and their reversals, each ended by a stop token, with their masks."""
+    """Random sources with their masks, and their reversals, each ended by an end token, with their masks."""
     length = torch.randint(SHORTEST, LONGEST + 1, (n, 1))
     position = torch.arange(LONGEST + 1)
-    symbols = torch.randint(STOP + 1, vocab_size, (n, LONGEST + 1))
-    source = symbols.where(position < length, STOP)
-    backwards = symbols.gather(1, (length - 1 - position).clamp(min=0)).where(position < length, STOP)
+    symbols = torch.randint(EOS + 1, vocab_size, (n, LONGEST + 1))
+    source = symbols.where(position < length, EOS)
+    backwards = symbols.gather(1, (length - 1 - position).clamp(min=0)).where(position < length, EOS)
     return source, position < length, backwards, position <= length
 
 
@@ -37,10 +37,10 @@ def main() -> int:
 
     losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
     source, source_mask, target, _ = batch(N_HELD_OUT)
-    written = model.generate(source, LONGEST + 1, source_mask, stop_token=STOP)
+    written = model.generate(source, LONGEST + 1, attention_mask=source_mask, eos_token_id=EOS, temperature=0)
     exact = (written == target).all(dim=1).float().mean().item()
     print("read: ", *source[0, source_mask[0]].tolist())
-    print("wrote:", *written[0, target[0] != STOP].tolist())
+    print("wrote:", *written[0, target[0] != EOS].tolist())
     plot_loss(losses, args.output_dir / "loss.png")
     figure = f"{exact:.1%} of {N_HELD_OUT} new sequences reversed exactly, at least {TARGET:.0%} wanted"
     return verdict(figure, exact >= TARGET)

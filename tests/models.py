@@ -1,13 +1,17 @@
 """Small models of every architecture, and the same blocks in torch.nn with the same weights."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import fusedformer.nn
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
+from fusedformer.transformer import parts
 from fusedformer.transformer.model import Model
 from fusedformer.transformer.parts import Block, Stack
 
@@ -61,6 +65,28 @@ def loss_of(model: Model) -> Tensor:
     hidden = model(tokens, mask, (tokens > 9).long())
     wanted = torch.randn(hidden.shape, generator=generator).to(weight)
     return nn.functional.mse_loss(hidden[mask], wanted[mask])
+
+
+@contextlib.contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """The models without the package's ops: each written out in plain PyTorch, in the dtype of its input."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+        n_shared = q.shape[2] // k.shape[2]
+        k, v = k.repeat_interleave(n_shared, dim=2), v.repeat_interleave(n_shared, dim=2)
+        scores = torch.einsum("bshd,bthd->bhst", q, k) / q.shape[-1] ** 0.5
+        visible = torch.ones_like(scores, dtype=torch.bool)
+        if causal:
+            visible = visible.tril()
+        if mask is not None:
+            visible = visible & mask
+        return torch.einsum("bhst,bthd->bshd", scores.masked_fill(~visible, -torch.inf).softmax(dim=-1), v)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "attention", attention)
+        patch.setattr(fusedformer.nn.LayerNorm, "forward", nn.LayerNorm.forward)
+        patch.setattr(fusedformer.nn.GELU, "forward", nn.GELU.forward)
+        yield
 
 
 def torch_layers(stack: Stack, config: TransformerConfig, *, cross: bool = False) -> "TorchStack":

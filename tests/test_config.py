@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
 from fusedformer.transformer.config import PRESETS
@@ -22,7 +23,8 @@ SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64}
     ],
 )
 def test_published_parameter_counts(preset: str, architecture: type[Model], parameters: int) -> None:
-    model = architecture.skeleton(TransformerConfig.preset(preset))
+    with torch.device("meta"):
+        model = architecture(TransformerConfig.preset(preset))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
@@ -31,7 +33,8 @@ def test_every_preset_builds_a_model(preset: str) -> None:
     config = TransformerConfig.preset(preset)
     architectures: list[type[Model]] = [VisionTransformer] if config.image_size else [Encoder, Decoder, EncoderDecoder]
     for architecture in architectures:
-        architecture.skeleton(config)
+        with torch.device("meta"):
+            architecture(config)
 
 
 def test_overrides_replace_and_are_checked_together() -> None:
@@ -61,9 +64,10 @@ def test_frozen() -> None:
         ({"n_heads": True}, "n_heads must be an integer, got True"),
         ({"n_heads": "4"}, "n_heads must be an integer, got '4'"),
         ({"n_heads": 5}, "d_model 32 is not a multiple of n_heads 5"),
+        ({"d_model": 2056, "n_heads": 8}, "d_model 2056 and n_heads 8 make heads of 257 dimensions: .* 256 at most"),
         ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
         ({"n_kv_heads": 2.0}, "n_kv_heads must be an integer or None, got 2.0"),
-        ({"start_token": -1}, "start_token must be at least 0, got -1"),
+        ({"decoder_start_token_id": -1}, "decoder_start_token_id must be at least 0, got -1"),
         ({"n_kv_heads": 0}, "n_heads 4 is not a multiple of n_kv_heads 0"),
         ({"vocab_size": -3}, "vocab_size must be at least 0, got -3"),
         ({"image_size": 9, "patch_size": 2}, "image_size 9 is not a multiple of patch_size 2"),
@@ -75,7 +79,7 @@ def test_frozen() -> None:
         ({"norm_eps": 0.0}, r"norm_eps must be in \(0, 1\), got 0.0"),
         ({"norm_eps": "small"}, "norm_eps must be a number, got 'small'"),
         ({"bias": 1}, "bias must be True or False, got 1"),
-        ({"vocab_size": 10, "start_token": 10}, "start_token 10 is outside a vocabulary of 10"),
+        ({"vocab_size": 10, "decoder_start_token_id": 10}, "decoder_start_token_id 10 is outside a vocabulary of 10"),
     ],
 )
 def test_impossible_values(fields: dict[str, Any], message: str) -> None:
@@ -90,6 +94,19 @@ def test_unknown_names() -> None:
         TransformerConfig.preset("gpt2", n_head=3, width=2)
     with pytest.raises(ValueError, match=r"missing configuration field n_heads, d_ff"):
         TransformerConfig.from_fields({"d_model": 8, "n_layers": 1})
+    with pytest.raises(ValueError, match=r"a configuration is a mapping of fields to values, got \['d_model'\]"):
+        TransformerConfig.from_fields(["d_model"])  # type: ignore[arg-type]
+
+
+def test_the_largest_heads_that_attention_computes() -> None:
+    config = TransformerConfig(**{**SMALL, "d_model": 1024, "n_heads": 4}, vocab_size=5, max_seq_len=2)
+    assert Decoder(config)(torch.zeros(1, 2, dtype=torch.long)).isfinite().all()
+
+
+@pytest.mark.parametrize("config", ["gpt2", None, {"d_model": 8}])
+def test_what_is_no_configuration(config: Any) -> None:
+    with pytest.raises(ValueError, match=f"config must be a TransformerConfig.*, got {config!r}"):
+        Decoder(config)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from models import TEXT, assert_same_gradients, make_model, random_tokens, torch
 from torch import nn
 
 from fusedformer import Encoder, TransformerConfig
+from fusedformer.transformer.parts import pool
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -14,17 +15,19 @@ from fusedformer import Encoder, TransformerConfig
 def test_equals_torch(norm_position: str, activation: str, bias: bool) -> None:
     model = make_model("encoder", norm_position=norm_position, activation=activation, bias=bias)
     theirs = torch_layers(model.stack, model.config)
-    tokens, types = random_tokens(3, 12), random_tokens(3, 12, vocab_size=2)
+    tokens, token_types = random_tokens(3, 12), random_tokens(3, 12, vocab_size=2)
     mask = torch.arange(12) < torch.tensor([[12], [5], [1]])
 
     embedded = (
-        model.token_embedding.weight[tokens] + model.position_embedding.weight + model.type_embedding.weight[types]
+        model.token_embedding.weight[tokens]
+        + model.position_embedding.weight
+        + model.type_embedding.weight[token_types]
     )
     if norm_position == "post":
         norm = model.embedding_norm
         embedded = nn.functional.layer_norm(embedded, (32,), norm.weight, norm.bias, norm.eps)
     expected = theirs(embedded, src_key_padding_mask=~mask)
-    torch.testing.assert_close(model(tokens, mask, types)[mask], expected[mask], rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(tokens, mask, token_types)[mask], expected[mask], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
@@ -38,12 +41,12 @@ def test_gradients_equal_torch(norm_position: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["class", "mean"])
-def test_padding_changes_nothing(pooling: str) -> None:
+@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8], [1, 2, 5, 6, 8]], ids=["right", "left", "holes"])
+def test_padding_changes_nothing(places: list[int], pooling: str) -> None:
     model = make_model("encoder", pooling=pooling)
-    tokens = random_tokens(1, 5)
-    padded = torch.cat([tokens, random_tokens(1, 4)], dim=1)
-    mask = (torch.arange(9) < 5).unsqueeze(0)
-    torch.testing.assert_close(model(padded, mask)[:, :5], model(tokens), rtol=0, atol=1e-6)
+    tokens, padded, mask = random_tokens(1, 5), random_tokens(1, 9), torch.zeros(1, 9, dtype=torch.bool)
+    padded[:, places], mask[:, places] = tokens, True
+    torch.testing.assert_close(model(padded, mask)[:, places], model(tokens), rtol=0, atol=1e-6)
     torch.testing.assert_close(model.embed(padded, mask), model.embed(tokens), rtol=0, atol=1e-6)
 
 
@@ -59,15 +62,46 @@ def test_embeddings_are_pooled_unit_vectors(pooling: str) -> None:
 def test_token_types_default_to_zero() -> None:
     model = make_model("encoder")
     tokens = random_tokens(2, 7)
-    assert torch.equal(model(tokens), model(tokens, types=torch.zeros_like(tokens)))
-    assert not torch.equal(model(tokens), model(tokens, types=torch.ones_like(tokens)))
+    assert torch.equal(model(tokens), model(tokens, token_type_ids=torch.zeros_like(tokens)))
+    assert not torch.equal(model(tokens), model(tokens, token_type_ids=torch.ones_like(tokens)))
 
 
-def test_a_row_of_padding_alone_is_finite() -> None:
-    model = make_model("encoder")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_a_row_of_padding_alone(pooling: str, dtype: torch.dtype) -> None:
+    model = make_model("encoder", pooling=pooling).to(dtype)
     mask = torch.tensor([[True] * 4, [False] * 4])
     assert model(random_tokens(2, 4), mask).isfinite().all()
-    assert model.embed(random_tokens(2, 4), mask).isfinite().all()
+    real, padding = model.embed(random_tokens(2, 4), mask)
+    torch.testing.assert_close(real.norm().item(), 1.0, rtol=0, atol=0.01)
+    assert (padding == 0).all()
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_what_stands_at_padding_does_not_leak(pooling: str) -> None:
+    hidden = torch.randn(1, 3, 4)
+    hidden[0, 0] = torch.nan
+    hidden.requires_grad_()
+    pooled = pool(hidden, pooling, torch.tensor([[False, True, True]]))
+    expected = hidden[:, 1] if pooling == "class" else hidden[:, 1:].mean(dim=1)
+    torch.testing.assert_close(pooled, expected)
+    (gradient,) = torch.autograd.grad(pooled.sum(), hidden)
+    assert (gradient[0, 0] == 0).all()
+
+
+def test_means_of_many_positions_are_sums_in_float32() -> None:
+    # bfloat16 counts to 256 and float16 to 2048: beyond, adding 1 changes nothing.
+    hidden, mask = torch.ones(1, 4099, 2), torch.ones(1, 4099, dtype=torch.bool)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert (pool(hidden.to(dtype), "mean", mask) == 1).all()
+
+
+def test_unit_length_of_large_vectors_in_float16() -> None:
+    model = make_model("encoder").half()
+    with torch.no_grad():
+        model.stack.blocks[-1].feed_forward_norm.weight.mul_(500)
+    norms = model.embed(random_tokens(2, 4)).float().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(2), rtol=0, atol=0.01)
 
 
 def test_int32_tokens() -> None:
@@ -94,9 +128,19 @@ def test_bad_input() -> None:
         model(tokens, torch.ones_like(tokens))
     with pytest.raises(ValueError, match=r"mask must be bool .* got torch.bool of \(2, 5\)"):
         model(tokens, torch.ones(2, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"token types have shape \(1, 6\), the tokens \(2, 6\)"):
-        model(tokens, types=torch.zeros(1, 6, dtype=torch.long))
-    with pytest.raises(ValueError, match="token types hold values from 2 to 2, outside a vocabulary of 2"):
-        model(tokens, types=torch.full_like(tokens, 2))
-    with pytest.raises(ValueError, match="token types were given, but the configuration has type_vocab_size 0"):
-        Encoder(TransformerConfig(**TEXT))(tokens, types=tokens)
+    with pytest.raises(ValueError, match=r"token_type_ids have shape \(1, 6\), tokens \(2, 6\)"):
+        model(tokens, token_type_ids=torch.zeros(1, 6, dtype=torch.long))
+    with pytest.raises(ValueError, match="token_type_ids hold values from 2 to 2, outside a vocabulary of 2"):
+        model(tokens, token_type_ids=torch.full_like(tokens, 2))
+    with pytest.raises(ValueError, match="token_type_ids were given, but the configuration has type_vocab_size 0"):
+        Encoder(TransformerConfig(**TEXT))(tokens, token_type_ids=tokens)
+    with pytest.raises(ValueError, match="tokens must be a tensor, got list"):
+        model(tokens.tolist())
+    with pytest.raises(ValueError, match="tokens must be on cpu, where the weights are, got meta"):
+        model(tokens.to("meta"))
+    with pytest.raises(ValueError, match="attention_mask must be on cpu, where the weights are, got meta"):
+        model(tokens, torch.ones(2, 6, dtype=torch.bool, device="meta"))
+    with pytest.raises(ValueError, match="attention_mask must be a tensor, got list"):
+        model.embed(tokens, [[True] * 6] * 2)
+    with pytest.raises(ValueError, match="token_type_ids must be a tensor, got int"):
+        model(tokens, token_type_ids=0)

@@ -24,7 +24,9 @@ def torch_logits(model: EncoderDecoder, encoder: nn.Module, decoder: nn.Module, 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 def test_equals_torch(norm_position: str, tie_embeddings: bool) -> None:
-    model = make_model("encoder_decoder", norm_position=norm_position, tie_embeddings=tie_embeddings, start_token=3)
+    model = make_model(
+        "encoder_decoder", norm_position=norm_position, tie_embeddings=tie_embeddings, decoder_start_token_id=3
+    )
     encoder = torch_layers(model.encoder, model.config)
     decoder = torch_layers(model.decoder, model.config, cross=True)
     source, target = random_tokens(3, 10), random_tokens(3, 7)
@@ -40,7 +42,7 @@ def test_equals_torch(norm_position: str, tie_embeddings: bool) -> None:
 
 
 def test_shift_right() -> None:
-    model = make_model("encoder_decoder", start_token=5)
+    model = make_model("encoder_decoder", decoder_start_token_id=5)
     assert model.shift_right(torch.tensor([[7, 8, 9]])).tolist() == [[5, 7, 8]]
 
 
@@ -75,6 +77,35 @@ def test_masked_targets_do_not_count() -> None:
     torch.testing.assert_close(model.loss(source, target, MASK), per_token.mean())
 
 
+def test_source_padding_on_the_left() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(1, 6), random_tokens(1, 5)
+    padded, mask = torch.cat([random_tokens(1, 4), source], dim=1), torch.tensor([[False] * 4 + [True] * 6])
+    torch.testing.assert_close(model(padded, target, mask), model(source, target), rtol=1e-5, atol=1e-5)
+
+
+def test_loss_of_nothing_is_zero() -> None:
+    model = make_model("encoder_decoder")
+    source, target = random_tokens(2, 6), random_tokens(2, 4)
+    for loss in (
+        model.loss(source, target, target_mask=torch.zeros(2, 4, dtype=torch.bool)),
+        model.loss(source[:0], target[:0]),
+    ):
+        loss.backward()
+        assert loss == 0
+    assert all((p.grad is None or (p.grad == 0).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loss_is_computed_in_float32(dtype: torch.dtype) -> None:
+    model = make_model("encoder_decoder").to(dtype)
+    source, target = random_tokens(3, 10), random_tokens(3, 10).flip(0)
+    loss = model.loss(source, target)
+    logits = model(source, target).double().flatten(0, 1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, target.flatten()).float())
+
+
 def test_bad_input() -> None:
     model = make_model("encoder_decoder")
     source, target = random_tokens(2, 6), random_tokens(2, 4)
@@ -88,5 +119,9 @@ def test_bad_input() -> None:
         model(source, random_tokens(2, 13))
     with pytest.raises(ValueError, match=r"the source has 2 sequences, the target 1"):
         model(source, target[:1])
-    with pytest.raises(ValueError, match=r"mask must be bool of the tokens' shape \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"target_mask must be bool of the tokens' shape \(2, 4\)"):
         model.loss(source, target, None, torch.ones(2, 6, dtype=torch.bool))
+    with pytest.raises(ValueError, match="target must be on cpu, where the weights are, got meta"):
+        model(source, target.to("meta"))
+    with pytest.raises(ValueError, match="target must be a tensor, got list"):
+        model.loss(source, target.tolist(), target_mask=torch.ones(2, 4, dtype=torch.bool))

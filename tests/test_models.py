@@ -1,9 +1,12 @@
 """What all architectures promise: the same in every world, gradients everywhere, learning, reproducible weights."""
 
+import copy
+
 import pytest
 import torch
 from conftest import World
-from models import ARCHITECTURES, loss_of, make_model
+from models import ARCHITECTURES, loss_of, make_model, plain_pytorch
+from oracle import assert_within_budget
 from torch import Tensor
 
 from fusedformer import TransformerConfig
@@ -18,6 +21,15 @@ def loss_and_gradients(model: Model) -> list[Tensor]:
     return [t.cpu() for t in (loss.detach(), *torch.autograd.grad(loss, list(model.parameters())))]
 
 
+def output_and_gradients(model: Model) -> list[Tensor]:
+    """What `forward` gave, then the gradient of the loss for every parameter."""
+    outputs: list[Tensor] = []
+    handle = model.register_forward_hook(lambda module, args, out: outputs.append(out.detach().cpu()))
+    _, *gradients = loss_and_gradients(model)
+    handle.remove()
+    return outputs + gradients
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_world_agrees_with_float64(world: World, kind: str) -> None:
     model = make_model(kind)
@@ -25,6 +37,30 @@ def test_every_world_agrees_with_float64(world: World, kind: str) -> None:
         exact = loss_and_gradients(make_model(kind).double())
     for got, want in zip(loss_and_gradients(model.to(world.device)), exact, strict=True):
         torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_within_the_error_budget(world: World, kind: str, dtype: torch.dtype) -> None:
+    # Not ReLU: its derivative jumps at 0, so a rounding error there is no small error any more.
+    model = make_model(kind, n_layers=1, activation="gelu").to(world.device, dtype)
+    with plain_pytorch():
+        exact = output_and_gradients(copy.deepcopy(model).double())
+        plain = output_and_gradients(model)
+    names = ["out", *(name for name, _ in model.named_parameters())]
+    for name, *results in zip(names, output_and_gradients(model), exact, plain, strict=True):
+        assert_within_budget(name, *results, gradient=name != "out")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_as_one_graph(kind: str) -> None:
+    model = make_model(kind)
+    expected = loss_and_gradients(model)
+    entry = "loss" if kind in ("decoder", "encoder_decoder") else "forward"
+    compiled = torch.compile(getattr(model, entry), fullgraph=True, backend="aot_eager")
+    setattr(model, entry, compiled)
+    for got, eager in zip(loss_and_gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, eager)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -31,6 +32,33 @@ def test_checkpoint_round_trip(tmp_path: Path, kind: str) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert all(p.requires_grad for p in loaded.parameters())
     assert torch.equal(loss_of(loaded), loss_of(model))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_load_onto_a_device_in_a_dtype(tmp_path: Path, kind: str) -> None:
+    model = make_model(kind)
+    model.save(tmp_path / "m")
+    assert {p.dtype for p in type(model).load(tmp_path / "m", dtype=torch.float16).parameters()} == {torch.float16}
+    assert {p.device.type for p in type(model).load(tmp_path / "m", device="meta").parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, "float16", torch.float8_e4m3fn])
+def test_a_dtype_that_models_do_not_compute_in(tmp_path: Path, dtype: Any) -> None:
+    make_model("encoder").save(tmp_path / "m")
+    message = re.escape(f"torch.float64, got {dtype!r}")
+    with pytest.raises(ValueError, match=message):
+        Encoder.load(tmp_path / "m", dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        Encoder.from_pretrained(tmp_path, dtype=dtype)
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        make_model("encoder").save(tmp_path / "m")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o640
 
 
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
@@ -69,6 +97,8 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
         Decoder.load(path)
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         make_model("decoder").save(tmp_path / "nowhere" / "m")
+    with pytest.raises(ValueError, match=rf"cannot write {re.escape(str(tmp_path))}: it is a folder"):
+        make_model("decoder").save(tmp_path)
     make_model("encoder").save(path)
     with pytest.raises(ValueError, match="m holds a model of class Encoder, not Decoder"):
         Decoder.load(path)
@@ -80,17 +110,41 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
         Encoder.load(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("{", "m has malformed metadata: '{'"),
+        ("[1]", r"m has malformed metadata: '\[1\]'"),
+        ('{"architecture": "Encoder", "config": {}}', "m has malformed metadata"),
+        ('{"format": 1, "architecture": "Encoder"}', "m has malformed metadata"),
+        ('{"format": 2}', "m has format 2, and this version of fusedformer reads 1"),
+        ('{"format": 1, "architecture": "Encoder", "config": 3}', "m has a configuration that does not fit: .*, got 3"),
+        (
+            '{"format": 1, "architecture": "Encoder", "config": {"d_modle": 3}}',
+            "m has a configuration that does not fit: unknown configuration field d_modle",
+        ),
+    ],
+)
+def test_bad_metadata(tmp_path: Path, header: str, message: str) -> None:
+    safetensors.save_file({"weight": torch.ones(2)}, tmp_path / "m", {"fusedformer": header})
+    with pytest.raises(ValueError, match=message):
+        Encoder.load(tmp_path / "m")
+
+
 def test_every_tensor_that_does_not_fit_is_listed() -> None:
     model = make_model("decoder")
     tensors = model.state_dict()
     del tensors["token_embedding.weight"]
     tensors["stray"] = torch.ones(1)
     tensors["position_embedding.weight"] = torch.ones(3, 32)
+    tensors["stack.final_norm.bias"] = torch.ones(32, dtype=torch.int8)
     problems = (
-        "missing token_embedding.weight; extra stray; position_embedding.weight has shape (3, 32), expected (12, 32)"
+        "missing token_embedding.weight; extra stray; position_embedding.weight has shape (3, 32), expected (12, 32); "
+        "stack.final_norm.bias is torch.int8, expected one of torch.float32, torch.float16, torch.bfloat16, "
+        "torch.float64"
     )
     with pytest.raises(ValueError, match=re.escape(problems) + "$"):
-        Decoder.from_tensors(model.config, tensors)
+        Decoder.from_state_dict(model.config, tensors)
 
 
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +201,45 @@ def test_bert_folder(tmp_path: Path) -> None:
     assert Encoder.from_pretrained(str(tmp_path)).config.pooling == "mean"
 
 
+def test_bert_onto_a_device_in_a_dtype(tmp_path: Path) -> None:
+    write_bert(tmp_path, bert_tensors(make_model("encoder")))
+    loaded = Encoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert not loaded.training
+    assert {p.device.type for p in Encoder.from_pretrained(tmp_path, device="meta").parameters()} == {"meta"}
+
+
+def test_bert_of_pretraining(tmp_path: Path) -> None:
+    """The names of a BertForPreTraining, the norms' as they were converted from TensorFlow."""
+    model = make_model("encoder", pooling="class")
+    old = {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"}
+    tensors = {f"bert.{name}": tensor for name, tensor in bert_tensors(model).items()}
+    for today, before in old.items():
+        tensors = {name.replace(today, before): tensor for name, tensor in tensors.items()}
+    tensors |= {
+        "cls.predictions.bias": torch.ones(19),
+        "cls.predictions.transform.LayerNorm.gamma": torch.ones(32),
+        "cls.seq_relationship.weight": torch.ones(2, 32),
+    }
+    write_bert(tmp_path, tensors)
+    assert torch.equal(Encoder.from_pretrained(tmp_path)(random_tokens(2, 5)), model(random_tokens(2, 5)))
+
+
+def test_bert_with_a_tensor_twice(tmp_path: Path) -> None:
+    tensors = bert_tensors(make_model("encoder"))
+    write_bert(tmp_path, tensors | {"embeddings.LayerNorm.gamma": torch.ones(32)})
+    with pytest.raises(ValueError, match=r"the weights have embeddings.LayerNorm.weight twice"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_bert_of_integers(tmp_path: Path) -> None:
+    tensors = bert_tensors(make_model("encoder"))
+    tensors["encoder.layer.1.output.dense.weight"] = torch.ones(32, 64, dtype=torch.int8)
+    write_bert(tmp_path, tensors)
+    with pytest.raises(ValueError, match=r"encoder.layer.1.output.dense.weight is torch.int8, expected one of"):
+        Encoder.from_pretrained(tmp_path)
+
+
 def test_bert_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "some_bert"
     write_bert(package / "model", bert_tensors(make_model("encoder")))
@@ -191,6 +284,8 @@ def test_missing_bert(tmp_path: Path) -> None:
         ({"model_type": "t5"}, "model_type is 't5', and Encoder computes only bert"),
         ({"hidden_act": "silu"}, "hidden_act is 'silu', and Encoder computes only gelu, gelu_new, relu"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"is_decoder": True}, "is_decoder is True, and Encoder computes only False"),
+        ({"add_cross_attention": True}, "add_cross_attention is True, and Encoder computes only False"),
         ({"num_attention_heads": 3}, "d_model 32 is not a multiple of n_heads 3"),
     ],
 )

@@ -48,6 +48,29 @@ def test_bad_input(shape: tuple[int, ...]) -> None:
         make_model("vision_transformer")(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtype_than_the_weights(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=rf"images must be torch.float32 of .*, got {dtype} of \(1, 2, 8, 8\)"):
+        make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=dtype))
+
+
+def test_what_is_no_tensor_or_elsewhere() -> None:
+    model = make_model("vision_transformer")
+    with pytest.raises(ValueError, match="images must be a tensor, got ndarray"):
+        model(torch.zeros(1, 2, 8, 8).numpy())
+    with pytest.raises(ValueError, match="images must be on cpu, where the weights are, got meta"):
+        model(torch.zeros(1, 2, 8, 8, device="meta"))
+
+
+def test_autocast_converts_the_images() -> None:
+    model = make_model("vision_transformer")
+    images = torch.randn(1, 2, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(images).float(), model(images.bfloat16()).float(), rtol=0, atol=0.1)
+        with pytest.raises(ValueError, match=r"images must be torch.float32 or .* got torch.float64"):
+            model(images.double())
+
+
 def test_whole_number_pixels() -> None:
-    with pytest.raises(ValueError, match=r"images must be floating point .* got torch.uint8 of \(1, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be torch.float32 .* got torch.uint8 of \(1, 2, 8, 8\)"):
         make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))

@@ -6,12 +6,13 @@ safetensors cannot carry code, so a checkpoint from a stranger is safe to open.
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fusedformer.files import atomic_write
 from fusedformer.transformer.config import TransformerConfig
 
 try:
@@ -21,26 +22,17 @@ except ImportError as error:
     raise ImportError("checkpoints are safetensors files: pip install 'fusedformer[models]'") from error
 
 METADATA_KEY = "fusedformer"
+FORMAT = 1  # of the header; a checkpoint with another was written by another version of the package
 
 
 def save(
     path: str | os.PathLike[str], architecture: str, config: TransformerConfig, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a checkpoint: a temporary file beside `path` takes its name once it is complete and on the disk."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save {path}: there is no folder {path.parent}")
-    header = json.dumps({"architecture": architecture, "config": dataclasses.asdict(config)})
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, {METADATA_KEY: header})
-        os.fsync(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(handle)
+    """Write a checkpoint, whole or not at all."""
+    header = {"format": FORMAT, "architecture": architecture, "config": dataclasses.asdict(config)}
+    with atomic_write(path) as temporary:
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, {METADATA_KEY: json.dumps(header)})
 
 
 def read(path: str | os.PathLike[str], architecture: str) -> tuple[TransformerConfig, dict[str, torch.Tensor]]:
@@ -48,15 +40,30 @@ def read(path: str | os.PathLike[str], architecture: str) -> tuple[TransformerCo
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, or one of another architecture.
+        ValueError: if it is no checkpoint, one of another format, or one of another architecture.
     """
     metadata, tensors = read_safetensors(Path(path))
     if METADATA_KEY not in metadata:
         raise ValueError(f"{path} was not written by save(): its metadata has no {METADATA_KEY!r}")
-    header = json.loads(metadata[METADATA_KEY])
-    if header["architecture"] != architecture:
-        raise ValueError(f"{path} holds a model of class {header['architecture']}, not {architecture}")
-    return TransformerConfig.from_fields(header["config"]), tensors
+    found, fields = parse_header(path, metadata[METADATA_KEY])
+    if found != architecture:
+        raise ValueError(f"{path} holds a model of class {found}, not {architecture}")
+    try:
+        return TransformerConfig.from_fields(fields), tensors
+    except ValueError as error:
+        raise ValueError(f"{path} has a configuration that does not fit: {error}") from error
+
+
+def parse_header(path: str | os.PathLike[str], text: str) -> tuple[str, Any]:
+    """Architecture and configuration fields in the metadata of a checkpoint."""
+    try:
+        header = json.loads(text)
+        version = header["format"]
+        if version != FORMAT:
+            raise ValueError(f"{path} has format {version!r}, and this version of fusedformer reads {FORMAT}")
+        return header["architecture"], header["config"]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} has malformed metadata: {text!r}") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

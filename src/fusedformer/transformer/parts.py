@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusedformer.kernels.attention import attention
+from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.nn import GELU, LayerNorm
+from fusedformer.transformer.checks import check_mask, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 
+IGNORED = -100  # a label that does not count; what PyTorch's cross-entropy ignores by default
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": GELU,
     "gelu_tanh": partial(GELU, approximate="tanh"),
@@ -30,19 +33,25 @@ class TokenEmbedding(nn.Embedding):
     """A table with one vector per token of the vocabulary."""
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        check_tokens("tokens", tokens_BS, self.num_embeddings)
+        check_tokens("tokens", tokens_BS, self.num_embeddings, self.weight.device)
         return super().forward(tokens_BS)
 
 
 class PositionEmbedding(nn.Embedding):
     """A learned vector per position, added to the sequence."""
 
-    def forward(self, x_BSE: Tensor, start: int = 0) -> Tensor:
-        """Add the positions `start` to `start + S - 1`: `start` tokens came before and sit in a cache."""
-        end = start + x_BSE.shape[1]
+    def forward(self, x_BSE: Tensor, mask_BT: Tensor | None = None, n_cached: int = 0) -> Tensor:
+        """Add the vectors of the positions behind `n_cached` tokens, which came before and sit in a cache.
+
+        With a padding mask for both, positions count real tokens alone: where padding stands changes nothing.
+        """
+        end = n_cached + x_BSE.shape[1]
         if end > self.num_embeddings:
             raise ValueError(f"a sequence of {end} positions is longer than max_seq_len {self.num_embeddings}")
-        return x_BSE + self.weight[start:end]
+        if mask_BT is None:
+            return x_BSE + self.weight[n_cached:end]
+        positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        return x_BSE + super().forward(positions_BT[:, n_cached:])
 
 
 class KeyValueCache:
@@ -50,6 +59,9 @@ class KeyValueCache:
 
     The buffers have their final size from the first `append` on, so that no step copies what came before.
     """
+
+    k_BTKD: Tensor
+    v_BTKD: Tensor
 
     def __init__(self, max_seq_len: int) -> None:
         self.max_seq_len = max_seq_len
@@ -60,8 +72,12 @@ class KeyValueCache:
         start, end = self.length, self.length + k_BSKD.shape[1]
         if end > self.max_seq_len:
             raise ValueError(f"a cache of {self.max_seq_len} positions cannot hold {end}")
+        B, _, K, D = k_BSKD.shape
+        sizes = (B, K, D) if start == 0 else (len(self.k_BTKD), *self.k_BTKD.shape[2:])
+        for name, new in (("keys", k_BSKD), ("values", v_BSKD)):
+            if (len(new), *new.shape[2:]) != sizes:
+                raise ValueError(f"a cache of (B, K, D) = {sizes} cannot hold {name} of shape {tuple(new.shape)}")
         if start == 0:
-            B, _, K, D = k_BSKD.shape
             self.k_BTKD = k_BSKD.new_empty(B, self.max_seq_len, K, D)
             self.v_BTKD = v_BSKD.new_empty(B, self.max_seq_len, K, D)
         self.k_BTKD[:, start:end] = k_BSKD
@@ -214,44 +230,36 @@ def make_norm(config: TransformerConfig) -> LayerNorm:
     return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
-def unembed(x_BSE: Tensor, tokens: TokenEmbedding, head: nn.Linear | None) -> Tensor:
-    """Logits (B, S, V): by the head, or tied, by the token embeddings themselves (Press and Wolf 2017)."""
-    return F.linear(x_BSE, tokens.weight if head is None else head.weight)
+def key_mask(attention_mask: Tensor | None, x_BSE: Tensor, n_cached: int = 0) -> Tensor | None:
+    """A padding mask (B, T) for `n_cached` tokens and these, checked, as attention broadcasts it: (B, 1, 1, T)."""
+    if attention_mask is None:
+        return None
+    check_mask("attention_mask", attention_mask, (x_BSE.shape[0], n_cached + x_BSE.shape[1]), x_BSE.device)
+    return attention_mask[:, None, None, :]
 
 
 def pool(hidden_BSE: Tensor, how: str, mask_BS: Tensor | None = None) -> Tensor:
-    """One vector (B, E) per sequence: the first position's ("class"), or the mean of the unmasked ones ("mean")."""
+    """One vector (B, E) per sequence: that of its first token ("class"), or the mean of those of its tokens ("mean").
+
+    Positions that are False in the mask do not take part, whatever they hold; a row of these alone gives zeros.
+    """
+    if mask_BS is None:
+        return hidden_BSE[:, 0] if how == "class" else hidden_BSE.mean(dim=1)
+    hidden_BSE = hidden_BSE.masked_fill(~mask_BS.unsqueeze(-1), 0)
     if how == "class":
-        return hidden_BSE[:, 0]
-    if mask_BS is None:
-        return hidden_BSE.mean(dim=1)
-    weight_BS1 = mask_BS.unsqueeze(-1).to(hidden_BSE.dtype)
-    return (hidden_BSE * weight_BS1).sum(dim=1) / weight_BS1.sum(dim=1).clamp(min=1)
+        first_B11 = mask_BS.int().argmax(dim=1)[:, None, None]
+        return hidden_BSE.take_along_dim(first_B11, dim=1).squeeze(1)
+    total_BE = hidden_BSE.sum(dim=1, dtype=accumulate_dtype(hidden_BSE.dtype))
+    return (total_BE / mask_BS.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_BSE.dtype)
 
 
-def attention_mask(mask_BS: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """A padding mask (True: a real token) for tokens of this shape, as attention broadcasts it: (B, 1, 1, T)."""
-    if mask_BS is None:
-        return None
-    check_mask(mask_BS, shape)
-    return mask_BS[:, None, None, :]
+def mean_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats, float32 (float64 for float64), of the labels that are True in the mask.
 
-
-def check_mask(mask: Tensor, shape: torch.Size) -> None:
-    """Raise ValueError unless this is a bool mask for tokens of this shape."""
-    if mask.dtype != torch.bool or mask.shape != shape:
-        raise ValueError(
-            f"the mask must be bool of the tokens' shape {tuple(shape)}, got {mask.dtype} of {tuple(mask.shape)}"
-        )
-
-
-def check_tokens(name: str, tokens_BS: Tensor, vocab_size: int) -> None:
-    """Raise ValueError unless these are (B, S) indices, S at least 1, into a vocabulary of this size."""
-    shape, dtype = tuple(tokens_BS.shape), tokens_BS.dtype
-    if dtype not in (torch.int32, torch.int64) or len(shape) != 2 or shape[1] == 0:
-        raise ValueError(f"{name} must be int32 or int64 of shape (B, S), S at least 1, got {dtype} of {shape}")
-    # Reading values back from a GPU would stall it, and cannot be traced: there PyTorch's own device check remains.
-    if tokens_BS.device.type == "cpu" and tokens_BS.numel() and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in tokens_BS.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"{name} hold values from {low} to {high}, outside a vocabulary of {vocab_size}")
+    Where there is none, the loss is 0, and so are its gradients.
+    """
+    counts_BS = torch.ones_like(labels_BS, dtype=torch.bool) if mask_BS is None else mask_BS
+    labels_BS = labels_BS.long().masked_fill(~counts_BS, IGNORED)
+    logits_BSV = logits_BSV.to(accumulate_dtype(logits_BSV.dtype))
+    total = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / counts_BS.sum().clamp(min=1)

@@ -14,7 +14,7 @@ import torch
 from fusedformer.transformer.checkpoint import read_safetensors
 from fusedformer.transformer.config import Activation, Pooling, TransformerConfig
 from fusedformer.transformer.encoder import Encoder
-from fusedformer.transformer.model import check_tensors
+from fusedformer.transformer.model import check_weights
 
 WEIGHTS, CONFIG, POOLING = "model.safetensors", "config.json", "1_Pooling/config.json"
 
@@ -32,10 +32,12 @@ BERT_FIELDS = {
 }
 BERT_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 # What other values of these keys would change, `Encoder` does not compute; the first is the default of the format.
-BERT_COMPUTED = {
+BERT_COMPUTED: dict[str, tuple[object, ...]] = {
     "model_type": ("bert",),
     "hidden_act": tuple(BERT_ACTIVATIONS),
     "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
 }
 POOLING_MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "class"}
 
@@ -55,8 +57,12 @@ BERT_LAYER = {
     "feed_forward.down": ("output.dense",),
     "feed_forward_norm": ("output.LayerNorm",),
 }
-# The position numbers 0, 1, 2, ..., and a layer over the first token that only BERT's own pre-training reads.
-BERT_UNUSED = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
+# The position numbers 0, 1, 2, ..., a layer over the first token that only BERT's own pre-training reads, and the heads
+# of pre-training. A model with heads has the encoder's names behind a prefix.
+BERT_UNUSED = ("embeddings.position_ids", "pooler.", "cls.")
+BERT_PREFIX = "bert."
+# What the first checkpoints, converted from TensorFlow, call a norm's weight and bias.
+BERT_OLD_NAMES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
 
 
 def find_folder(path_or_package: str | os.PathLike[str]) -> Path:
@@ -90,20 +96,34 @@ def read_bert(path_or_package: str | os.PathLike[str]) -> tuple[TransformerConfi
 
     Raises:
         FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if it is no BERT that `Encoder` computes, or tensors are missing, extra or mis-shaped (all listed).
+        ValueError: if it is no BERT that `Encoder` computes, or its tensors do not fit (all listed).
     """
     folder = find_folder(path_or_package)
     config = read_bert_config(folder)
-    _, tensors = read_safetensors(folder / WEIGHTS)
-    shapes = {name: tensor.shape for name, tensor in Encoder.skeleton(config).state_dict().items()}
+    tensors = rename_bert(read_safetensors(folder / WEIGHTS)[1])
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Encoder(config).state_dict().items()}
     sources = {name: bert_sources(name) for name in shapes}
     expected = {
         theirs: torch.Size((shapes[ours][0] // len(names), *shapes[ours][1:]))
         for ours, names in sources.items()
         for theirs in names
     }
-    check_tensors(expected, {name: t.shape for name, t in tensors.items() if name not in BERT_UNUSED})
+    check_weights(expected, tensors)
     return config, {ours: torch.cat([tensors[name] for name in names]) for ours, names in sources.items()}
+
+
+def rename_bert(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's own tensors under the names of today's BertModel."""
+    renamed: dict[str, torch.Tensor] = {}
+    for old, tensor in tensors.items():
+        name = old.removeprefix(BERT_PREFIX)
+        for ending, today in BERT_OLD_NAMES.items():
+            name = name.removesuffix(ending) + today if name.endswith(ending) else name
+        if name in renamed:
+            raise ValueError(f"the weights have {name} twice, once as {old}")
+        renamed[name] = tensor
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith(BERT_UNUSED)}
 
 
 def bert_sources(name: str) -> tuple[str, ...]:
@@ -122,7 +142,7 @@ def read_bert_config(folder: Path) -> TransformerConfig:
     for key, computed in BERT_COMPUTED.items():
         value = theirs.get(key, computed[0])
         if value not in computed:
-            raise ValueError(f"{path}: {key} is {value!r}, and Encoder computes only {', '.join(computed)}")
+            raise ValueError(f"{path}: {key} is {value!r}, and Encoder computes only {', '.join(map(str, computed))}")
     missing = [name for name in BERT_FIELDS.values() if name not in theirs]
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}")

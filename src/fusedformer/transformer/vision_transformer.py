@@ -8,6 +8,7 @@ Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.119
 import torch
 from torch import Tensor, nn
 
+from fusedformer.transformer.checks import FLOATS, check_tensor
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import Model, initialise
 from fusedformer.transformer.parts import PositionEmbedding, Stack, pool
@@ -41,7 +42,8 @@ class VisionTransformer(Model):
         """Logits (B, n_classes) of float images (B, n_channels, image_size, image_size).
 
         Raises:
-            ValueError: the images have another shape, or whole numbers for pixels.
+            ValueError: the images have another shape, device or dtype than the model; under autocast, which converts
+                them, their dtype may be any but float64.
         """
         return self.head(pool(self.hidden(images), self.config.pooling))
 
@@ -54,11 +56,16 @@ class VisionTransformer(Model):
         return self.stack(self.dropout(self.position_embedding(x_BSE)))
 
     def check_images(self, images: Tensor) -> None:
+        weight = self.patch_embedding.weight
+        check_tensor("images", images, weight.device)
         shape, dtype = tuple(images.shape), images.dtype
         wanted = (self.config.n_channels, self.config.image_size, self.config.image_size)
-        if len(shape) != 4 or shape[1:] != wanted or not dtype.is_floating_point:
+        is_cast = torch.is_autocast_enabled(weight.device.type)
+        dtypes = [dtype for dtype in FLOATS if dtype != torch.float64] if is_cast else [weight.dtype]
+        if len(shape) != 4 or shape[1:] != wanted or dtype not in dtypes:
             raise ValueError(
-                f"images must be floating point of shape (B, {', '.join(map(str, wanted))}), got {dtype} of {shape}"
+                f"images must be {' or '.join(map(str, dtypes))} of shape (B, {', '.join(map(str, wanted))}), "
+                f"got {dtype} of {shape}"
             )
 
 
