@@ -60,8 +60,8 @@ class KeyValueCache:
     The buffers have their final size from the first `append` on, so that no step copies what came before.
     """
 
-    k_BTKD: Tensor
-    v_BTKD: Tensor
+    keys: Tensor  # (B, max_seq_len, K, D)
+    values: Tensor  # (B, max_seq_len, K, D)
 
     def __init__(self, max_seq_len: int) -> None:
         self.max_seq_len = max_seq_len
@@ -73,17 +73,17 @@ class KeyValueCache:
         if end > self.max_seq_len:
             raise ValueError(f"a cache of {self.max_seq_len} positions cannot hold {end}")
         B, _, K, D = k_BSKD.shape
-        sizes = (B, K, D) if start == 0 else (len(self.k_BTKD), *self.k_BTKD.shape[2:])
+        sizes = (B, K, D) if start == 0 else (len(self.keys), *self.keys.shape[2:])
         for name, new in (("keys", k_BSKD), ("values", v_BSKD)):
             if (len(new), *new.shape[2:]) != sizes:
                 raise ValueError(f"a cache of (B, K, D) = {sizes} cannot hold {name} of shape {tuple(new.shape)}")
         if start == 0:
-            self.k_BTKD = k_BSKD.new_empty(B, self.max_seq_len, K, D)
-            self.v_BTKD = v_BSKD.new_empty(B, self.max_seq_len, K, D)
-        self.k_BTKD[:, start:end] = k_BSKD
-        self.v_BTKD[:, start:end] = v_BSKD
+            self.keys = k_BSKD.new_empty(B, self.max_seq_len, K, D)
+            self.values = v_BSKD.new_empty(B, self.max_seq_len, K, D)
+        self.keys[:, start:end] = k_BSKD
+        self.values[:, start:end] = v_BSKD
         self.length = end
-        return self.k_BTKD[:, :end], self.v_BTKD[:, :end]
+        return self.keys[:, :end], self.values[:, :end]
 
 
 class Memory(NamedTuple):
