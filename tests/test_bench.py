@@ -289,6 +289,15 @@ class TestRun:
         reasons = [row["reason"] for row in rows if row["kind"] == "time"]
         assert reasons == ["the budget of 1 s was spent"] * 4
 
+    def test_a_run_that_breaks_says_where_its_rows_are(
+        self, options: bench.Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(bench._Bench, "write", raising(OSError("disk full")))
+        with Console() as console, pytest.raises(OSError, match="disk full"):
+            bench.run(options, console)
+        (partial,) = options.output.parent.glob(".run.partial-*")
+        assert f"what had been measured is in {partial}" in capsys.readouterr().out
+
     def test_an_error_of_ours_fails_the_run_and_is_shown(self, options: bench.Options) -> None:
         softmax = ops.OPS["softmax"]
         off = replace(softmax, contenders={**softmax.contenders, "ours": lambda x: torch.softmax(x, -1) + 0.1})

@@ -31,7 +31,9 @@ def invoke(*arguments: str) -> Result:
         (("bench", "--seed", "-1"), "seed '-1' is no integer from 0 to 2**63 - 1"),
         (("bench", "--output", "."), ". exists and is not an empty folder"),
         (("static", "--arch", "90,75"), "unknown architecture '75': choose from 80, 90, 100, 120"),
+        (("bench", "--output", f"{__file__}/run"), "test_cli.py is a file"),
         (("static", "--json", "no/such/folder/rows.json"), "no/such/folder is no folder"),
+        (("static", "--json", "."), ". is a folder, expected the name of a file"),
         (("frobnicate",), "frobnicate"),
     ],
 )

@@ -32,6 +32,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def partial_of(folder: Path) -> Path:
+    (partial,) = folder.glob(".run.partial-*")
+    return partial
+
+
 def test_a_finished_run_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "first"
     with RunFolder(path) as folder:
@@ -81,7 +86,7 @@ def test_a_run_that_raises_leaves_its_rows_aside(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fails_after_a_row()
     assert not (tmp_path / "run").exists()
-    assert len(read_csv(tmp_path / ".run.partial" / "results.csv")) == 1
+    assert len(read_csv(partial_of(tmp_path) / "results.csv")) == 1
 
 
 def test_a_run_that_raises_before_its_first_row_leaves_nothing(tmp_path: Path) -> None:
@@ -107,10 +112,11 @@ def test_a_killed_run_leaves_nothing_half_written(tmp_path: Path) -> None:
         assert process.stdout.readline() == "measured\n"
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "run").exists()
-    assert len(read_csv(tmp_path / ".run.partial" / "results.csv")) == 1
+    assert len(read_csv(partial_of(tmp_path) / "results.csv")) == 1
+    rescued = partial_of(tmp_path)
     with RunFolder(tmp_path / "run"):
         pass
-    assert [folder.name for folder in tmp_path.iterdir()] == ["run"]
+    assert {*tmp_path.iterdir()} == {tmp_path / "run", rescued}
 
 
 def test_a_run_does_not_replace_what_is_there(tmp_path: Path) -> None:
@@ -126,14 +132,29 @@ def test_a_run_does_not_replace_what_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "empty" / "results.csv").exists()
 
 
-def test_write_whole_leaves_the_old_file_if_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "rows.json"
-    run_folder.write_whole(path, "old")
+def test_two_runs_of_one_name_keep_their_rows_apart(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with first:
+        first.add(ROW)
+        second.__enter__()
+        second.add(ROW)
+    with pytest.raises(FileExistsError, match="run was taken meanwhile: this run is in"):
+        second.__exit__(None, None, None)
+    for folder in (first.path, second.partial):
+        assert len(read_csv(folder / "results.csv")) == 1
 
-    def full(*_: Any, **__: Any) -> int:
-        raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="disk full"):
-        run_folder.write_whole(path, "new")
-    assert path.read_text() == "old"
+def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda *_: "now")
+    assert run_folder.default_path() == Path("runs/now")
+    with RunFolder(Path("runs/now")):
+        assert run_folder.default_path() == Path("runs/now-2")
+    (tmp_path / "runs" / "now-2").mkdir()
+    assert run_folder.default_path() == Path("runs/now-3")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be made: .*file is a file"):
+        RunFolder(tmp_path / "file" / "below" / "run")

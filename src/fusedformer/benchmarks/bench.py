@@ -50,10 +50,16 @@ def run(options: Options, console: Console) -> bool:
         ValueError: the output is an existing file or a folder with something in it.
     """
     # Of the emulated world, which FUSEDFORMER_EMULATE may have chosen, a process of its own takes care.
-    with emulation.emulated(False), RunFolder(options.output) as folder:
-        bench = _Bench(options, console, folder)
-        bench.measure()
-        bench.write()
+    folder = RunFolder(options.output)
+    try:
+        with emulation.emulated(False), folder:
+            bench = _Bench(options, console, folder)
+            bench.measure()
+            bench.write()
+    except BaseException:
+        if folder.partial.exists():
+            console.line(f"Not finished; what had been measured is in {folder.partial}")
+        raise
     console.line(f"Run folder: {options.output}")
     return bench.is_right
 

@@ -16,6 +16,7 @@ from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect as static_world
+from fusedformer.files import atomic_write
 
 app = typer.Typer(
     help="Is it installed right, is it correct, and how fast is it?",
@@ -80,8 +81,10 @@ def _free_path(text: str) -> Path:
     return run_folder.check_free(Path(text))
 
 
-def _file_in_folder(text: str) -> Path:
+def _file(text: str) -> Path:
     path = Path(text)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected the name of a file")
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is no folder")
     return path
@@ -156,7 +159,7 @@ def static(
     ] = ALL_ARCHS,
     json_path: Annotated[
         Path | None,
-        typer.Option("--json", parser=_option(_file_in_folder), metavar="FILE", help="Write the rows to this file."),
+        typer.Option("--json", parser=_option(_file), metavar="FILE", help="Write the rows to this file."),
     ] = None,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
@@ -164,5 +167,6 @@ def static(
         rows = static_world.collect(arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"))
         console.table(tables.static_table(rows))
     if json_path is not None:
-        run_folder.write_whole(json_path, json.dumps([row.to_dict() for row in rows], indent=1))
+        with atomic_write(json_path) as partial:
+            partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
     raise typer.Exit(0 if not any(row.problems for row in rows) else 1)

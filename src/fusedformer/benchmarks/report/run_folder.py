@@ -5,8 +5,10 @@ results.json   the same and the raw samples  summary.md    the tables       plot
 """
 
 import csv
+import itertools
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,36 +23,33 @@ RUNS = Path("runs")
 
 
 def default_path() -> Path:
-    """runs/<UTC time> in the current folder."""
-    return RUNS / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    """runs/<UTC time> in the current folder; with -2, -3 ... where another run has that name, or is about to."""
+    first = RUNS / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    names = itertools.chain([first], (first.with_name(f"{first.name}-{number}") for number in itertools.count(2)))
+    return next(path for path in names if not path.exists() and not _partials(path))
 
 
 def check_free(path: Path) -> Path:
     """`path`, if a run can appear there.
 
     Raises:
-        ValueError: something is there already, other than an empty folder.
+        ValueError: something is there already, other than an empty folder, or a file stands in the way to it.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder: name a new one")
+    if files := [folder for folder in path.parents if folder.exists() and not folder.is_dir()]:
+        raise ValueError(f"{path} cannot be made: {files[0]} is a file")
     return path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        FileNotFoundError: the folder of `path` does not exist.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _partials(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{path.name}.partial-*"))
 
 
 class RunFolder:
-    """A context in which a run is written beside `path`, as `.<name>.partial`, and renamed to `path` at its end.
+    """A context in which a run is written to the folder `partial` beside `path`, which becomes `path` at its end.
 
-    A run that is killed or raises leaves `path` absent, and in the partial folder the rows that it had measured.
+    A run that is killed or raises leaves `path` absent, and in `partial` the rows that it had measured.
 
     Raises:
         ValueError: something is at `path` already.
@@ -58,11 +57,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = check_free(path)
-        self.partial = path.parent / f".{path.name}.partial"
+        self.partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
         self.rows: list[Row] = []
 
     def __enter__(self) -> "RunFolder":
-        shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         self._csv = open(self.partial / "results.csv", "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._csv, COLUMNS, extrasaction="ignore")
@@ -74,9 +72,15 @@ class RunFolder:
     ) -> None:
         self._csv.close()
         if kind is None:
-            os.replace(self.partial, self.path)
+            self._appear()
         elif not self.rows:
             shutil.rmtree(self.partial)
+
+    def _appear(self) -> None:
+        try:
+            os.replace(self.partial, self.path)
+        except OSError as error:
+            raise FileExistsError(f"{self.path} was taken meanwhile: this run is in {self.partial}") from error
 
     @property
     def plots(self) -> Path:

@@ -7,12 +7,12 @@ import contextlib
 import functools
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from fusedformer import build
 from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.files import atomic_write
 
 
 def key(*parts: str | bytes | int) -> str:
@@ -34,10 +34,8 @@ def store(key: str, rows: Iterable[StaticRow]) -> None:
     body = json.dumps([row.to_dict() for row in rows])
     with contextlib.suppress(OSError):
         _folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_folder()) as beside:
-            written = Path(beside) / key
-            written.write_text(f"{_digest(body)}\n{body}")
-            written.replace(_folder() / key)
+        with atomic_write(_folder() / key) as partial:
+            partial.write_text(f"{_digest(body)}\n{body}")
 
 
 def _folder() -> Path:
