@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from attention_cases import Case, check, check_tensors, make_tensors, naive_attention
-from conftest import World
+from conftest import World, emulated_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusedformer.kernels import attention_reference, emulation
+from fusedformer.kernels import attention_reference
 from fusedformer.kernels.attention import attention
 
 pytestmark = pytest.mark.op("attention")
@@ -54,13 +54,14 @@ def test_shared_key_heads(world: World, heads: int, kv_heads: int) -> None:
     check(Case(33, 40, 16, heads, kv_heads, batch=2, dtype=torch.float16, causal=True), world.device)
 
 
-MASKS = [(1, 2, 40, 70), (1, 1, 1, 70), (2, 40, 1), (40, 70), (70,)]
+MASKS = [(1, 2, 40, 70), (1, 1, 1, 70), (2, 40, 1), (40, 70), (70,), ()]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("shape", MASKS, ids=str)
-def test_masks(world: World, shape: tuple[int, ...], causal: bool) -> None:
-    check(Case(40, 70, 16, heads=2, kv_heads=1 + causal, batch=1 + causal, mask=shape, causal=causal), world.device)
+def test_masks(world: World, shape: tuple[int, ...], kv_heads: int, causal: bool) -> None:
+    check(Case(40, 70, 16, heads=2, kv_heads=kv_heads, batch=1 + causal, mask=shape, causal=causal), world.device)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 0.4])
@@ -95,8 +96,8 @@ def test_any_sizes_emulated(
     lengths: tuple[int, int], head_dim: int, group: int, dtype: torch.dtype, causal: bool, masked: bool
 ) -> None:
     mask = lengths if masked else None
-    with emulation.emulated():
-        check(Case(*lengths, head_dim, group, dtype=dtype, causal=causal, mask=mask), torch.device("cpu"))
+    with emulated_world("attention") as world:
+        check(Case(*lengths, head_dim, group, dtype=dtype, causal=causal, mask=mask), world.device)
 
 
 def _heads_first(x: Tensor) -> Tensor:
@@ -115,10 +116,35 @@ def _inside_nan(x: Tensor) -> Tensor:
     return view.copy_(x)
 
 
-@pytest.mark.parametrize("view", [_heads_first, _dims_apart, _inside_nan])
-def test_any_strides(world: World, view: Callable[[Tensor], Tensor]) -> None:
-    case = Case(40, 70, 20, dtype=torch.bfloat16, causal=True)
+def _dims_equal(x: Tensor) -> Tensor:
+    return x[..., :1].expand(x.shape)
+
+
+# The last two are what ATen's flash attention computes on a CPU.
+STRIDED = [(40, 70, 1, True), (40, 70, 2, False), (70, 70, 2, True)]
+
+
+@pytest.mark.parametrize("view", [_heads_first, _dims_apart, _dims_equal, _inside_nan])
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k", "kv_heads", "causal"), STRIDED)
+def test_any_strides(
+    world: World, seqlen_q: int, seqlen_k: int, kv_heads: int, causal: bool, view: Callable[[Tensor], Tensor]
+) -> None:
+    case = Case(seqlen_q, seqlen_k, 20, kv_heads=kv_heads, dtype=torch.bfloat16, causal=causal)
     check_tensors(case, [view(x) for x in make_tensors(case, world.device)])
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_a_gradient_of_the_log_sum_exp(world: World, dtype: torch.dtype, causal: bool) -> None:
+    case = Case(70, 70, 40, kv_heads=2, dtype=dtype, causal=causal)
+    check_tensors(case, make_tensors(case, world.device), through_lse=False)
+
+
+def test_packed_and_strided_in_place(world: World) -> None:
+    """q, k and v interleaved in the last dimension of one projection."""
+    case = Case(40, 40, 16, kv_heads=2)
+    packed = torch.stack(make_tensors(case, world.device), -1)
+    check_tensors(case, packed.unbind(-1))
 
 
 def test_expanded_keys_and_values(world: World) -> None:

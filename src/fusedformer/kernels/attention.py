@@ -68,7 +68,8 @@ def attention(
                              x x .
                              x x x
 
-    Whatever hidden positions hold, even NaN, does not reach the result or the gradients.
+    Whatever hidden positions hold, even NaN, does not reach the result or the gradients. Scores are float32: past 2^24
+    neighbouring ones are further apart than a factor of e in the weights, and past 2^31 a GPU's result may be NaN.
 
     Args:
         q: (B, Sq, H, D), float32, float16 or bfloat16 (on the CPU float64 too), any strides, D from 1 to 256.
@@ -112,6 +113,7 @@ def attend(
     causal: bool,
     *,
     bottom_right: bool,
+    mask_name: str = "mask",
 ) -> tuple[Tensor, Tensor]:
     """Check the arguments of public function `function` and compute: what all such functions have in common.
 
@@ -122,6 +124,7 @@ def attend(
         scale: see `attention`.
         causal: see `attention`.
         bottom_right: align the last query with the last key when causal, not the first with the first.
+        mask_name: name of `mask` in error messages.
 
     Returns:
         out (B, Sq, H, D) and the log-sum-exp (B, H, Sq).
@@ -133,7 +136,7 @@ def attend(
     _check_sizes(function, named)
     q, k, v = named.values()
     if mask is not None:
-        _check_mask(function, mask, q, k)
+        _check_mask(function, mask_name, mask, named)
     if scale is None:
         scale = 1 / math.sqrt(q.shape[3])
     elif not math.isfinite(scale):
@@ -146,7 +149,7 @@ def _check_kinds(function: str, named: dict[str, Tensor]) -> None:
     library.check_dtype(function, **named)
     library.check_device(function, **named)
     if len({tensor.dtype for tensor in named.values()}) > 1:
-        listed = ", ".join(f"{name} is {tensor.dtype}" for name, tensor in named.items())
+        listed = ", ".join(f"{name} is {library.short(tensor.dtype)}" for name, tensor in named.items())
         raise ValueError(f"{function}: {listed}: all must have one dtype")
 
 
@@ -165,20 +168,21 @@ def _check_sizes(function: str, named: dict[str, Tensor]) -> None:
     if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
         raise ValueError(f"{function}: {q_name} has head dimension {q.shape[3]}, expected 1 to {MAX_HEAD_DIM}")
     heads, kv_heads = q.shape[2], k.shape[2]
-    if kv_heads == 0 or heads == 0 or heads % kv_heads:
+    if heads != kv_heads and (kv_heads == 0 or heads == 0 or heads % kv_heads):
         names = f"{q_name} has {heads} heads, {k_name} has {kv_heads}"
         raise ValueError(f"{function}: {names}: query heads must be a multiple of key heads")
 
 
-def _check_mask(function: str, mask: Tensor, q: Tensor, k: Tensor) -> None:
-    library.check_tensor(function, "mask", mask)
-    library.check_device(function, q=q, mask=mask)
+def _check_mask(function: str, name: str, mask: Tensor, named: dict[str, Tensor]) -> None:
+    library.check_tensor(function, name, mask)
+    library.check_device(function, **named, **{name: mask})
     if mask.dtype != torch.bool:
-        raise ValueError(f"{function}: mask is {mask.dtype}, expected torch.bool (True takes part)")
+        raise ValueError(f"{function}: {name} is {library.short(mask.dtype)}, expected bool (True takes part)")
+    q, k, _ = named.values()
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     fits = all(size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(shape)))
     if mask.dim() > 4 or not fits:
-        raise ValueError(f"{function}: mask has shape {tuple(mask.shape)}, which does not broadcast to {shape}")
+        raise ValueError(f"{function}: {name} has shape {tuple(mask.shape)}, which does not broadcast to {shape}")
 
 
 def _fwd_fake(

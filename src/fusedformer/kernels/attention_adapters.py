@@ -57,7 +57,7 @@ def scaled_dot_product_attention(
     q, k, v = _broadcast(named, enable_gqa)
     mask = None if attn_mask is None else _mask_of_rank_4(attn_mask, (*q.shape[:-1], k.shape[-2]))
     in_bshd = {name: x.flatten(0, -4).transpose(1, 2) for name, x in zip(named, (q, k, v))}
-    out, _ = attend(_SDPA, in_bshd, mask, scale, is_causal, bottom_right=False)
+    out, _ = attend(_SDPA, in_bshd, mask, scale, is_causal, bottom_right=False, mask_name="attn_mask")
     rank = max(tensor.dim() for tensor in named.values())
     return out.transpose(1, 2).reshape(q.shape[q.dim() - rank :])
 

@@ -14,16 +14,17 @@ import triton.language as tl
 from fusedformer.kernels.attention_tiles import (
     INF,
     LOG2_E,
+    add_weighted,
     all_finite,
-    dot_visible,
     head_ptr,
     key_range,
     load_rows,
     locate,
+    scores_of,
     sees,
     store_rows,
 )
-from fusedformer.kernels.triton_compat import device_function, dot, narrow
+from fusedformer.kernels.triton_compat import device_function
 
 
 @triton.jit(do_not_specialize=["heads", "seqlen_q"])
@@ -64,7 +65,7 @@ def attention_bwd_rows_kernel(
 @device_function
 def _dq_tiles(
     dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, first, last, seqlen_q, seqlen_k,
-    k_strides, v_strides, mask_strides, scale, diagonal,
+    k_strides, v_strides, mask_strides, scale_log2, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -72,17 +73,15 @@ def _dq_tiles(
     for start_n in tl.range(first, last, BLOCK_N):
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        p = tl.exp2(dot(q, tl.trans(k)) * (scale * LOG2_E) - shift[:, None])
-        ds = p * (dot(dout, tl.trans(v)) - delta[:, None])
+        p = tl.exp2(scores_of(q, k, EXACT) * scale_log2 - shift[:, None])
+        visible = None
+        ds = p * (scores_of(dout, v, EXACT) - delta[:, None])
         if MASKED:
             rows = start_m + tl.arange(0, BLOCK_M)
             cols = start_n + tl.arange(0, BLOCK_N)
             visible = sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL)
             ds = tl.where(visible, ds, 0.0)
-        if EXACT:
-            dq = dot_visible(ds, k, visible, dq)
-        else:
-            dq = dot(narrow(ds, k.dtype), k, dq)
+        dq = add_weighted(dq, ds, k, visible, EXACT)
     return dq
 
 
@@ -107,6 +106,7 @@ def attention_bwd_dq_kernel(
     dout_strides,
     dq_strides,
     scale,
+    scale_log2,  # scale * log2(e), rounded as the forward has it
     diagonal,
     CAUSAL: tl.constexpr,
     EXACT: tl.constexpr,  # the second launch
@@ -143,12 +143,12 @@ def attention_bwd_dq_kernel(
     else:
         dq = _dq_tiles(
             dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, 0, full, seqlen_q, seqlen_k,
-            k_strides, v_strides, mask_strides, scale, diagonal,
+            k_strides, v_strides, mask_strides, scale_log2, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     dq = _dq_tiles(
         dq, q, dout, delta, shift, k_ptr, v_ptr, mask_ptr, start_m, full, last, seqlen_q, seqlen_k,
-        k_strides, v_strides, mask_strides, scale, diagonal,
+        k_strides, v_strides, mask_strides, scale_log2, diagonal,
         CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dq_ptr, dq_strides, start_m, seqlen_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_D)
@@ -169,7 +169,7 @@ def _query_range(start_n, seqlen_q, diagonal, CAUSAL: tl.constexpr, BLOCK_M: tl.
 @device_function
 def _dkdv_tiles(
     dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, first, last, gap_first, gap,
-    group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+    group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale_log2, diagonal,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -188,20 +188,17 @@ def _dkdv_tiles(
         inside = rows < seqlen_q if MASKED else None
         delta = tl.load(delta_ptr + (member * seqlen_q + rows), mask=inside)
         shift = tl.load(shift_ptr + (member * seqlen_q + rows), mask=inside)
-        p_T = tl.exp2(dot(k, tl.trans(q)) * (scale * LOG2_E) - shift[None, :])
-        ds_T = p_T * (dot(v, tl.trans(dout)) - delta[None, :])
+        p_T = tl.exp2(scores_of(k, q, EXACT) * scale_log2 - shift[None, :])
+        visible_T = None
+        ds_T = p_T * (scores_of(v, dout, EXACT) - delta[None, :])
         if MASKED:
             cols = start_n + tl.arange(0, BLOCK_N)
             head_mask_ptr = mask_ptr if mask_ptr is None else mask_ptr + member * mask_strides[1]
             visible_T = tl.trans(sees(rows, cols, seqlen_q, seqlen_k, head_mask_ptr, mask_strides, diagonal, CAUSAL))
             p_T = tl.where(visible_T, p_T, 0.0)
             ds_T = tl.where(visible_T, ds_T, 0.0)
-        if EXACT:
-            dv = dot_visible(p_T, dout, visible_T, dv)
-            dk = dot_visible(ds_T, q, visible_T, dk)
-        else:
-            dv = dot(narrow(p_T, dout.dtype), dout, dv)
-            dk = dot(narrow(ds_T, q.dtype), q, dk)
+        dv = add_weighted(dv, p_T, dout, visible_T, EXACT)
+        dk = add_weighted(dk, ds_T, q, visible_T, EXACT)
     return dk, dv
 
 
@@ -228,6 +225,7 @@ def attention_bwd_dkdv_kernel(
     dk_strides,
     dv_strides,
     scale,
+    scale_log2,  # scale * log2(e), rounded as the forward has it
     diagonal,
     CAUSAL: tl.constexpr,
     EXACT: tl.constexpr,  # the second launch
@@ -266,13 +264,13 @@ def attention_bwd_dkdv_kernel(
     if mask_ptr is None and not EXACT:
         dk, dv = _dkdv_tiles(
             dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, full_first, full_last, 0, 0,
-            group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+            group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale_log2, diagonal,
             CAUSAL, False, False, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     dk, dv = _dkdv_tiles(
         dk, dv, k, v, q_ptr, dout_ptr, delta_ptr, shift_ptr, mask_ptr, start_n, first, seqlen_q,
         full_first, full_last - full_first,
-        group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale, diagonal,
+        group, seqlen_q, seqlen_k, q_strides, dout_strides, mask_strides, scale_log2, diagonal,
         CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     store_rows(dk_ptr, dk_strides, start_n, seqlen_k, dk * scale, HEAD_DIM, BLOCK_N, BLOCK_D)

@@ -12,16 +12,17 @@ import triton.language as tl
 from fusedformer.kernels.attention_tiles import (
     INF,
     LN_2,
+    add_weighted,
     all_finite,
-    dot_visible,
     head_ptr,
     key_range,
     load_rows,
     locate,
+    scores_of,
     sees,
     store_rows,
 )
-from fusedformer.kernels.triton_compat import device_function, dot, narrow
+from fusedformer.kernels.triton_compat import device_function
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -36,7 +37,8 @@ def _fwd_tiles(
     """Take keys `first` to `last` into the weighted sum, the total weight and the highest score of each query."""
     for start_n in tl.range(first, last, BLOCK_N):
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        scores = dot(q, tl.trans(k))
+        scores = scores_of(q, k, EXACT)
+        visible = None
         if MASKED:
             rows = start_m + tl.arange(0, BLOCK_M)
             cols = start_n + tl.arange(0, BLOCK_N)
@@ -48,10 +50,7 @@ def _fwd_tiles(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         v = load_rows(v_ptr, v_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
-        if EXACT:
-            acc = dot_visible(p, v, visible, acc)
-        else:
-            acc = dot(narrow(p, v.dtype), v, acc)
+        acc = add_weighted(acc, p, v, visible, EXACT)
         peak = new_peak
     return acc, total, peak
 
@@ -116,8 +115,9 @@ def attention_fwd_kernel(
         CAUSAL, True, EXACT, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
-    sees_none = total == 0.0
-    total = tl.where(sees_none, 1.0, total)
+    # A total of 0 with a key in sight: the scores are too large for float32 to tell apart. NaN says so, 0 would not.
+    sees_none = (total == 0.0) & (peak == LOWEST)
+    total = tl.where(total == 0.0, tl.where(sees_none, 1.0, float("nan")), total)
     store_rows(out_ptr, out_strides, start_m, seqlen_q, acc / total[:, None], HEAD_DIM, BLOCK_M, BLOCK_D)
     lse = tl.where(sees_none, -INF, (peak + tl.log2(total)) * LN_2)
     rows = start_m + tl.arange(0, BLOCK_M)

@@ -60,14 +60,14 @@ def attention_bwd(
         _launch(
             attention_bwd_dq_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, exact, head_dim,
             q, k, v, mask, dout, delta, shift, dq, *_sizes(q, k),
-            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, diagonal,
+            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, scale * LOG2_E, diagonal,
         )  # fmt: skip
         tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim, mask is not None, exact)
         programs = triton.cdiv(seqlen_k, tile.block_n) * batch * kv_heads
         _launch(
             attention_bwd_dkdv_kernel, programs, tile, causal, exact, head_dim,
             q, k, v, mask, dout, delta, shift, dk, dv, *_sizes(q, k),
-            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dk.stride(), dv.stride(), scale, diagonal,
+            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dk.stride(), dv.stride(), scale, scale * LOG2_E, diagonal,
         )  # fmt: skip
     return dq, dk, dv
 
@@ -136,7 +136,7 @@ def _arch(q: Tensor) -> int | None:
 
 def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
     """heads, group, seqlen_q, seqlen_k."""
-    return q.shape[2], q.shape[2] // k.shape[2], q.shape[1], k.shape[1]
+    return q.shape[2], q.shape[2] // max(1, k.shape[2]), q.shape[1], k.shape[1]
 
 
 def _clamped(diagonal: int, q: Tensor, k: Tensor) -> int:

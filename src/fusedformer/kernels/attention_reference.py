@@ -66,7 +66,7 @@ def _query_rows(x: Tensor, k: Tensor) -> Tensor:
     """(B, Sq, H, D) -> (B, Hkv, G Sq, D)."""
     batch, seqlen_q, heads, head_dim = x.shape
     rows = x.to(accumulate_dtype(x.dtype)).transpose(1, 2)
-    return rows.reshape(batch, k.shape[2], heads // k.shape[2] * seqlen_q, head_dim)
+    return rows.reshape(batch, k.shape[2], heads // max(1, k.shape[2]) * seqlen_q, head_dim)
 
 
 def _key_rows(x: Tensor) -> Tensor:
@@ -89,11 +89,11 @@ def _visible(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, diagonal: 
     """Which scores count, broadcastable to them; None for all."""
     batch, seqlen_q, heads, _ = q.shape
     _, seqlen_k, kv_heads, _ = k.shape
-    visible = mask
+    visible = None if mask is None else mask[(None,) * (4 - mask.dim())]
     if causal:
         rows = torch.arange(seqlen_q, device=q.device)[:, None]
         below = torch.arange(seqlen_k, device=q.device) <= rows + diagonal
-        visible = below if mask is None else below & mask
+        visible = below if visible is None else below & visible
     if visible is None or heads == kv_heads:
         return visible
     visible = visible.expand(batch, heads, seqlen_q, seqlen_k)

@@ -8,8 +8,8 @@ rounded up to a power of two. `TAIL` and `MASKED` say that a tile may reach past
 - Kernels walk first over the tiles in which every query sees every key, with no mask in sight, then over the others.
 - No atomics: each sum is taken by one program in one order, so results repeat bit for bit.
 - Hidden values do not leak, not even NaN. A hidden weight is an exact 0, but 0 * NaN is NaN: where anything is hidden,
-  a second launch (`EXACT`) takes the sums of each tile that is not finite again, by `dot_visible`. A leak cannot pass
-  unseen, since a sum that holds NaN is never finite; in the first launch the code would take registers it needs.
+  a second launch (`EXACT`) computes each tile that is not finite again, by sums that leave hidden products out instead
+  of matrix products. A leak cannot pass unseen, since a sum that holds NaN is never finite.
 - Offsets are 64-bit, and every stride may have any value.
 """
 
@@ -18,7 +18,6 @@ import triton.language as tl
 from fusedformer.kernels.triton_compat import device_function, dot, narrow
 
 INF = tl.constexpr(float("inf"))
-HUGE = tl.constexpr(2.0**127)
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -110,17 +109,19 @@ def all_finite(x):
 
 
 @device_function
-def dot_visible(weights, values, visible, acc):
-    """acc + weights @ values, where a hidden weight (an exact 0) hides also a value that is NaN or infinite.
+def scores_of(a, b, EXACT: tl.constexpr):
+    """a @ b^T in float32: how well each row of `a` (m, D) fits each of `b` (n, D)."""
+    if EXACT:
+        return tl.sum(a[:, None, :].to(tl.float32) * b[None, :, :].to(tl.float32), 2)
+    else:  # without it, the compiler would go on to the product, and refuse its sizes
+        return dot(a, tl.trans(b))
 
-    Such values are left out of the product; then those that a row sees make its sum infinite, or NaN as inf - inf.
-    """
-    wide = values.to(tl.float32)
-    is_nan = wide != wide
-    acc = dot(narrow(weights, values.dtype), tl.where(tl.abs(wide) < INF, values, 0.0), acc)
-    if not all_finite(values):
-        # HUGE * HUGE is infinite, and HUGE * 0 is 0: what inf would be, if inf * 0 were 0.
-        seen = tl.where(visible, HUGE, 0.0).to(tl.bfloat16)
-        acc = dot(seen, tl.where(is_nan | (wide == INF), HUGE, 0.0).to(tl.bfloat16), acc)
-        acc = dot(seen, tl.where(is_nan | (wide == -INF), -HUGE, 0.0).to(tl.bfloat16), acc)
-    return acc
+
+@device_function
+def add_weighted(acc, weights, values, visible, EXACT: tl.constexpr):
+    """acc + weights @ values; a hidden weight is an exact 0, and with `EXACT` hides even a value that is NaN."""
+    if EXACT:
+        products = weights[:, :, None] * values[None, :, :].to(tl.float32)
+        return acc + tl.sum(tl.where(visible[:, :, None], products, 0.0), 1)
+    else:
+        return dot(narrow(weights, values.dtype), values, acc)
