@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCH_LIST = "8.0 9.0 10.0 12.0+PTX"
+DEFAULT_ARCHS = ("8.0", "9.0", "10.0", "12.0")  # the newest that nvcc knows also as PTX, for GPUs to come
 OLDEST_TORCH = "0x020a000000000000ULL"  # 2.10, as torch/csrc/stable/version.h writes it
+
+_STANDARD_CUDA = Path("/usr/local/cuda")
 
 _LANGUAGE_FLAGS = ("-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}")
 _NVCC_FLAGS = (*_LANGUAGE_FLAGS, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
@@ -82,11 +85,13 @@ def find_csrc() -> Path:
 
 
 def find_nvcc() -> Path | None:
-    """CUDA's compiler: of $CUDA_HOME, of $PATH, or of the pip package nvidia-cuda-nvcc, whichever is first."""
-    folders = [Path(os.environ["CUDA_HOME"], "bin")] if os.environ.get("CUDA_HOME") else []
+    """CUDA's compiler: of $CUDA_HOME, $CUDA_PATH, $PATH, the pip package nvidia-cuda-nvcc or CUDA's own folder."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [Path(home, "bin") for home in homes]
     on_path = shutil.which("nvcc")
     folders += [Path(on_path).parent] if on_path else []
     folders += [site / "nvidia" / "cu13" / "bin" for site in _site_packages()]
+    folders += [_STANDARD_CUDA / "bin"]
     return next((folder / "nvcc" for folder in folders if (folder / "nvcc").is_file()), None)
 
 
@@ -124,7 +129,7 @@ def build_extension(
 
     Args:
         output: replaced only when all has been compiled.
-        arch_list: GPU architectures; $TORCH_CUDA_ARCH_LIST by default, or else those of DEFAULT_ARCH_LIST that nvcc
+        arch_list: GPU architectures; $TORCH_CUDA_ARCH_LIST by default, or else those of DEFAULT_ARCHS that nvcc
             knows.
         jobs: compilers at a time; $MAX_JOBS by default, or else one per CPU.
         build_dir: keeps object files, so that a second build compiles only what changed.
@@ -144,7 +149,8 @@ def build_extension(
         for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
             object_file = folder / f"{source.name}.o"
             command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
-            command += tuple(f"-Xcompiler={flag}" for flag in _without_paths(csrc, torch))
+            # In quotes, for nvcc hands them to a shell, and folders have spaces.
+            command += tuple(f'-Xcompiler="{flag}"' for flag in _without_paths(csrc, torch))
             command += ("-MD", "-MF", f"{object_file}.d", "-c", str(source), "-o", str(object_file))
             compiles.append(_Step((source,), object_file, command))
         library = folder / output.name
@@ -198,11 +204,11 @@ def compile_emulated(sources: Sequence[Path], output: Path, *, csrc: Path | None
         compiles = []
         for source in (*sources, csrc / "host" / "emulator.cpp"):
             object_file = folder / f"{source.name}.o"
-            command = (compiler, *_EMULATED_FLAGS, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
+            command = (*compiler, *_EMULATED_FLAGS, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
             compiles.append(_Step((source,), object_file, (*command, str(source), "-o", str(object_file))))
         objects = tuple(step.output for step in compiles)
         library = folder / output.name
-        link = (compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
+        link = (*compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
         _run_directly(compiles, _Step(objects, library, link), jobs=2)
         _publish(library, output)
 
@@ -263,7 +269,10 @@ def _site_packages() -> list[Path]:
 def _require_nvcc() -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
-        raise BuildError("nvcc was not found: not in $CUDA_HOME/bin, not on $PATH, not from pip (nvidia-cuda-nvcc)")
+        raise BuildError(
+            "nvcc was not found: not in $CUDA_HOME/bin or $CUDA_PATH/bin, not on $PATH, not from pip "
+            f"(nvidia-cuda-nvcc), not in {_STANDARD_CUDA}/bin"
+        )
     return nvcc
 
 
@@ -274,17 +283,22 @@ def _require_torch() -> Path:
     return torch
 
 
-def _require_host_compiler() -> str:
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler) is None:
-        raise BuildError(f"the emulated kernels are compiled by {compiler}, which was not found ($CXX names another)")
+def _require_host_compiler() -> tuple[str, ...]:
+    compiler = tuple(shlex.split(os.environ.get("CXX") or "g++"))
+    if shutil.which(compiler[0]) is None:
+        raise BuildError(
+            f"the emulated kernels are compiled by {compiler[0]}, which was not found ($CXX names another)"
+        )
     return compiler
 
 
 def _known_architectures(nvcc: Path) -> str:
     known = _execute((str(nvcc), "--list-gpu-arch")).split()
-    entries = DEFAULT_ARCH_LIST.split()
-    return " ".join(e for e in entries if "compute_" + e.removesuffix("+PTX").replace(".", "") in known)
+    usable = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in known]
+    if not usable:
+        wanted = " ".join(DEFAULT_ARCHS)
+        raise BuildError(f"{nvcc} knows {' '.join(known)}, and none of {wanted}: TORCH_CUDA_ARCH_LIST may name another")
+    return " ".join(usable) + "+PTX"
 
 
 def _link_torch(torch: Path, prefix: str) -> tuple[str, ...]:
@@ -297,9 +311,9 @@ def _without_paths(csrc: Path, torch: Path) -> tuple[str, ...]:
     return f"-ffile-prefix-map={csrc}=csrc", f"-ffile-prefix-map={torch.parent}/="
 
 
-def _fingerprint(csrc: Path, compiler: str, torch: Path) -> str:
+def _fingerprint(csrc: Path, compiler: Sequence[str], torch: Path) -> str:
     digest = hashlib.sha256()
-    for part in (*_EMULATED_FLAGS, _execute((compiler, "--version")), (torch / "version.py").read_text()):
+    for part in (*_EMULATED_FLAGS, _execute((*compiler, "--version")), (torch / "version.py").read_text()):
         digest.update(part.encode() + b"\0")
     for path in sorted(path for path in csrc.rglob("*") if path.is_file()):
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -337,7 +351,7 @@ def _run(compiles: Sequence[_Step], link: _Step, folder: Path, jobs: int) -> Non
     for rule, step in [("compile", step) for step in compiles] + [("link", link)]:
         inputs = " ".join(_ninja_path(path) for path in step.inputs)
         lines.append(f"build {_ninja_path(step.output)}: {rule} {inputs}")
-        lines.append("  command = " + " ".join(step.command).replace("$", "$$"))
+        lines.append("  command = " + shlex.join(step.command).replace("$", "$$"))
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     _execute((*ninja, "-C", str(folder), "-j", str(jobs)))
 
@@ -364,5 +378,5 @@ def _execute(command: Sequence[str]) -> str:
     """Run a tool; what it printed, on either stream."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
-        raise BuildError(f"{' '.join(command)}\nexited with status {result.returncode}:\n{result.stdout}")
+        raise BuildError(f"{shlex.join(command)}\nexited with status {result.returncode}:\n{result.stdout}")
     return result.stdout
