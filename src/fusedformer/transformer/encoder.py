@@ -9,12 +9,11 @@ import os
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.transformer.checks import check_dtype, check_tokens
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.model import TextModel, initialise
+from fusedformer.transformer.model import M, TextModel, initialise
 from fusedformer.transformer.parts import PositionEmbedding, Stack, key_mask, make_norm, pool
 
 
@@ -81,12 +80,12 @@ class Encoder(TextModel):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[M],
         path_or_package: str | os.PathLike[str],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-    ) -> Self:
+    ) -> M:
         """Load BERT weights in the Hugging Face layout, in evaluation mode.
 
         There is no dropout on attention probabilities here: `attention_probs_dropout_prob` of the configuration, which

@@ -5,16 +5,17 @@ Dimensions: B batch, S sequence, E d_model, V vocabulary.
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from fusedformer.transformer.checks import FLOATS, check_dtype
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.parts import FeedForward, MultiHeadAttention, Stack, TokenEmbedding
+
+M = TypeVar("M", bound="Model")  # typing.Self is Python 3.11's
 
 
 class Model(nn.Module):
@@ -42,8 +43,12 @@ class Model(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> Self:
+        cls: type[M],
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> M:
         """Read a model that `save` wrote, ready to train or evaluate.
 
         Args:
@@ -62,7 +67,7 @@ class Model(nn.Module):
         return cls.from_state_dict(*checkpoint.read(path, cls.__name__)).to(device=device, dtype=dtype)
 
     @classmethod
-    def from_state_dict(cls, config: TransformerConfig, state_dict: Mapping[str, Tensor]) -> Self:
+    def from_state_dict(cls: type[M], config: TransformerConfig, state_dict: Mapping[str, Tensor]) -> M:
         """Build the model around existing weights, which become its parameters: nothing is copied or drawn at random.
 
         Raises:
