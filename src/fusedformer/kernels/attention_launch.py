@@ -1,120 +1,219 @@
 """Launchers of the attention kernels: ops attention_fwd and attention_bwd for CUDA tensors, or CPU ones interpreted."""
 
+import functools
 import math
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from fusedformer.kernels import attention_tuning as tuning
+from fusedformer.kernels.attention_bwd_bias_kernel import attention_bwd_bias_kernel
 from fusedformer.kernels.attention_bwd_kernel import (
     attention_bwd_dkdv_kernel,
     attention_bwd_dq_kernel,
     attention_bwd_rows_kernel,
 )
+from fusedformer.kernels.attention_extras import Extras
 from fusedformer.kernels.attention_fwd_kernel import attention_fwd_kernel
+from fusedformer.kernels.attention_packing_kernel import pack
+from fusedformer.kernels.attention_scores import Scoring
+from fusedformer.kernels.attention_tiles import Packing
 from fusedformer.kernels.triton_compat import INTERPRETED
 
 LOG2_E = math.log2(math.e)
-SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
-def attention_fwd(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool, diagonal: int
-) -> tuple[Tensor, Tensor]:
+def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The op attention_fwd by its kernel."""
-    batch, seqlen_q, heads, head_dim = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, heads, seqlen_q), dtype=torch.float32, device=q.device)
-    if scale < 0:
-        q, scale = -q, -scale
-    # The kernel multiplies hidden scores of -inf by the scale, which must not be 0 then.
-    scale_log2 = max(scale, SMALLEST_NORMAL) * LOG2_E
-    causal = causal and diagonal < k.shape[1] - 1  # otherwise the first query sees the last key, and so do all
-    mask, mask_strides = _mask_bytes(mask, q, k)
-    for exact in _launches(causal, mask):
-        tile = tuning.tile("fwd", _arch(q), q.dtype, head_dim, mask is not None, exact)
-        _launch(
-            attention_fwd_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, exact, head_dim,
-            q, k, v, mask, out, lse, *_sizes(q, k),
-            q.stride(), k.stride(), v.stride(), mask_strides, out.stride(), scale_log2, _clamped(diagonal, q, k),
-        )  # fmt: skip
+    problem = _Problem(q, k, v, Extras(*settings))
+    out = problem.allocate(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
+    lse = problem.allocate(q.shape[0], q.shape[2], q.shape[1])
+    problem.launch("fwd", attention_fwd_kernel, problem.extras.sinks, out, lse)
     return out, lse
 
 
 def attention_bwd(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
-    scale: float, causal: bool, diagonal: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The op attention_bwd by its three kernels."""
-    batch, seqlen_q, heads, head_dim = q.shape
-    _, seqlen_k, kv_heads, _ = k.shape
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta, shift = _rows(dout, dlse, out, lse)
-    causal = causal and diagonal < seqlen_k - 1
-    mask, mask_strides = _mask_bytes(mask, q, k)
-    diagonal = _clamped(diagonal, q, k)
-    for exact in _launches(causal, mask):
-        tile = tuning.tile("dq", _arch(q), q.dtype, head_dim, mask is not None, exact)
-        _launch(
-            attention_bwd_dq_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, causal, exact, head_dim,
-            q, k, v, mask, dout, delta, shift, dq, *_sizes(q, k),
-            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dq.stride(), scale, scale * LOG2_E, diagonal,
-        )  # fmt: skip
-        tile = tuning.tile("dkdv", _arch(q), q.dtype, head_dim, mask is not None, exact)
-        programs = triton.cdiv(seqlen_k, tile.block_n) * batch * kv_heads
-        _launch(
-            attention_bwd_dkdv_kernel, programs, tile, causal, exact, head_dim,
-            q, k, v, mask, dout, delta, shift, dk, dv, *_sizes(q, k),
-            q.stride(), k.stride(), v.stride(), mask_strides, dout.stride(), dk.stride(), dv.stride(), scale, scale * LOG2_E, diagonal,
-        )  # fmt: skip
-    return dq, dk, dv
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, wanted: list[bool],
+    q: Tensor, k: Tensor, v: Tensor, *settings: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The op attention_bwd by its kernels."""
+    problem = _Problem(q, k, v, Extras(*settings))
+    _check_rows(q, v, dout, dlse, out, lse)
+    dq = dk = dv = dbias = dslopes = dsinks = q.new_empty(0)
+    wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
+    delta, shift = _rows(problem, dout, dlse, out, lse)
+    if wants_dq or wants_dslopes:
+        dq = problem.allocate(*q.shape, dtype=q.dtype)
+        slope_rows = problem.allocate(*lse.shape) if wants_dslopes else None
+        problem.launch("dq", attention_bwd_dq_kernel, dout, delta, shift, dq, slope_rows)
+        if slope_rows is not None:
+            dslopes = problem.extras.sum_rows(slope_rows)
+    if wants_dkdv:
+        dk, dv = problem.allocate(*k.shape, dtype=k.dtype), problem.allocate(*v.shape, dtype=v.dtype)
+        problem.launch("dkdv", attention_bwd_dkdv_kernel, dout, delta, shift, dk, dv)
+    if wants_dbias:
+        dbias = _bias(problem, dout, delta, shift)
+    if wants_dsinks:
+        dsinks = problem.extras.sinks_gradient(lse, delta)
+    return dq, dk, dv, dbias, dslopes, dsinks
 
 
-def _launches(causal: bool, mask: Tensor | None) -> tuple[bool, ...]:
-    """Whether each launch is the exact one: it follows the first where something is hidden, and could be NaN."""
-    return (False, True) if causal or mask is not None else (False,)
+class _Problem:
+    """One call: its tensors, and what all of its kernels are told."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, extras: Extras) -> None:
+        self.q, self.k, self.v, self.extras = q, k, v, extras
+        self.left, self.right = extras.window(q, k)
+        self.arch = _arch(q)
+        hides = any(x is not None for x in (self.left, self.right, extras.mask, extras.bias))
+        # Each launch: whether it is exact, and a repair. Where something is hidden and could be NaN, one follows.
+        self.launches = [(False, False), (True, True)] if hides else [(False, False)]
+        if tuning.is_elementwise(self.arch, q.dtype, self.head_dim):
+            self.launches = [(True, False)]
+
+    @property
+    def head_dim(self) -> int:
+        return max(self.q.shape[3], self.v.shape[3])
+
+    @functools.cached_property
+    def scoring(self) -> Scoring:
+        """What the kernels do to raw scores."""
+        extras, pairs = self.extras, (self.sequences, self.q.shape[2], self.q.shape[1], self.k.shape[1])
+        mask = None if extras.mask is None else extras.mask.view(torch.uint8)
+        settings: dict[str, Any] = {}
+        given = (("mask", mask, pairs), ("bias", extras.bias, pairs), ("slopes", extras.slopes, pairs[:2]))
+        for name, tensor, shape in given:
+            if tensor is not None:
+                tensor = tensor.expand(shape)
+                settings |= {f"{name}_ptr": tensor, f"{name}_strides": tensor.stride()}
+        if extras.softcap:
+            settings["softcap_log2"] = extras.softcap * LOG2_E
+        if extras.seed is not None:
+            settings |= {"seed_ptr": extras.seed, "dropout_p": extras.dropout_p}
+        is_plain = extras.is_scaled_only and extras.scale > 0
+        return Scoring(extras.scale, extras.scale * LOG2_E, tl.constexpr(is_plain), **settings)
+
+    @property
+    def sequences(self) -> int:
+        starts = self.extras.starts_q
+        return self.q.shape[0] if starts is None else starts.numel() - 1
+
+    def allocate(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """An output; 0 in the rows after the last packed sequence, which are nobody's."""
+        create = torch.zeros if self.extras.is_packed else torch.empty
+        return create(shape, dtype=dtype, device=self.q.device)
+
+    def tile(self, name: str, exact: bool = False) -> tuning.Tile:
+        simple = self.extras.is_scaled_only and self.extras.mask is None and self.extras.seed is None
+        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, not simple, exact)
+
+    def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
+        """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
+        starts, side = (self.extras.starts_k, self.k) if name == "dkdv" else (self.extras.starts_q, self.q)
+        strides = [self._strides(x) for x in (self.q, self.k, self.v, *tensors) if x is not None and x.dim() == 4]
+        lse_strides = (0 if self.extras.is_packed else self.q.shape[2] * self.q.shape[1], self.q.shape[1])
+        for exact, repair in self.launches:
+            tile = self.tile(name, exact)
+            block = tile.block_n if name == "dkdv" else tile.block_m
+            if starts is None:
+                packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
+            else:
+                slots = pack(starts, side.shape[1], block)
+                packing, tiles = Packing(self.extras.starts_q, self.extras.starts_k, slots, len(slots)), len(slots)
+            run(
+                kernel, tiles * side.shape[2], tile, self.values(exact, repair),
+                self.q, self.k, self.v, self.scoring, packing, *tensors, *self.sizes, *strides, lse_strides,
+            )  # fmt: skip
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """heads, group, seqlen_q, seqlen_k, left, right."""
+        group = self.q.shape[2] // max(1, self.k.shape[2])
+        return self.q.shape[2], group, self.q.shape[1], self.k.shape[1], self.left, self.right
+
+    def values(self, exact: bool = False, repair: bool = False) -> dict[str, Any]:
+        """The compile-time arguments that do not depend on the tile."""
+        return {
+            "BOTTOM_RIGHT": self.extras.bottom_right, "EXACT": exact, "REPAIR": repair, "PRECISION": precision(),
+            "HEAD_DIM": self.q.shape[3], "HEAD_DIM_V": self.v.shape[3],
+        }  # fmt: skip
+
+    def _strides(self, x: Tensor) -> tuple[int, ...]:
+        """Packed sequences are no batch: the kernel finds their first rows itself."""
+        return (0, *x.stride()[1:]) if self.extras.is_packed else x.stride()
 
 
-def constexprs(kernel: Any, tile: tuning.Tile, causal: bool, exact: bool, head_dim: int) -> dict[str, Any]:
-    """The compile-time arguments of `kernel`, by name."""
-    values = {
-        "CAUSAL": causal,
-        "EXACT": exact,
-        "HEAD_DIM": head_dim,
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+def run(kernel: Any, programs: int, tile: tuning.Tile, values: dict[str, Any], *args: Any) -> None:
+    """Start `programs` programs; all of them on the first grid axis, the only one that takes more than 65,535."""
+    if programs == 0:
+        return
+    with torch.cuda.device_of(args[0]):
+        kernel[(programs,)](
+            *args, **constexprs(kernel, values, tile), num_warps=tile.num_warps, num_stages=tile.num_stages
+        )
+
+
+def constexprs(kernel: Any, values: dict[str, Any], tile: tuning.Tile) -> dict[str, Any]:
+    """Of `values`, and of what follows from them and the tile, the compile-time arguments that `kernel` takes."""
+    values = values | {
+        "BLOCK_D": max(16, triton.next_power_of_2(values["HEAD_DIM"])),
+        "BLOCK_DV": max(16, triton.next_power_of_2(values["HEAD_DIM_V"])),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }
     return {name: value for name, value in values.items() if name in kernel.arg_names}
 
 
-def _rows(dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    batch, seqlen_q, heads, head_dim = out.shape
+def precision() -> str:
+    """That of float32 operands: TF32 only where PyTorch was told to multiply matrices so."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def _rows(
+    problem: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """rowsum(dout * out) - dlse, and lse in base 2, for each query; packed ones are rows like any other."""
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
-    tile = tuning.tile("rows", _arch(out), out.dtype, head_dim, masked=False)
-    _launch(
-        attention_bwd_rows_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, False, False, head_dim,
+    tile = problem.tile("rows")
+    batch, seqlen_q, heads, _ = out.shape
+    run(
+        attention_bwd_rows_kernel, triton.cdiv(seqlen_q, tile.block_m) * batch * heads, tile, problem.values(),
         dout, out, lse.contiguous(), None if dlse is None else dlse.contiguous(), delta, shift, heads, seqlen_q,
         dout.stride(), out.stride(),
     )  # fmt: skip
     return delta, shift
 
 
-def _launch(
-    kernel: Any, programs: int, tile: tuning.Tile, causal: bool, exact: bool, head_dim: int, *args: Any
-) -> None:
-    """Start `programs` programs; all of them on the first grid axis, the only one that takes more than 65,535."""
-    if programs == 0:
-        return
-    with torch.cuda.device_of(args[0]):
-        kernel[(programs,)](
-            *args,
-            **constexprs(kernel, tile, causal, exact, head_dim),
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+def _bias(problem: _Problem, dout: Tensor, delta: Tensor, shift: Tensor) -> Tensor:
+    """The gradient of the bias, in its own shape and dtype."""
+    bias = problem.extras.bias
+    assert bias is not None  # it has a gradient
+    dbias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+    tile = problem.tile("dbias")
+    batch, seqlen_q, heads, _ = problem.q.shape
+    full = (batch, heads, triton.cdiv(seqlen_q, tile.block_m), triton.cdiv(problem.k.shape[1], tile.block_n))
+    own = [size > 1 for size in bias.shape]
+    run(
+        attention_bwd_bias_kernel, math.prod(tiles for tiles, is_own in zip(full, own) if is_own), tile,
+        problem.values() | dict(zip(("PER_BATCH", "PER_HEAD", "PER_QUERY", "PER_KEY"), own)),
+        problem.q, problem.k, problem.v, problem.scoring, dout, delta, shift, dbias, batch, *problem.sizes,
+        problem.q.stride(), problem.k.stride(), problem.v.stride(), dout.stride(),
+    )  # fmt: skip
+    return dbias.to(bias.dtype)
+
+
+def _check_rows(q: Tensor, v: Tensor, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> None:
+    """The kernels read these by the sizes of q and v, whoever calls the op."""
+    rows = (*q.shape[:-1], v.shape[-1])
+    heads_first = (q.shape[0], q.shape[2], q.shape[1])
+    for name, tensor, shape in (
+        ("dout", dout, rows), ("out", out, rows), ("dlse", dlse, heads_first), ("lse", lse, heads_first)
+    ):  # fmt: skip
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"attention_bwd: {name} has shape {tuple(tensor.shape)}, expected {shape}")
 
 
 def _arch(q: Tensor) -> int | None:
@@ -132,21 +231,3 @@ def _arch(q: Tensor) -> int | None:
         )
     major, minor = torch.cuda.get_device_capability(q.device)
     return 10 * major + minor
-
-
-def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
-    """heads, group, seqlen_q, seqlen_k."""
-    return q.shape[2], q.shape[2] // max(1, k.shape[2]), q.shape[1], k.shape[1]
-
-
-def _clamped(diagonal: int, q: Tensor, k: Tensor) -> int:
-    """A diagonal that hides and shows the same, and cannot overflow 32 bits when a row is added."""
-    return max(-q.shape[1], min(diagonal, k.shape[1]))
-
-
-def _mask_bytes(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-    """The mask as bytes, and its strides when it is broadcast to (B, H, Sq, Sk)."""
-    if mask is None:
-        return None, (0, 0, 0, 0)
-    mask = mask.view(torch.uint8).expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    return mask, mask.stride()

@@ -1,17 +1,22 @@
-"""What the attention kernels share: tiles in and out, who sees whom, and a product that no hidden NaN can enter.
+"""What the attention kernels share: where a program works, tiles in and out, and products that no hidden NaN can enter.
 
 Legend of all Triton attention code: B batch, Sq and Sk lengths of queries and keys, H query heads, Hkv key heads (each
-serves `group` query heads), D head dimension; BLOCK_M queries by BLOCK_N keys are one tile of scores; BLOCK_D is D
-rounded up to a power of two. `TAIL` and `MASKED` say that a tile may reach past the end, or hold hidden scores.
+serves `group` query heads), D head dimension of q and k, Dv that of v and out; BLOCK_M queries by BLOCK_N keys are one
+tile of scores; BLOCK_D and BLOCK_DV are D and Dv rounded up to powers of two. Packed sequences (varlen) lie one after
+the other in one row dimension: their batch stride is 0, and `Packing` tells where each begins.
 
-- Scores are in base 2: q k^T * scale * log2(e), so that their exponential is one multiply-add and one exp2.
-- Kernels walk first over the tiles in which every query sees every key, with no mask in sight, then over the others.
+- Scores are in base 2 before the exponential: q k^T * scale * log2(e) is then one multiply-add and one exp2.
+- `diagonal` is the key that query 0 faces; query i sees keys from i + diagonal - left to i + diagonal + right.
+- Kernels walk over the tiles in which every query sees every key with no mask in sight, then over the others; tiles in
+  which no query sees a key are not visited.
 - No atomics: each sum is taken by one program in one order, so results repeat bit for bit.
 - Hidden values do not leak, not even NaN. A hidden weight is an exact 0, but 0 * NaN is NaN: where anything is hidden,
-  a second launch (`EXACT`) computes each tile that is not finite again, by sums that leave hidden products out instead
-  of matrix products. A leak cannot pass unseen, since a sum that holds NaN is never finite.
+  a second launch (`REPAIR`) computes each tile that is not finite again, by sums that leave hidden products out instead
+  of matrix products (`EXACT`). A leak cannot pass unseen, since a sum that holds NaN is never finite.
 - Offsets are 64-bit, and every stride may have any value.
 """
+
+from typing import Any, NamedTuple
 
 import triton.language as tl
 
@@ -22,18 +27,50 @@ LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+class Packing(NamedTuple):
+    """Where packed sequences begin, and which tile each program takes; all None where nothing is packed."""
+
+    starts_q_ptr: Any = None  # (B + 1,) int32: rows of q before each sequence
+    starts_k_ptr: Any = None  # (B + 1,) int32
+    tiles_ptr: Any = None  # (slots, 2) int32: sequence, or -1 for none, and tile within it
+    slots: Any = None
+
+
 @device_function
-def locate(tiles, heads):
-    """Tile, batch and head of this program; tiles of one head are neighbours, to share its K and V in the L2 cache."""
+def place(packing, length, heads, seqlen_q, seqlen_k, BOTTOM_RIGHT: tl.constexpr, BLOCK: tl.constexpr):
+    """Where this program works: batch (negative: nowhere), head, tile of BLOCK rows out of `length`; then first row and
+    number of rows of q, of k, and the diagonal. Neighbours share a head's K and V in the L2 cache.
+    """
     program = tl.program_id(0)
-    head = program // tiles
-    return program % tiles, (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    first_q, first_k = 0, 0
+    if packing.tiles_ptr is None:
+        tiles = tl.cdiv(length, BLOCK)
+        batch = (program // tiles // heads).to(tl.int64)
+        head = (program // tiles % heads).to(tl.int64)
+        tile = program % tiles
+    else:
+        slot_ptr = packing.tiles_ptr + 2 * (program % packing.slots)
+        batch = tl.load(slot_ptr).to(tl.int64)
+        head = (program // packing.slots).to(tl.int64)
+        tile = tl.load(slot_ptr + 1)
+        sequence = tl.maximum(batch, 0)
+        first_q, seqlen_q = _extent(packing.starts_q_ptr + sequence)
+        first_k, seqlen_k = _extent(packing.starts_k_ptr + sequence)
+    diagonal = seqlen_k - seqlen_q if BOTTOM_RIGHT else 0
+    return batch, head, tile, first_q, seqlen_q, first_k, seqlen_k, diagonal
 
 
 @device_function
-def head_ptr(ptr, strides, batch, head):
-    """Where one head of a (B, S, H, D) tensor begins."""
-    return ptr + batch * strides[0] + head * strides[2]
+def _extent(start_ptr):
+    """First row and number of rows of a sequence."""
+    first = tl.load(start_ptr)
+    return first.to(tl.int64), tl.load(start_ptr + 1) - first
+
+
+@device_function
+def head_ptr(ptr, strides, batch, head, first):
+    """Where one head of a (B, S, H, D) tensor has its row `first`."""
+    return ptr + (batch * strides[0] + head * strides[2] + first * strides[1])
 
 
 @device_function
@@ -74,31 +111,57 @@ def store_rows(
 
 
 @device_function
-def sees(rows, cols, seqlen_q, seqlen_k, mask_ptr, mask_strides, diagonal, CAUSAL: tl.constexpr):
-    """Which of the queries `rows` (m) see which of the keys `cols` (n): (m, n)."""
-    rows = rows[:, None]
-    cols = cols[None, :]
-    visible = (rows < seqlen_q) & (cols < seqlen_k)
-    if CAUSAL:
-        visible = visible & (cols <= rows + diagonal)
-    if mask_ptr is not None:
-        ptrs = mask_ptr + (rows.to(tl.int64) * mask_strides[2] + cols.to(tl.int64) * mask_strides[3])
-        visible = visible & (tl.load(ptrs, mask=visible, other=0) != 0)
-    return visible
+def key_range(
+    start_m, seqlen_q, seqlen_k, diagonal, left, right, whole: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of queries: where the keys begin and end that any of them sees, and that all see, in whole tiles.
+
+    Without `whole` nothing counts as seen by all.
+    """
+    first, last = 0, seqlen_k
+    all_first, all_last = 0, seqlen_k
+    end_m = tl.minimum(start_m + BLOCK_M, seqlen_q)
+    if right is not None:
+        last = tl.maximum(tl.minimum(seqlen_k, end_m + diagonal + right), 0)
+        all_last = tl.maximum(tl.minimum(seqlen_k, start_m + diagonal + right + 1), 0)
+    if left is not None:
+        first = tl.maximum(start_m + diagonal - left, 0) // BLOCK_N * BLOCK_N
+        all_first = tl.cdiv(tl.maximum(end_m - 1 + diagonal - left, 0), BLOCK_N) * BLOCK_N
+    all_last = tl.maximum(all_last // BLOCK_N * BLOCK_N, all_first) if whole else all_first
+    return first, last, all_first, all_last
 
 
 @device_function
-def key_range(
-    start_m, seqlen_q, seqlen_k, diagonal,
-    CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+def query_range(
+    start_n, seqlen_q, seqlen_k, diagonal, left, right, whole: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """(end of the whole tiles of keys that all queries of a tile see, end of the keys that any of them sees)."""
-    all_see = seqlen_k
-    any_sees = seqlen_k
-    if CAUSAL:
-        all_see = tl.minimum(seqlen_k, start_m + diagonal + 1)
-        any_sees = tl.minimum(seqlen_k, tl.minimum(start_m + BLOCK_M, seqlen_q) + diagonal)
-    return tl.maximum(all_see, 0) // BLOCK_N * BLOCK_N, tl.maximum(any_sees, 0)
+    """`key_range` the other way round: of a tile of keys, the queries that see any of them, and that see all."""
+    first, last = 0, seqlen_q
+    all_first, all_last = 0, seqlen_q
+    end_n = tl.minimum(start_n + BLOCK_N, seqlen_k)
+    if right is not None:
+        first = tl.maximum(start_n - diagonal - right, 0) // BLOCK_M * BLOCK_M
+        all_first = tl.cdiv(tl.maximum(end_n - 1 - diagonal - right, 0), BLOCK_M) * BLOCK_M
+    if left is not None:
+        last = tl.maximum(tl.minimum(seqlen_q, end_n - diagonal + left), 0)
+        all_last = tl.maximum(tl.minimum(seqlen_q, start_n - diagonal + left + 1), 0)
+    all_last = tl.maximum(all_last // BLOCK_M * BLOCK_M, all_first) if whole else all_first
+    return first, last, all_first, all_last
+
+
+@device_function
+def tiles_around(first, last, gap, BLOCK: tl.constexpr):
+    """How many tiles there are from `first` to `last` without `gap` rows of them."""
+    return tl.cdiv(tl.maximum(last - gap - first, 0), BLOCK)
+
+
+@device_function
+def tile_around(index, first, gap_first, gap, BLOCK: tl.constexpr):
+    """Where tile `index` of these begins: tiles at `gap_first` and after it lie behind the gap."""
+    start = first + index * BLOCK
+    return start + tl.where(start >= gap_first, gap, 0)
 
 
 @device_function
@@ -109,19 +172,19 @@ def all_finite(x):
 
 
 @device_function
-def scores_of(a, b, EXACT: tl.constexpr):
+def scores_of(a, b, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b^T in float32: how well each row of `a` (m, D) fits each of `b` (n, D)."""
     if EXACT:
         return tl.sum(a[:, None, :].to(tl.float32) * b[None, :, :].to(tl.float32), 2)
     else:  # without it, the compiler would go on to the product, and refuse its sizes
-        return dot(a, tl.trans(b))
+        return dot(a, tl.trans(b), PRECISION=PRECISION)
 
 
 @device_function
-def add_weighted(acc, weights, values, visible, EXACT: tl.constexpr):
+def add_weighted(acc, weights, values, visible, EXACT: tl.constexpr, PRECISION: tl.constexpr):
     """acc + weights @ values; a hidden weight is an exact 0, and with `EXACT` hides even a value that is NaN."""
     if EXACT:
         products = weights[:, :, None] * values[None, :, :].to(tl.float32)
         return acc + tl.sum(tl.where(visible[:, :, None], products, 0.0), 1)
     else:
-        return dot(narrow(weights, values.dtype), values, acc)
+        return dot(narrow(weights, values.dtype), values, acc, PRECISION)

@@ -83,6 +83,8 @@ TABLE = (
 
 # The second launch, for the rare tile that is not finite: elementwise sums, so few keys (queries in dkdv) at a time.
 EXACT = {"fwd": Tile(8, 2, 8, 1), "dq": Tile(8, 2, 8, 1), "dkdv": Tile(2, 4, 8, 1)}
+# float32 products of longer rows than these spill whatever the tile: elementwise sums serve instead.
+LONGEST_FLOAT32 = 256
 
 # The row to use for a GPU that has none of its own: those of a smaller chip of the same kind.
 FAMILIES = {87: 80, 103: 100}
@@ -94,6 +96,7 @@ INTERPRETED = {
     "rows": Tile(64, 16, 1, 1),
     "dq": Tile(64, 32, 1, 1),
     "dkdv": Tile(32, 64, 1, 1),
+    "dbias": Tile(64, 32, 1, 1),
 }
 
 
@@ -122,3 +125,8 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, maske
     ]
     row = min(fitting, key=lambda row: row.head_dim)
     return row.masked if masked else row.tile
+
+
+def is_elementwise(arch: int | None, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether the kernels take elementwise sums instead of matrix products throughout."""
+    return arch is not None and dtype.itemsize == 4 and head_dim > LONGEST_FLOAT32

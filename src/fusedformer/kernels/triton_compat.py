@@ -27,12 +27,12 @@ def device_function(function: Callable[..., Any]) -> Any:
 
 
 @device_function
-def dot(a, b, acc=None):
-    """a @ b + acc in float32, without TF32's rounding of float32 operands."""
+def dot(a, b, acc=None, PRECISION: tl.constexpr = "ieee"):
+    """a @ b + acc in float32; `PRECISION` is that of float32 operands, "ieee" or "tf32"."""
     if _INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @device_function
