@@ -89,11 +89,12 @@ def test_what_stands_at_padding_does_not_leak(pooling: str) -> None:
     assert (gradient[0, 0] == 0).all()
 
 
-def test_means_of_many_positions_are_sums_in_float32() -> None:
-    # bfloat16 counts to 256 and float16 to 2048: beyond, adding 1 changes nothing.
-    hidden, mask = torch.ones(1, 4099, 2), torch.ones(1, 4099, dtype=torch.bool)
-    for dtype in (torch.float16, torch.bfloat16):
-        assert (pool(hidden.to(dtype), "mean", mask) == 1).all()
+@pytest.mark.parametrize(("dtype", "value", "length"), [(torch.float16, 40.0, 2000), (torch.bfloat16, 1.0, 257)])
+def test_means_are_computed_in_float32(dtype: torch.dtype, value: float, length: int) -> None:
+    # The sum overflows float16; bfloat16 has no 257, the number of positions.
+    hidden, mask = torch.full((1, length, 2), value, dtype=dtype), torch.ones(1, length, dtype=torch.bool)
+    hidden[:, 0] = 0
+    assert torch.equal(pool(hidden, "mean", mask), hidden.double().mean(dim=1).to(dtype))
 
 
 def test_unit_length_of_large_vectors_in_float16() -> None:

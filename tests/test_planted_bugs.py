@@ -35,6 +35,7 @@ SOFTMAX_TESTS = ("tests/test_softmax.py", "-k", "within_budget or alignment")
 LAYER_NORM_TESTS = ("tests/test_layer_norm.py", "-k", "many_rows or 4097")
 ATTENTION_TESTS = ("tests/test_attention.py", "-k", "lengths or shared")
 GELU_TESTS = ("tests/test_gelu.py", "-k", "tails")
+GUARD_TESTS = ("tests/test_guard_pages.py", "-k")
 
 BUGS = [
     Bug(
@@ -98,6 +99,32 @@ BUGS = [
         "column < n && row < past_row;",
         "column < n && row < past_row - 1;",
         LAYER_NORM_TESTS,
+    ),
+    Bug(
+        "read past the last group's sums",
+        "csrc/layer_norm.cu",
+        "column < n && group < groups;",
+        "column < n && group <= groups;",
+        (*GUARD_TESTS, "layer_norm and end"),
+        symptom="Segmentation fault",
+    ),
+    Bug(
+        "read past the last key",
+        "src/fusedformer/kernels/attention_tiles.py",
+        "tl.arange(0, BLOCK)[:, None] < length",
+        "tl.arange(0, BLOCK)[:, None] <= length",
+        (*GUARD_TESTS, "attention and end"),
+        symptom="Segmentation fault",
+        slow=True,
+    ),
+    Bug(
+        "write before the first row",
+        "csrc/vector.cuh",
+        "row_[column] = from_float<T>(values[0]);",
+        "row_[column] = row_[column - 1] = from_float<T>(values[0]);",
+        (*GUARD_TESTS, "softmax and start"),
+        symptom="Segmentation fault",
+        slow=True,
     ),
     Bug(
         "slope of GELU overflows",
