@@ -1,50 +1,38 @@
-"""Attention: out = softmax(scale q k^T) v for every head, forward and backward.
+"""Attention: out = softmax(score(q k^T)) v for every head, forward and backward, dense or packed.
 
-Legend: B batch, Sq and Sk lengths of queries and keys, H query heads, Hkv key heads, D head dimension.
-FLOPs: forward 4 B H Sq Sk D; backward 10, and 14 as it is computed here, without atomics; half of it when causal.
-Memory: the scores are never stored; backward needs q, k, v, out and one float32 for each query of each head.
-Device code: attention_fwd_kernel.py, attention_bwd_kernel.py (Triton). Definition: attention_reference.py.
+Legend: B batch, Sq and Sk lengths of queries and keys, H query heads, Hkv key heads, D head dimension of q and k, Dv
+of v. FLOPs: forward 2 B H Sq Sk (D + Dv); backward 2.5 times that, and 3.5 as it is computed here, without atomics;
+half of it when causal. Memory: the scores are never stored; backward needs q, k, v, out and a float32 for each query.
+Checks: attention_inputs.py. Device code: attention_fwd_kernel.py, attention_bwd_kernel.py (Triton), launched by
+attention_launch.py. Definition: attention_reference.py. Further signatures: attention_adapters.py.
 Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-2", 2023.
 """
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, attention_reference, library
+from fusedformer.kernels import aten, attention_extras, attention_inputs, attention_reference, library
+from fusedformer.kernels.attention_inputs import Call
 from fusedformer.kernels.reference import accumulate_dtype
 
 LAYOUTS = ("bshd", "bhsd")
-MAX_HEAD_DIM = 256
 
 
 @overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layout: str = ...,
-    causal: bool = ...,
-    scale: float | None = ...,
-    mask: Tensor | None = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
+def attention(q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = ..., **settings: Any) -> Tensor: ...
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layout: str = ...,
-    causal: bool = ...,
-    scale: float | None = ...,
-    mask: Tensor | None = ...,
-    return_lse: Literal[True],
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **settings: Any
 ) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool, **settings: Any
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def attention(
     q: Tensor,
     k: Tensor,
@@ -52,183 +40,223 @@ def attention(
     *,
     layout: str = "bshd",
     causal: bool = False,
+    window: Sequence[int | None] | None = None,
     scale: float | None = None,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scaled dot-product attention: deterministic, differentiable twice, linear in memory on a GPU.
 
     Query heads may share key heads: with H = 8 and Hkv = 2, heads 0 to 3 use key head 0 (grouped-query attention;
-    multi-query for Hkv = 1). `causal` aligns the last query with the last key:
+    multi-query for Hkv = 1). The last query faces the last key; `causal` hides what comes after the key it faces:
 
-        Sq = 3, Sk = 5       Sq = 5, Sk = 3
-        x x x . .            . . .    a query that sees no key gives 0,
-        x x x x .            . . .    and a log-sum-exp of -inf
-        x x x x x            x . .
-                             x x .
+        Sq = 3, Sk = 5       Sq = 5, Sk = 3                            window = (1, 0), Sq = Sk = 4
+        x x x . .            . . .    a query that sees no key gives 0    x . . .
+        x x x x .            . . .    and a log-sum-exp of -inf           x x . .
+        x x x x x            x . .                                        . x x .
+                             x x .                                        . . x x
                              x x x
 
-    Whatever hidden positions hold, even NaN, does not reach the result or the gradients. Scores are float32: past 2^24
+    The score of query i and key j is cap(scale q_i k_j) + bias_ij - slope |i + Sk - Sq - j|. What hidden positions
+    hold, even NaN, does not reach the result or the gradients; a bias of -inf hides too. Scores are float32: past 2^24
     neighbouring ones are further apart than a factor of e in the weights, and past 2^31 a GPU's result may be NaN.
 
     Args:
-        q: (B, Sq, H, D), float32, float16 or bfloat16 (on the CPU float64 too), any strides, D from 1 to 256.
+        q: (B, Sq, H, D), float32, float16 or bfloat16 (on the CPU float64 too), any strides, D from 1 to 512.
         k: (B, Sk, Hkv, D), of q's dtype and device.
-        v: (B, Sk, Hkv, D), of q's dtype and device.
-        layout: "bshd" as above; "bhsd" for q (B, H, Sq, D) and k, v (B, Hkv, Sk, D). Both are read in place.
+        v: (B, Sk, Hkv, Dv), of q's dtype and device, Dv from 1 to 512.
+        layout: "bshd" as above; "bhsd" for q (B, H, Sq, D), k (B, Hkv, Sk, D) and v. Both are read in place.
         causal: hide key j from query i where j > i + Sk - Sq.
+        window: (left, right): hide key j unless i + Sk - Sq - left <= j <= i + Sk - Sq + right; None or -1: no bound.
         scale: factor of the scores; 1 / sqrt(D) if None.
         mask: bool, broadcastable to (B, H, Sq, Sk) whatever the layout; True takes part.
+        bias: floating point, broadcastable to (B, H, Sq, Sk), added to the scores; differentiable.
+        alibi_slopes: (H,) or (B, H), floating point; differentiable.
+        softcap: cap(s) = softcap * tanh(s / softcap); 0.0 for none.
+        sinks: (H,), floating point: the score of one more key for each head, whose value is 0; differentiable.
+        dropout_p: probability, less than 1, with which a weight is dropped; the others grow by 1 / (1 - dropout_p).
+        seed: (1,) int64 on q's device, of dropout: the same weights are dropped for the same seed, whatever the
+            device; drawn from PyTorch's generator if None.
+        cu_seqlens_q: (B + 1,) int32: packed sequences. q is (total, H, D), and sequence b has its rows
+            cu_seqlens_q[b] to cu_seqlens_q[b + 1]; rows after the last give 0. Not with `mask`, `bias` or `layout`.
+        cu_seqlens_k: (B + 1,) int32: the same for k (total, Hkv, D) and v (total, Hkv, Dv). Values are not checked:
+            that would wait for the GPU.
         return_lse: return the log-sum-exp of each query's scores too.
 
     Returns:
-        Tensor of q's shape and dtype; with `return_lse` a pair of it and a (B, H, Sq) float32 tensor (float64 for
-        float64), natural logarithm, differentiable.
+        Tensor like q with Dv for D; with `return_lse` a pair of it and a (B, H, Sq), packed (H, total), float32 tensor
+        (float64 for float64), natural logarithm, differentiable.
 
     Raises:
-        ValueError: a shape, head count, dtype, device, layout or scale does not fit.
+        ValueError: a shape, head count, dtype, device or setting does not fit, or two do not go together.
 
     Source: Dao, "FlashAttention-2", 2023.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"attention: layout is {layout!r}, expected one of {LAYOUTS}")
-    named = {"q": q, "k": k, "v": v}
-    for name, tensor in named.items():
-        library.check_tensor("attention", name, tensor)
-        if tensor.dim() != 4:
-            raise ValueError(f"attention: {name} has shape {tuple(tensor.shape)}, expected 4 dimensions ({layout})")
-    if layout == "bhsd":
-        named = {name: tensor.transpose(1, 2) for name, tensor in named.items()}
-    out, lse = attend("attention", named, mask, scale, causal, bottom_right=True)
-    if layout == "bhsd":
+    call = Call("attention")
+    rank = _rank(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        library.check_tensor(call.function, name, tensor)
+        if tensor.dim() != rank:
+            expected = f"{rank} dimensions ({layout if rank == 4 else 'packed'})"
+            raise call.error(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+    if rank == 3:
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+    elif layout == "bhsd":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = attend(
+        call, q, k, v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
+    )  # fmt: skip
+    if rank == 3:
+        out, lse = out.squeeze(0), lse.squeeze(0)
+    elif layout == "bhsd":
         out = out.transpose(1, 2)
     return (out, lse) if return_lse else out
 
 
+def _rank(call: Call, layout: str, *packed_and_pairs: Tensor | None) -> int:
+    """How many dimensions q, k and v must have."""
+    if layout not in LAYOUTS:
+        raise call.error(f"layout is {layout!r}, expected one of {LAYOUTS}")
+    cu_seqlens_q, cu_seqlens_k, mask, bias = packed_and_pairs
+    if cu_seqlens_q is None and cu_seqlens_k is None:
+        return 4
+    if layout != "bshd":
+        raise call.error(f"layout is {layout!r} for packed sequences, expected 'bshd'")
+    if mask is not None or bias is not None:
+        raise call.error(f"{'bias' if mask is None else 'mask'} is given for packed sequences, which have none")
+    return 3
+
+
 def attend(
-    function: str,
-    named: dict[str, Tensor],
-    mask: Tensor | None,
-    scale: float | None,
-    causal: bool,
-    *,
-    bottom_right: bool,
-    mask_name: str = "mask",
-) -> tuple[Tensor, Tensor]:
-    """Check the arguments of public function `function` and compute: what all such functions have in common.
+    call: Call, q: Tensor, k: Tensor, v: Tensor, *,
+    mask: Tensor | None = None, bias: Tensor | None = None, alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None, seed: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    causal: bool = False, window: Sequence[int | None] | None = None, scale: float | None = None,
+    softcap: float = 0.0, dropout_p: float = 0.0, bottom_right: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Check the arguments of a public function and compute: what all such functions have in common.
 
     Args:
-        function: name for error messages.
-        named: q, k and v, in the layout of `attention`, by their names in error messages.
-        mask: see `attention`.
-        scale: see `attention`.
-        causal: see `attention`.
-        bottom_right: align the last query with the last key when causal, not the first with the first.
-        mask_name: name of `mask` in error messages.
+        call: the function, and the names of its arguments.
+        q: (B, Sq, H, D), or packed (1, total, H, D); likewise k and v.
+        k: see q.
+        v: see q.
+        bottom_right: let the last query face the last key, not the first the first.
+
+    The others are those of `attention`.
 
     Returns:
-        out (B, Sq, H, D) and the log-sum-exp (B, H, Sq).
+        out (B, Sq, H, Dv) and the log-sum-exp (B, H, Sq).
 
     Raises:
         ValueError: as `attention`.
     """
-    _check_kinds(function, named)
-    _check_sizes(function, named)
-    q, k, v = named.values()
-    if mask is not None:
-        _check_mask(function, mask_name, mask, named)
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[3])
-    elif not math.isfinite(scale):
-        raise ValueError(f"{function}: scale is {scale}, expected a finite number")
-    diagonal = k.shape[1] - q.shape[1] if bottom_right else 0
-    return torch.ops.fusedformer.attention_fwd(q, k, v, mask, scale, causal, diagonal)
+    q, k, v = attention_inputs.autocast(q, k, v)
+    attention_inputs.check_qkv(call, q, k, v)
+    settings = prepare(
+        call, q, k, mask, bias, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
+        causal, window, scale, softcap, dropout_p, bottom_right,
+    )  # fmt: skip
+    return torch.ops.fusedformer.attention_fwd(q, k, v, *settings)
 
 
-def _check_kinds(function: str, named: dict[str, Tensor]) -> None:
-    library.check_dtype(function, **named)
-    library.check_device(function, **named)
-    if len({tensor.dtype for tensor in named.values()}) > 1:
-        listed = ", ".join(f"{name} is {library.short(tensor.dtype)}" for name, tensor in named.items())
-        raise ValueError(f"{function}: {listed}: all must have one dtype")
+def prepare(
+    call: Call, q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None, alibi_slopes: Tensor | None,
+    sinks: Tensor | None, seed: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    causal: bool, window: Sequence[int | None] | None, scale: float | None, softcap: float, dropout_p: float,
+    bottom_right: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Checked, what the ops take after q, k and v: see `attention_extras.Extras`."""
+    attention_inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
+    sequences, heads = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1, q.shape[2]
+    slopes = attention_inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    dropout_p = attention_inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
+    return (
+        attention_inputs.pairwise(call, call.mask, mask, q, k),
+        attention_inputs.pairwise(call, call.bias, bias, q, k),
+        None if slopes is None else slopes.expand(sequences, heads),
+        attention_inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
+        attention_inputs.random_seed(call, seed, dropout_p, q),
+        cu_seqlens_q,
+        cu_seqlens_k,
+        attention_inputs.number(call, "scale", scale, -math.inf, math.inf),
+        attention_inputs.number(call, "softcap", softcap, 0, math.inf),
+        dropout_p,
+        *attention_inputs.window_sides(call, window, causal),
+        bottom_right,
+    )
 
 
-def _check_sizes(function: str, named: dict[str, Tensor]) -> None:
-    (q_name, q), (k_name, k), (v_name, v) = named.items()
-    for name, size, other, wanted, what in (
-        (k_name, k.shape[0], q_name, q.shape[0], "batch size"),
-        (v_name, v.shape[0], k_name, k.shape[0], "batch size"),
-        (v_name, v.shape[1], k_name, k.shape[1], "length"),
-        (v_name, v.shape[2], k_name, k.shape[2], "number of heads"),
-        (k_name, k.shape[3], q_name, q.shape[3], "head dimension"),
-        (v_name, v.shape[3], k_name, k.shape[3], "head dimension"),
-    ):
-        if size != wanted:
-            raise ValueError(f"{function}: {name} has {what} {size}, {other} has {wanted}: they must be equal")
-    if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
-        raise ValueError(f"{function}: {q_name} has head dimension {q.shape[3]}, expected 1 to {MAX_HEAD_DIM}")
-    heads, kv_heads = q.shape[2], k.shape[2]
-    if heads != kv_heads and (kv_heads == 0 or heads == 0 or heads % kv_heads):
-        names = f"{q_name} has {heads} heads, {k_name} has {kv_heads}"
-        raise ValueError(f"{function}: {names}: query heads must be a multiple of key heads")
-
-
-def _check_mask(function: str, name: str, mask: Tensor, named: dict[str, Tensor]) -> None:
-    library.check_tensor(function, name, mask)
-    library.check_device(function, **named, **{name: mask})
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{function}: {name} is {library.short(mask.dtype)}, expected bool (True takes part)")
-    q, k, _ = named.values()
-    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    fits = all(size in (1, wanted) for size, wanted in zip(reversed(mask.shape), reversed(shape)))
-    if mask.dim() > 4 or not fits:
-        raise ValueError(f"{function}: {name} has shape {tuple(mask.shape)}, which does not broadcast to {shape}")
-
-
-def _fwd_fake(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool, diagonal: int
-) -> tuple[Tensor, Tensor]:
+def _fwd_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulate_dtype(q.dtype))
-    return q.new_empty(q.shape), lse
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), lse
 
 
-def _bwd_fake(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+def _bwd_fake(
+    dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, wanted: list[bool],
+    q: Tensor, k: Tensor, v: Tensor, *settings: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    extras = attention_extras.Extras(*settings)
+    flags = (wanted[0] or wanted[3], wanted[1], wanted[1], *wanted[2:])
+    tensors = (q, k, v, extras.bias, extras.slopes, extras.sinks)
+    return tuple(
+        q.new_empty(tensor.shape, dtype=tensor.dtype) if flag and tensor is not None else q.new_empty(0)
+        for flag, tensor in zip(flags, tensors)
+    )
 
 
 def _save_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, mask, *output)
+    ctx.settings = inputs[10:]
+    ctx.save_for_backward(*output, *inputs[:10])
     ctx.set_materialize_grads(False)  # the log-sum-exp has no gradient as a rule
 
 
 def _fwd_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, mask, out, lse = ctx.saved_tensors
+    out, lse, *tensors = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.fusedformer.attention_bwd(dout, dlse, q, k, v, mask, out, lse, *ctx.settings)
-    return *gradients, None, None, None, None
+    needs = ctx.needs_input_grad
+    wanted = [needs[0], needs[1] or needs[2], needs[4], needs[5], needs[6]]
+    gradients = torch.ops.fusedformer.attention_bwd(dout, dlse, out, lse, wanted, *tensors, *ctx.settings)
+    dq, dk, dv, dbias, dslopes, dsinks = (gradient if gradient.numel() else None for gradient in gradients)
+    dq = dq if needs[0] else None
+    return dq, dk, dv, None, dbias, dslopes, dsinks, *(None,) * 9
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dout, dlse, q, k, v, mask, _, _, *ctx.settings = inputs
-    ctx.save_for_backward(dout, dlse, q, k, v, mask)
+    dout, dlse, _, _, ctx.wanted, *rest = inputs
+    ctx.save_for_backward(dout, dlse, *rest[:10])
+    ctx.settings = rest[10:]
 
 
 def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """Derivative of the backward; out and lse are functions of q, k and v, so their share is taken through these."""
-    dout, dlse, q, k, v, mask = ctx.saved_tensors
+    """Derivative of the backward; out and lse are functions of the inputs, so their share is taken through these."""
+    names = ("dout", "dlse", "q", "k", "v", "mask", "bias", "slopes", "sinks", "seed", "starts_q", "starts_k")
+    given = dict(zip(names, ctx.saved_tensors))
+    variable = [name for name in names if given[name] is not None and given[name].is_floating_point()]
 
-    def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *dlse: Tensor) -> tuple[Tensor, ...]:
-        out, lse = attention_reference.attention_fwd(q, k, v, mask, *ctx.settings, guard=False)
-        given = dlse[0] if dlse else None
+    def backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        dout, dlse, *inputs = (given | dict(zip(variable, tensors))).values()
+        out, lse = attention_reference.attention_fwd(*inputs, *ctx.settings, guard=False)
         return attention_reference.attention_bwd(
-            dout, given, q, k, v, mask, out, lse, *ctx.settings, guard=False
+            dout, dlse, out, lse, ctx.wanted, *inputs, *ctx.settings, guard=False
         )  # fmt: skip
 
-    inputs = (dout, q, k, v) if dlse is None else (dout, q, k, v, dlse)
-    d_dout, d_q, d_k, d_v, *d_dlse = library.vjp(backward, inputs, grads)
-    return d_dout, d_dlse[0] if d_dlse else None, d_q, d_k, d_v, None, None, None, None, None, None
+    found = dict(zip(variable, library.vjp(backward, [given[name] for name in variable], grads)))
+    dout, dlse, *rest = (found.get(name) for name in names)
+    return dout, dlse, None, None, None, *rest, *(None,) * 6
 
 
 def _launchers() -> Any:
@@ -242,15 +270,14 @@ def _launchers() -> Any:
 
 _launch = _launchers()
 library.define(
-    "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, bool causal, SymInt diagonal)"
-    " -> (Tensor, Tensor)",
+    f"attention_fwd(Tensor q, Tensor k, Tensor v, {attention_extras.SCHEMA}) -> (Tensor, Tensor)",
     fallback=aten.attention_fwd,
     fake=_fwd_fake,
     launch=_launch and _launch.attention_fwd,
 )
 library.define(
-    "attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse,"
-    " float scale, bool causal, SymInt diagonal) -> (Tensor, Tensor, Tensor)",
+    "attention_bwd(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool[] wanted, Tensor q, Tensor k, Tensor v,"
+    f" {attention_extras.SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fallback=aten.attention_bwd,
     fake=_bwd_fake,
     launch=_launch and _launch.attention_bwd,

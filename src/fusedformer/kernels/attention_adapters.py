@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fusedformer.kernels import library
 from fusedformer.kernels.attention import attend
+from fusedformer.kernels.attention_inputs import Call
 
-_SDPA = "scaled_dot_product_attention"
+_SDPA = Call("scaled_dot_product_attention", "query", "key", "value", "attn_mask", "attn_mask")
 
 
 def scaled_dot_product_attention(
@@ -30,36 +31,39 @@ def scaled_dot_product_attention(
     Args:
         query: (..., H, L, D), or (L, D); float32, float16 or bfloat16 (on the CPU float64 too).
         key: (..., H, S, D), or with `enable_gqa` (..., Hkv, S, D).
-        value: as key; D of value must be that of key, which PyTorch does not ask.
-        attn_mask: bool, broadcastable to (..., H, L, S), with at least two dimensions; True takes part.
-        dropout_p: 0.0; dropout is not implemented.
+        value: (..., H, S, Dv), or with `enable_gqa` (..., Hkv, S, Dv).
+        attn_mask: bool, where True takes part, or floating point, added to the scores (and differentiable);
+            broadcastable to (..., H, L, S), with at least two dimensions.
+        dropout_p: probability with which a weight is dropped, less than 1; not the weights that PyTorch would drop.
         is_causal: see above; not together with `attn_mask`.
         scale: factor of the scores; 1 / sqrt(D) if None.
         enable_gqa: let H be a multiple of Hkv.
 
     Returns:
-        Tensor (..., H, L, D) of query's dtype.
+        Tensor (..., H, L, Dv) of query's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; `attn_mask` is additive or given with `is_causal`; dropout.
+        ValueError: shapes, dtypes or devices do not fit; `attn_mask` is given with `is_causal`.
 
     Source: the documentation of PyTorch's function of that name.
     """
     named = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
-        library.check_tensor(_SDPA, name, tensor)
+        library.check_tensor(_SDPA.function, name, tensor)
         if tensor.dim() < 2:
-            raise ValueError(f"{_SDPA}: {name} has shape {tuple(tensor.shape)}, expected 2 dimensions or more")
-    if dropout_p != 0.0:
-        raise ValueError(f"{_SDPA}: dropout_p is {dropout_p}, expected 0.0: dropout is not implemented")
+            raise _SDPA.error(f"{name} has shape {tuple(tensor.shape)}, expected 2 dimensions or more")
     if attn_mask is not None and is_causal:
-        raise ValueError(f"{_SDPA}: attn_mask is given and is_causal is True, expected one of the two at most")
+        raise _SDPA.error("attn_mask is given and is_causal is True, expected one of the two at most")
     q, k, v = _broadcast(named, enable_gqa)
     mask = None if attn_mask is None else _mask_of_rank_4(attn_mask, (*q.shape[:-1], k.shape[-2]))
-    in_bshd = {name: x.flatten(0, -4).transpose(1, 2) for name, x in zip(named, (q, k, v))}
-    out, _ = attend(_SDPA, in_bshd, mask, scale, is_causal, bottom_right=False, mask_name="attn_mask")
+    is_additive = mask is not None and mask.dtype != torch.bool
+    out, _ = attend(
+        _SDPA, *(x.flatten(0, -4).transpose(1, 2) for x in (q, k, v)),
+        mask=None if is_additive else mask, bias=mask if is_additive else None,
+        causal=is_causal, scale=scale, dropout_p=dropout_p, bottom_right=False,
+    )  # fmt: skip
     rank = max(tensor.dim() for tensor in named.values())
-    return out.transpose(1, 2).reshape(q.shape[q.dim() - rank :])
+    return out.transpose(1, 2).reshape(*q.shape[q.dim() - rank : -1], v.shape[-1])
 
 
 def _broadcast(named: dict[str, Tensor], enable_gqa: bool) -> Sequence[Tensor]:
@@ -72,18 +76,18 @@ def _broadcast(named: dict[str, Tensor], enable_gqa: bool) -> Sequence[Tensor]:
     except RuntimeError:
         shapes = ", ".join(f"{name} has shape {tuple(tensor.shape)}" for name, tensor in named.items())
         hint = "" if enable_gqa else " (key heads are shared with enable_gqa=True only)"
-        raise ValueError(f"{_SDPA}: {shapes}: the leading dimensions do not broadcast{hint}") from None
+        raise _SDPA.error(f"{shapes}: the leading dimensions do not broadcast{hint}") from None
     return [tensor.expand(*leading, *tensor.shape[common:]) for tensor in padded]
 
 
 def _mask_of_rank_4(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    library.check_tensor(_SDPA, "attn_mask", mask)
+    library.check_tensor(_SDPA.function, _SDPA.mask, mask)
     if mask.dim() < 2:
-        raise ValueError(f"{_SDPA}: attn_mask has shape {tuple(mask.shape)}, expected 2 dimensions or more")
+        raise _SDPA.error(f"attn_mask has shape {tuple(mask.shape)}, expected 2 dimensions or more")
     if len(shape) == 4:
         return mask
     try:
         return mask.expand(shape).flatten(0, -4)
     except RuntimeError:
         wrong = f"attn_mask has shape {tuple(mask.shape)}"
-        raise ValueError(f"{_SDPA}: {wrong}, which does not broadcast to {shape}") from None
+        raise _SDPA.error(f"{wrong}, which does not broadcast to {shape}") from None

@@ -74,7 +74,7 @@ def weights_and_gradients(
     raw, dp, delta, shift, i, j, batch, head, heads, seqlen_q, seqlen_k, diagonal, left, right, scoring,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """p as dv takes it, the gradient of the scores, that of the scaled products, and who sees whom (or None)."""
+    """p as dv takes it, the gradient of the scores, that of the scaled products, and who sees whom."""
     scores, derivative = score(raw, i, j, batch, head, seqlen_q, seqlen_k, diagonal, scoring)
     p = tl.exp2(scores * factor(scoring) - shift)
     dropped = p
@@ -84,7 +84,7 @@ def weights_and_gradients(
         dropped = tl.where(keep, p * rescale, 0.0)
         dp = tl.where(keep, dp * rescale, 0.0)
     dscores = p * (dp - delta)
-    visible = None
+    visible = True
     if MASKED:
         visible = sees(i, j, batch, head, seqlen_q, seqlen_k, diagonal, left, right, scoring)
         dropped = tl.where(visible, dropped, 0.0)

@@ -63,5 +63,7 @@ class Extras:
     def sinks_gradient(self, lse: Tensor, delta: Tensor) -> Tensor:
         """(H,): a sink is a key whose weight is exp(sink - lse), and whose value is 0."""
         assert self.sinks is not None  # it has a gradient
-        weight = torch.exp(self.sinks[:, None] - lse).clamp(max=1)
-        return -(weight.nan_to_num(0) * delta).sum((0, 2))
+        weight = torch.exp(self.sinks[:, None] - lse).clamp(max=1).nan_to_num(0)
+        if self.starts_q is not None:  # the rows after the last sequence have no sink
+            weight = weight * (torch.arange(lse.shape[2], device=lse.device) < self.starts_q[-1])
+        return -(weight * delta).sum((0, 2))

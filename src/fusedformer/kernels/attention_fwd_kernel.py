@@ -46,7 +46,7 @@ def _fwd_tiles(
         k = load_rows(k_ptr, k_strides, start_n, seqlen_k, HEAD_DIM, BLOCK_N, BLOCK_D, MASKED)
         raw = scores_of(q, k, EXACT, PRECISION)
         scores, _ = score(raw, i, j, batch, head, seqlen_q, seqlen_k, diagonal, scoring)
-        visible = None
+        visible = True
         if MASKED:
             visible = sees(i, j, batch, head, seqlen_q, seqlen_k, diagonal, left, right, scoring)
             scores = tl.where(visible, scores, -INF)

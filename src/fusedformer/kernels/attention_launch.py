@@ -42,7 +42,7 @@ def attention_bwd(
     """The op attention_bwd by its kernels."""
     problem = _Problem(q, k, v, Extras(*settings))
     _check_rows(q, v, dout, dlse, out, lse)
-    dq = dk = dv = dbias = dslopes = dsinks = q.new_empty(0)
+    dq, dk, dv, dbias, dslopes, dsinks = (q.new_empty(0) for _ in range(6))
     wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
     delta, shift = _rows(problem, dout, dlse, out, lse)
     if wants_dq or wants_dslopes:

@@ -1,11 +1,19 @@
 """The attention kernels as they are shipped: what the static world compiles, ahead of time, for each GPU."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fusedformer.kernels import attention_bwd_kernel, attention_fwd_kernel, attention_tuning
+from fusedformer.kernels import (
+    attention_bwd_bias_kernel,
+    attention_bwd_kernel,
+    attention_fwd_kernel,
+    attention_tuning,
+)
 from fusedformer.kernels.attention_launch import constexprs
+from fusedformer.kernels.attention_scores import Scoring
+from fusedformer.kernels.attention_tiles import Packing
 from fusedformer.kernels.variants import Variant
 
 _KERNELS = {
@@ -13,79 +21,142 @@ _KERNELS = {
     "rows": attention_bwd_kernel.attention_bwd_rows_kernel,
     "dq": attention_bwd_kernel.attention_bwd_dq_kernel,
     "dkdv": attention_bwd_kernel.attention_bwd_dkdv_kernel,
+    "dbias": attention_bwd_bias_kernel.attention_bwd_bias_kernel,
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_POINTERS = dict.fromkeys(("lse_ptr", "dlse_ptr", "delta_ptr", "shift_ptr"), "*fp32") | {"mask_ptr": "*u8"}
+_FLOAT32_POINTERS = ("lse_ptr", "dlse_ptr", "delta_ptr", "shift_ptr", "sinks_ptr", "dslopes_ptr", "dbias_ptr")
 _MULTIPLE_OF_16 = [["tt.divisibility", 16]]
+_CONSTEXPR = "constexpr"
 
-# dtype, head dimension, causal, masked: every row of the tile table, and a head dimension that needs padding.
+
+@dataclass(frozen=True)
+class Setting:
+    """What a kernel is compiled for; `features` are names of `_FEATURES`, "causal", "window", "packed" and "sinks"."""
+
+    dtype: torch.dtype
+    head_dim: int
+    features: tuple[str, ...] = ()
+    exact: bool = False
+    head_dim_v: int | None = None
+
+    def __str__(self) -> str:
+        sizes = f"d{self.head_dim}" + (f"/{self.head_dim_v}" if self.head_dim_v else "")
+        return " ".join([_TYPES[self.dtype], sizes, *self.features, *["exact"] * self.exact])
+
+
+# The fields of Scoring that a feature fills, with their types.
+_FEATURES: dict[str, dict[str, Any]] = {
+    "mask": {"mask_ptr": "*u8", "mask_strides": ("i32", "i32", "i32", _CONSTEXPR)},
+    "bias": {"bias_ptr": "*fp32", "bias_strides": ("i32", "i32", "i32", _CONSTEXPR)},
+    "alibi": {"slopes_ptr": "*fp32", "slopes_strides": ("i32", _CONSTEXPR)},
+    "softcap": {"softcap_log2": "fp32"},
+    "dropout": {"seed_ptr": "*i64", "dropout_p": "fp32"},
+}
+_B, _H, _F = torch.bfloat16, torch.float16, torch.float32
+_ALL = ("causal", "mask", "bias", "alibi", "softcap", "dropout")
+
+# Every row of the tile table, a head dimension that needs padding, and each feature, alone or with all others.
 _SETTINGS = (
-    (torch.bfloat16, 64, True, False),
-    (torch.bfloat16, 128, True, False),
-    (torch.bfloat16, 256, True, False),
-    (torch.bfloat16, 32, True, False),
-    (torch.bfloat16, 80, True, False),
-    (torch.bfloat16, 64, False, False),
-    (torch.bfloat16, 128, False, False),
-    (torch.float16, 128, True, False),
-    (torch.bfloat16, 64, True, True),
-    (torch.bfloat16, 128, True, True),
-    (torch.bfloat16, 256, True, True),
-    (torch.float32, 64, True, False),
-    (torch.float32, 128, True, False),
-    (torch.float32, 256, True, False),
-    (torch.float32, 64, True, True),
-    (torch.float32, 128, True, True),
-    (torch.float32, 256, True, True),
+    *(Setting(_B, head_dim, ("causal",)) for head_dim in (32, 64, 80, 128, 192, 256, 512)),
+    Setting(_B, 64),
+    Setting(_B, 128),
+    Setting(_H, 128, ("causal",)),
+    *(Setting(_B, head_dim, _ALL) for head_dim in (64, 128, 256, 512)),
+    *(Setting(_B, 128, ("causal", feature)) for feature in ("mask", "bias", "alibi", "softcap", "dropout")),
+    Setting(_B, 128, ("window",)),
+    Setting(_B, 128, ("causal", "packed")),
+    Setting(_B, 64, ("window", "sinks", "packed")),
+    Setting(_B, 192, ("causal",), head_dim_v=128),
+    *(Setting(_F, head_dim, ("causal",)) for head_dim in (64, 128, 256)),
+    *(Setting(_F, head_dim, _ALL) for head_dim in (64, 128, 256)),
 )
-# The second launch, where something is hidden; it has one tile, so the ends of its range will do.
+# Sums without matrix products have one tile each, so the ends of their range will do.
 _EXACT_SETTINGS = (
-    (torch.bfloat16, 64, True, False),
-    (torch.bfloat16, 256, True, True),
-    (torch.float32, 64, True, True),
-    (torch.float32, 256, True, False),
+    Setting(_B, 64, ("causal",), exact=True),
+    Setting(_B, 512, _ALL, exact=True),
+    Setting(_F, 64, _ALL, exact=True),
+    Setting(_F, 512, ("causal",), exact=True),
 )
+_BIAS_SETTINGS = tuple(Setting(dtype, head_dim, _ALL) for dtype in (_B, _F) for head_dim in (64, 128, 256))
 
 
 def variants(arch: int) -> list[Variant]:
     """The kernels and tiles shipped for compute capability `arch` (90 for 9.0); aligned."""
-    kernels = ("fwd", "dq", "dkdv")
-    first = [_variant(kernel, arch, *setting) for setting in _SETTINGS for kernel in kernels]
-    exact = [_variant(kernel, arch, *setting, exact=True) for setting in _EXACT_SETTINGS for kernel in kernels]
-    rows = [_variant("rows", arch, dtype, 256, False, False) for dtype in (torch.bfloat16, torch.float32)]
-    return first + exact + rows
+    pairs = [(kernel, setting) for setting in _SETTINGS + _EXACT_SETTINGS for kernel in ("fwd", "dq", "dkdv")]
+    pairs += [("dbias", setting) for setting in _BIAS_SETTINGS]
+    pairs += [("rows", Setting(dtype, 256)) for dtype in (_B, _F)]
+    return [variant(kernel, arch, setting) for kernel, setting in pairs]
 
 
-def _variant(
-    name: str, arch: int, dtype: torch.dtype, head_dim: int, causal: bool, masked: bool, exact: bool = False
-) -> Variant:
+def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile | None = None) -> Variant:
+    """One kernel for one setting, with the tile of the table or another."""
     kernel = _KERNELS[name]
-    tile = attention_tuning.tile(name, arch, dtype, head_dim, masked, exact)
-    constants = dict[str | tuple[int, ...], Any](constexprs(kernel, tile, causal, exact, head_dim).items())
-    if "mask_ptr" in kernel.arg_names and not masked:
-        constants["mask_ptr"] = None
+    longest = max(setting.head_dim, setting.head_dim_v or 0)
+    tile = tile or attention_tuning.tile(
+        name, arch, setting.dtype, longest, bool(_FEATURES.keys() & set(setting.features)), setting.exact
+    )
+    values = {
+        "BOTTOM_RIGHT": True, "EXACT": setting.exact, "REPAIR": setting.exact, "PRECISION": "ieee",
+        "PER_BATCH": False, "PER_HEAD": True, "PER_QUERY": True, "PER_KEY": True,
+        "HEAD_DIM": setting.head_dim, "HEAD_DIM_V": setting.head_dim_v or setting.head_dim,
+    }  # fmt: skip
+    constants: dict[str | tuple[int, ...], Any] = dict(constexprs(kernel, values, tile))
     signature: dict[str, Any] = {}
-    attrs: dict[tuple[int, ...], list[Any]] = {}
+    known = _Known(constants)
     for index, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument.endswith("_ptr"):
-            signature[argument] = _POINTERS.get(argument, f"*{_TYPES[dtype]}")
-            attrs[index,] = _MULTIPLE_OF_16
-        elif argument.endswith("_strides"):
-            signature[argument] = ("i32", "i32", "i32", "constexpr")
-            constants[index, 3] = 1
-            attrs |= {(index, dimension): _MULTIPLE_OF_16 for dimension in range(3)}
-        else:
-            signature[argument] = "fp32" if argument.startswith("scale") else "i32"
+        signature[argument] = _CONSTEXPR if argument in constants else _kind(argument, setting)
+        if argument not in constants:
+            known.add(signature[argument], (index,))
+    if "scoring" in signature:
+        path = (kernel.arg_names.index("scoring"), Scoring._fields.index("is_plain"))
+        constants[path] = not {"bias", "alibi", "softcap"} & set(setting.features)
     return Variant(
         op="attention",
         kernel=kernel.__name__,
         module=kernel.fn.__module__,
-        name=" ".join([_TYPES[dtype], f"d{head_dim}", *["causal"] * causal, *["mask"] * masked, *["exact"] * exact]),
+        name=str(setting),
         signature=signature,
         constexprs=constants,
-        attrs=attrs,
+        attrs=known.attrs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+
+
+def _kind(argument: str, setting: Setting) -> Any:
+    """The Triton type of an argument; that of a tuple is a tuple, and what is absent is a constexpr."""
+    features = set(setting.features)
+    if argument == "scoring":
+        fields: dict[str, Any] = dict.fromkeys(Scoring._fields, _CONSTEXPR)
+        fields |= {"scale": "fp32", "scale_log2": "fp32"}
+        for feature in features & _FEATURES.keys():
+            fields |= _FEATURES[feature]
+        return Scoring(**fields)
+    if argument == "packing":
+        return Packing("*i32", "*i32", "*i32", "i32") if "packed" in features else Packing(*[_CONSTEXPR] * 4)
+    needed = {"left": {"window"}, "right": {"window", "causal"}, "sinks_ptr": {"sinks"}, "dslopes_ptr": {"alibi"}}
+    if argument in needed and not needed[argument] & features:
+        return _CONSTEXPR
+    if argument.endswith("_ptr"):
+        return "*fp32" if argument in _FLOAT32_POINTERS else f"*{_TYPES[setting.dtype]}"
+    if argument.endswith("_strides"):
+        return ("i32", "i32") if argument == "lse_strides" else ("i32", "i32", "i32", _CONSTEXPR)
+    return "i32"
+
+
+@dataclass
+class _Known:
+    """What a compile may take for granted, by path: constants, and that pointers and strides are multiples of 16."""
+
+    constants: dict[str | tuple[int, ...], Any]
+    attrs: dict[tuple[int, ...], list[Any]] = field(default_factory=dict)
+
+    def add(self, kind: Any, path: tuple[int, ...], in_strides: bool = False) -> None:
+        if isinstance(kind, tuple):
+            is_strides = not isinstance(kind, Scoring | Packing)
+            for index, part in enumerate(kind):
+                self.add(part, (*path, index), is_strides)
+        elif kind == _CONSTEXPR:
+            self.constants[path] = 1 if in_strides else None
+        elif kind.startswith("*") or in_strides:
+            self.attrs[path] = _MULTIPLE_OF_16

@@ -1,0 +1,146 @@
+"""From what a caller gives to what the attention ops take: every check, and the one form that the kernels know."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedformer.kernels import library
+from fusedformer.kernels.reference import accumulate_dtype
+
+MAX_HEAD_DIM = 512
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a public function: its name, and the names its tensors have there, for error messages."""
+
+    function: str
+    q: str = "q"
+    k: str = "k"
+    v: str = "v"
+    mask: str = "mask"
+    bias: str = "bias"
+
+    def error(self, message: str) -> ValueError:
+        return ValueError(f"{self.function}: {message}")
+
+
+def check_qkv(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError unless (B, Sq, H, D), (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv) tensors fit together."""
+    named = {call.q: q, call.k: k, call.v: v}
+    library.check_dtype(call.function, **named)
+    library.check_device(call.function, **named)
+    if len({tensor.dtype for tensor in named.values()}) > 1:
+        listed = ", ".join(f"{name} is {library.short(tensor.dtype)}" for name, tensor in named.items())
+        raise call.error(f"{listed}: all must have one dtype")
+    for name, size, other, wanted, what in (
+        (call.k, k.shape[0], call.q, q.shape[0], "batch size"),
+        (call.v, v.shape[0], call.k, k.shape[0], "batch size"),
+        (call.v, v.shape[1], call.k, k.shape[1], "length"),
+        (call.v, v.shape[2], call.k, k.shape[2], "number of heads"),
+        (call.k, k.shape[3], call.q, q.shape[3], "head dimension"),
+    ):
+        if size != wanted:
+            raise call.error(f"{name} has {what} {size}, {other} has {wanted}: they must be equal")
+    for name, head_dim in ((call.q, q.shape[3]), (call.v, v.shape[3])):
+        if not 1 <= head_dim <= MAX_HEAD_DIM:
+            raise call.error(f"{name} has head dimension {head_dim}, expected 1 to {MAX_HEAD_DIM}")
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if heads != kv_heads and (kv_heads == 0 or heads == 0 or heads % kv_heads):
+        raise call.error(
+            f"{call.q} has {heads} heads, {call.k} has {kv_heads}: query heads must be a multiple of key heads"
+        )
+
+
+def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> None:
+    """Raise ValueError unless both or none of two int32 vectors of one length are there, on q's device."""
+    given = {name: tensor for name, tensor in starts.items() if tensor is not None}
+    if len(given) == 1:
+        raise call.error(f"{next(iter(given))} is given alone, expected both of {' and '.join(starts)}")
+    for name, tensor in given.items():
+        library.check_tensor(call.function, name, tensor)
+        if tensor.dtype != torch.int32 or tensor.dim() != 1 or len(tensor) < 2:
+            shape = f"{library.short(tensor.dtype)} of shape {tuple(tensor.shape)}"
+            raise call.error(f"{name} is {shape}, expected int32 of shape (sequences + 1,)")
+    library.check_device(call.function, **{call.q: q}, **given)
+    if len({len(tensor) for tensor in given.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(tensor)} elements" for name, tensor in given.items())
+        raise call.error(f"{lengths}: they must have one more than there are sequences")
+
+
+def pairwise(call: Call, name: str, tensor: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """A mask or a bias with four dimensions, broadcastable to (B, H, Sq, Sk)."""
+    if tensor is None:
+        return None
+    library.check_tensor(call.function, name, tensor)
+    library.check_device(call.function, **{call.q: q, call.k: k, name: tensor})
+    wants_bool = name == call.mask
+    if wants_bool != (tensor.dtype == torch.bool) or not (wants_bool or tensor.is_floating_point()):
+        expected = "bool (True takes part)" if wants_bool else "floating point (added to the scores)"
+        raise call.error(f"{name} is {library.short(tensor.dtype)}, expected {expected}")
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    fits = all(size in (1, wanted) for size, wanted in zip(reversed(tensor.shape), reversed(shape)))
+    if tensor.dim() > 4 or not fits:
+        raise call.error(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {shape}")
+    return tensor[(None,) * (4 - tensor.dim())]
+
+
+def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """`tensor` in float32 (float64 for float64) if it has one of `shapes`."""
+    if tensor is None:
+        return None
+    library.check_tensor(call.function, name, tensor)
+    library.check_device(call.function, **{call.q: q, name: tensor})
+    if tuple(tensor.shape) not in shapes or not tensor.is_floating_point():
+        expected = " or ".join(map(str, shapes))
+        given = f"{library.short(tensor.dtype)} of shape {tuple(tensor.shape)}"
+        raise call.error(f"{name} is {given}, expected floating point of shape {expected}")
+    return tensor.to(accumulate_dtype(q.dtype))
+
+
+def number(call: Call, name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
+    """`value` as a float, if it is a number between `low` and `high` and finite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high or (open_high and value == high):
+        bounds = "a finite number" if high == math.inf and low == -math.inf else f"{low:g} to {high:g}"
+        raise call.error(f"{name} is {value!r}, expected {bounds}" + (f" (less than {high:g})" if open_high else ""))
+    return float(value)
+
+
+def window_sides(call: Call, window: Any, causal: bool) -> tuple[int | None, int | None]:
+    """How many keys to the left and to the right of the one it faces a query sees; None for all of them."""
+    if window is None:
+        window = (None, None)
+    is_pair = isinstance(window, Sequence) and len(window) == 2
+    if not is_pair or not all(side is None or (isinstance(side, int) and side >= -1) for side in window):
+        raise call.error(f"window is {window!r}, expected two numbers of keys (left, right), None or -1 for all")
+    left, right = (None if side is None or side == -1 else int(side) for side in window)
+    if causal:
+        right = 0 if right is None else min(right, 0)
+    return left, right
+
+
+def random_seed(call: Call, seed: Tensor | None, dropout_p: float, q: Tensor) -> Tensor | None:
+    """The seed of dropout, drawn from PyTorch's generator of the device where none is given; None without dropout."""
+    if seed is not None:
+        library.check_tensor(call.function, "seed", seed)
+        library.check_device(call.function, **{call.q: q, "seed": seed})
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            given = f"{library.short(seed.dtype)} of shape {tuple(seed.shape)}"
+            raise call.error(f"seed is {given}, expected int64 of one element")
+    if dropout_p == 0:
+        return None
+    return torch.randint(2**62, (1,), device=q.device) if seed is None else seed.reshape(1)
+
+
+def autocast(*tensors: Tensor) -> list[Tensor]:
+    """Under `torch.autocast` what matrix products take there: the lower precision, but for float64."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x.dtype == torch.float64 or not x.is_floating_point() else x.to(dtype) for x in tensors]
