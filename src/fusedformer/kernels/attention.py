@@ -8,6 +8,7 @@ attention_launch.py. Definition: attention_reference.py. Further signatures: att
 Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-2", 2023.
 """
 
+import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from fusedformer.kernels.attention_inputs import Call
 from fusedformer.kernels.reference import accumulate_dtype
 
 LAYOUTS = ("bshd", "bhsd")
+PACKED = "packed"
 
 
 @overload
@@ -101,40 +103,104 @@ def attention(
     Source: Dao, "FlashAttention-2", 2023.
     """
     call = Call("attention")
-    rank = _rank(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        library.check_tensor(call.function, name, tensor)
-        if tensor.dim() != rank:
-            expected = f"{rank} dimensions ({layout if rank == 4 else 'packed'})"
-            raise call.error(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-    if rank == 3:
-        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
-    elif layout == "bhsd":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    layout = _layout(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
+    q, k, v = (_to_bshd(call, name, x, layout) for name, x in (("q", q), ("k", k), ("v", v)))
     out, lse = attend(
         call, q, k, v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
     )  # fmt: skip
-    if rank == 3:
-        out, lse = out.squeeze(0), lse.squeeze(0)
-    elif layout == "bhsd":
-        out = out.transpose(1, 2)
+    out, lse = _from_bshd(out, layout), lse.squeeze(0) if layout == PACKED else lse
     return (out, lse) if return_lse else out
 
 
-def _rank(call: Call, layout: str, *packed_and_pairs: Tensor | None) -> int:
-    """How many dimensions q, k and v must have."""
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    dlse: Tensor | None = None,
+    layout: str = "bshd",
+    causal: bool = False,
+    window: Sequence[int | None] | None = None,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of attention whose result is given: what is left to do where keys are spread over several devices.
+
+    `out` and `lse` may be those of more keys than k and v hold: the weights are exp(score - lse). With sinks in `lse`
+    nothing changes.
+
+    Args:
+        dout: gradient of the result, of out's shape and dtype.
+        q: this and what is not listed here are those of `attention`.
+        out: the result, of all keys.
+        lse: (B, H, Sq), packed (H, total), float32: the log-sum-exp, of all keys.
+        dlse: gradient of lse; None for 0.
+        seed: the one that the forward took; required with dropout.
+
+    Returns:
+        dq (the share of these keys), dk and dv, contiguous but for the layout, in q's dtype.
+
+    Raises:
+        ValueError: as `attention`, or the shape or dtype of dout, out, lse or dlse does not fit.
+    """
+    call = Call("attention_backward")
+    layout = _layout(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
+    named = {"q": q, "k": k, "v": v, "dout": dout, "out": out}
+    q, k, v, dout, out = (_to_bshd(call, name, x, layout) for name, x in named.items())
+    attention_inputs.check_qkv(call, q, k, v)
+    if dropout_p and seed is None:
+        raise call.error(f"dropout_p is {dropout_p} and seed is None, expected the seed of the forward")
+    rows = {"lse": lse} if dlse is None else {"lse": lse, "dlse": dlse}
+    rows = {name: x.unsqueeze(0) if layout == PACKED else x for name, x in rows.items()}
+    attention_inputs.check_results(call, q, v, {"dout": dout, "out": out}, rows)
+    settings = prepare(
+        call, q, k, mask, bias, alibi_slopes, None, seed, cu_seqlens_q, cu_seqlens_k,
+        causal, window, scale, softcap, dropout_p, bottom_right=True,
+    )  # fmt: skip
+    wanted = [True, True, False, False, False]
+    gradients = torch.ops.fusedformer.attention_bwd(
+        dout, rows.get("dlse"), out, rows["lse"], wanted, q, k, v, *settings
+    )
+    dq, dk, dv = (_from_bshd(x, layout) for x in gradients[:3])
+    return dq, dk, dv
+
+
+def _layout(call: Call, layout: str, *packed_and_pairs: Tensor | None) -> str:
     if layout not in LAYOUTS:
         raise call.error(f"layout is {layout!r}, expected one of {LAYOUTS}")
     cu_seqlens_q, cu_seqlens_k, mask, bias = packed_and_pairs
     if cu_seqlens_q is None and cu_seqlens_k is None:
-        return 4
+        return layout
     if layout != "bshd":
         raise call.error(f"layout is {layout!r} for packed sequences, expected 'bshd'")
     if mask is not None or bias is not None:
         raise call.error(f"{'bias' if mask is None else 'mask'} is given for packed sequences, which have none")
-    return 3
+    return PACKED
+
+
+def _to_bshd(call: Call, name: str, x: Tensor, layout: str) -> Tensor:
+    """A view of (B, S, H, D); packed sequences are one batch."""
+    library.check_tensor(call.function, name, x)
+    rank = 3 if layout == PACKED else 4
+    if x.dim() != rank:
+        raise call.error(f"{name} has shape {tuple(x.shape)}, expected {rank} dimensions ({layout})")
+    return x.unsqueeze(0) if layout == PACKED else x.transpose(1, 2) if layout == "bhsd" else x
+
+
+def _from_bshd(x: Tensor, layout: str) -> Tensor:
+    return x.squeeze(0) if layout == PACKED else x.transpose(1, 2) if layout == "bhsd" else x
 
 
 def attend(
@@ -282,5 +348,9 @@ library.define(
     fake=_bwd_fake,
     launch=_launch and _launch.attention_bwd,
 )
-library.differentiate("attention_fwd", _fwd_gradient, _save_fwd)
-library.differentiate("attention_bwd", _bwd_gradient, _save_bwd)
+library.differentiate(
+    "attention_fwd", _fwd_gradient, _save_fwd, functools.partial(attention_reference.attention_fwd, guard=False)
+)
+library.differentiate(
+    "attention_bwd", _bwd_gradient, _save_bwd, functools.partial(attention_reference.attention_bwd, guard=False)
+)

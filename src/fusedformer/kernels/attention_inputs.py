@@ -56,6 +56,20 @@ def check_qkv(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
+def check_results(call: Call, q: Tensor, v: Tensor, results: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+    """Raise ValueError unless `results` are like out, (B, Sq, H, Dv), and `rows` like its log-sum-exp, (B, H, Sq)."""
+    batch, seqlen_q, heads, _ = q.shape
+    library.check_device(call.function, **{call.q: q}, **results, **rows)
+    for named, shape, dtype in (
+        (results, (batch, seqlen_q, heads, v.shape[3]), q.dtype),
+        (rows, (batch, heads, seqlen_q), accumulate_dtype(q.dtype)),
+    ):
+        for name, tensor in named.items():
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                given = f"{library.short(tensor.dtype)} of shape {tuple(tensor.shape)}"
+                raise call.error(f"{name} is {given}, expected {library.short(dtype)} of shape {shape}")
+
+
 def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> None:
     """Raise ValueError unless both or none of two int32 vectors of one length are there, on q's device."""
     given = {name: tensor for name, tensor in starts.items() if tensor is not None}
