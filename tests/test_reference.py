@@ -93,12 +93,13 @@ def test_fallbacks_wait_for_no_device() -> None:
 @pytest.mark.parametrize("bottom_right", [False, True])
 def test_fallback_attention(seqlen_q: int, seqlen_k: int, causal: bool, bottom_right: bool) -> None:
     q, k, v = (randn(2, length, 3, 16, seed=seed) for seed, length in enumerate((seqlen_q, seqlen_k, seqlen_k)))
-    settings = (0.3, causal, seqlen_k - seqlen_q if bottom_right else 0)
-    out, lse = attention_reference.attention_fwd(q, k, v, None, *settings)
+    settings = (*(None,) * 7, 0.3, 0.0, 0.0, None, 0 if causal else None, bottom_right)
+    wanted = [True, True, False, False, False]
+    out, lse = attention_reference.attention_fwd(q, k, v, *settings)
     dout = randn(*out.shape, seed=3)
-    expected = (out, lse, *attention_reference.attention_bwd(dout, None, q, k, v, None, out, lse, *settings))
-    forward = aten.attention_fwd(q, k, v, None, *settings)
-    got = (*forward, *aten.attention_bwd(dout, None, q, k, v, None, out, lse, *settings))
+    expected = (out, lse, *attention_reference.attention_bwd(dout, None, out, lse, wanted, q, k, v, *settings))
+    forward = aten.attention_fwd(q, k, v, *settings)
+    got = (*forward, *aten.attention_bwd(dout, None, out, lse, wanted, q, k, v, *settings))
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other)
         assert mine.is_contiguous()
@@ -107,8 +108,9 @@ def test_fallback_attention(seqlen_q: int, seqlen_k: int, causal: bool, bottom_r
 def test_fallback_attention_hides_nan() -> None:
     q, k, v = (randn(1, 9, 2, 8, seed=seed) for seed in range(3))
     k[:, 5], v[:, 6] = math.nan, math.inf
-    got = aten.attention_fwd(q, k, v, None, 0.3, True, 0)
-    expected = attention_reference.attention_fwd(q, k, v, None, 0.3, True, 0)
+    settings = (*(None,) * 7, 0.3, 0.0, 0.0, None, 0, False)
+    got = aten.attention_fwd(q, k, v, *settings)
+    expected = attention_reference.attention_fwd(q, k, v, *settings)
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other, equal_nan=True)
     assert got[0][:, :5].isfinite().all()

@@ -6,7 +6,6 @@ rows, hidden NaN), it is mended here. Statistics are fp32 whatever the input, as
 """
 
 import math
-
 from typing import Any
 
 import torch

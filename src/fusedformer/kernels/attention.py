@@ -35,7 +35,7 @@ def attention(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool, **settings: Any
 ) -> Tensor | tuple[Tensor, Tensor]: ...
-def attention(
+def attention(  # type: ignore[misc]  # the settings are written out below, once
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -143,11 +143,24 @@ def attention_backward(
 
     Args:
         dout: gradient of the result, of out's shape and dtype.
-        q: this and what is not listed here are those of `attention`.
+        q: as in `attention`.
+        k: as in `attention`; a part of the keys.
+        v: as in `attention`; the values of these keys.
         out: the result, of all keys.
         lse: (B, H, Sq), packed (H, total), float32: the log-sum-exp, of all keys.
         dlse: gradient of lse; None for 0.
+        layout: as in `attention`.
+        causal: as in `attention`.
+        window: as in `attention`.
+        scale: as in `attention`.
+        mask: as in `attention`.
+        bias: as in `attention`.
+        alibi_slopes: as in `attention`.
+        softcap: as in `attention`.
+        dropout_p: as in `attention`.
         seed: the one that the forward took; required with dropout.
+        cu_seqlens_q: as in `attention`.
+        cu_seqlens_k: as in `attention`.
 
     Returns:
         dq (the share of these keys), dk and dv, contiguous but for the layout, in q's dtype.
@@ -166,11 +179,12 @@ def attention_backward(
     rows = {name: x.unsqueeze(0) if layout == PACKED else x for name, x in rows.items()}
     attention_inputs.check_results(call, q, v, {"dout": dout, "out": out}, rows)
     settings = prepare(
-        call, q, k, mask, bias, alibi_slopes, None, seed, cu_seqlens_q, cu_seqlens_k,
-        causal, window, scale, softcap, dropout_p, bottom_right=True,
+        call, q, k, mask=mask, bias=bias, alibi_slopes=alibi_slopes, seed=seed,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
     )  # fmt: skip
     wanted = [True, True, False, False, False]
-    gradients = torch.ops.fusedformer.attention_bwd(
+    gradients = torch.ops.fusedformer.attention_bwd.default(
         dout, rows.get("dlse"), out, rows["lse"], wanted, q, k, v, *settings
     )
     dq, dk, dv = (_from_bshd(x, layout) for x in gradients[:3])
@@ -203,24 +217,15 @@ def _from_bshd(x: Tensor, layout: str) -> Tensor:
     return x.squeeze(0) if layout == PACKED else x.transpose(1, 2) if layout == "bhsd" else x
 
 
-def attend(
-    call: Call, q: Tensor, k: Tensor, v: Tensor, *,
-    mask: Tensor | None = None, bias: Tensor | None = None, alibi_slopes: Tensor | None = None,
-    sinks: Tensor | None = None, seed: Tensor | None = None,
-    cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
-    causal: bool = False, window: Sequence[int | None] | None = None, scale: float | None = None,
-    softcap: float = 0.0, dropout_p: float = 0.0, bottom_right: bool = True,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
     """Check the arguments of a public function and compute: what all such functions have in common.
 
     Args:
         call: the function, and the names of its arguments.
-        q: (B, Sq, H, D), or packed (1, total, H, D); likewise k and v.
-        k: see q.
-        v: see q.
-        bottom_right: let the last query face the last key, not the first the first.
-
-    The others are those of `attention`.
+        q: (B, Sq, H, D), or packed (1, total, H, D).
+        k: (B, Sk, Hkv, D), or packed as q.
+        v: (B, Sk, Hkv, Dv), or packed as q.
+        settings: see `prepare`.
 
     Returns:
         out (B, Sq, H, Dv) and the log-sum-exp (B, H, Sq).
@@ -230,20 +235,21 @@ def attend(
     """
     q, k, v = attention_inputs.autocast(q, k, v)
     attention_inputs.check_qkv(call, q, k, v)
-    settings = prepare(
-        call, q, k, mask, bias, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
-        causal, window, scale, softcap, dropout_p, bottom_right,
-    )  # fmt: skip
-    return torch.ops.fusedformer.attention_fwd(q, k, v, *settings)
+    return torch.ops.fusedformer.attention_fwd.default(q, k, v, *prepare(call, q, k, **settings))
 
 
 def prepare(
-    call: Call, q: Tensor, k: Tensor, mask: Tensor | None, bias: Tensor | None, alibi_slopes: Tensor | None,
-    sinks: Tensor | None, seed: Tensor | None, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
-    causal: bool, window: Sequence[int | None] | None, scale: float | None, softcap: float, dropout_p: float,
-    bottom_right: bool,
+    call: Call, q: Tensor, k: Tensor, *,
+    mask: Tensor | None = None, bias: Tensor | None = None, alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None, seed: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_k: Tensor | None = None,
+    causal: bool = False, window: Sequence[int | None] | None = None, scale: float | None = None,
+    softcap: float = 0.0, dropout_p: float = 0.0, bottom_right: bool = True,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """Checked, what the ops take after q, k and v: see `attention_extras.Extras`."""
+    """Settings of `attention`, checked, as the ops take them after q, k and v: see `attention_extras.Extras`.
+
+    Without `bottom_right` the first query faces the first key, not the last the last.
+    """
     attention_inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
     sequences, heads = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1, q.shape[2]
     slopes = attention_inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
@@ -275,7 +281,7 @@ def _bwd_fake(
     q: Tensor, k: Tensor, v: Tensor, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     extras = attention_extras.Extras(*settings)
-    flags = (wanted[0] or wanted[3], wanted[1], wanted[1], *wanted[2:])
+    flags = (wanted[0], wanted[1], wanted[1], *wanted[2:])
     tensors = (q, k, v, extras.bias, extras.slopes, extras.sinks)
     return tuple(
         q.new_empty(tensor.shape, dtype=tensor.dtype) if flag and tensor is not None else q.new_empty(0)
@@ -295,10 +301,10 @@ def _fwd_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[T
         dout = torch.zeros_like(out)
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[1] or needs[2], needs[4], needs[5], needs[6]]
-    gradients = torch.ops.fusedformer.attention_bwd(dout, dlse, out, lse, wanted, *tensors, *ctx.settings)
-    dq, dk, dv, dbias, dslopes, dsinks = (gradient if gradient.numel() else None for gradient in gradients)
-    dq = dq if needs[0] else None
-    return dq, dk, dv, None, dbias, dslopes, dsinks, *(None,) * 9
+    gradients = torch.ops.fusedformer.attention_bwd.default(dout, dlse, out, lse, wanted, *tensors, *ctx.settings)
+    flags = (*needs[:3], *needs[4:7])
+    dq, dk, dv, *others = (gradient if flag else None for gradient, flag in zip(gradients, flags))
+    return dq, dk, dv, None, *others, *(None,) * 9
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

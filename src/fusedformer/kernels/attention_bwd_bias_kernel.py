@@ -14,7 +14,7 @@ from fusedformer.kernels.triton_compat import device_function
 
 @device_function
 def _split(program, count, OWN: tl.constexpr):
-    """This program's part of a dimension, 0 where it takes all of it, and what remains of the program's number."""
+    """Part of a dimension that is the program's, 0 where it takes all of it, and what remains of its number."""
     if OWN:
         return program % count, program // count
     else:
@@ -86,7 +86,7 @@ def attention_bwd_bias_kernel(
     own_n, program = _split(program, tiles_n, PER_KEY)
     own_m, program = _split(program, tiles_m, PER_QUERY)
     own_head, program = _split(program, heads, PER_HEAD)
-    own_batch, _ = _split(program, batches, PER_BATCH)
+    own_batch, program = _split(program, batches, PER_BATCH)
 
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     met_n = 1 if PER_KEY else tiles_n

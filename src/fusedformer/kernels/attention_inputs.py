@@ -119,7 +119,9 @@ def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Se
 def number(call: Call, name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
     """`value` as a float, if it is a number between `low` and `high` and finite."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high or (open_high and value == high):
+    # Comparisons alone, for `torch.compile` traces these of a number that follows from a dynamic shape too.
+    is_inside = is_number and low <= value <= high and -math.inf < value < math.inf
+    if not is_inside or (open_high and value == high):
         bounds = "a finite number" if high == math.inf and low == -math.inf else f"{low:g} to {high:g}"
         raise call.error(f"{name} is {value!r}, expected {bounds}" + (f" (less than {high:g})" if open_high else ""))
     return float(value)

@@ -51,6 +51,8 @@ def attention_bwd(
         problem.launch("dq", attention_bwd_dq_kernel, dout, delta, shift, dq, slope_rows)
         if slope_rows is not None:
             dslopes = problem.extras.sum_rows(slope_rows)
+        if not wants_dq:
+            dq = q.new_empty(0)
     if wants_dkdv:
         dk, dv = problem.allocate(*k.shape, dtype=k.dtype), problem.allocate(*v.shape, dtype=v.dtype)
         problem.launch("dkdv", attention_bwd_dkdv_kernel, dout, delta, shift, dk, dv)
@@ -172,9 +174,7 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _rows(
-    problem: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
+def _rows(problem: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """rowsum(dout * out) - dlse, and lse in base 2, for each query; packed ones are rows like any other."""
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
     tile = problem.tile("rows")

@@ -81,9 +81,7 @@ def _only(wanted: list[bool], gradients: Gradients) -> Gradients:
     return tuple(chosen)  # type: ignore[return-value]
 
 
-def _fwd(
-    q: Tensor, k: Tensor, v: Tensor, extras: Extras, sequence: int, guard: bool
-) -> tuple[Tensor, Tensor]:
+def _fwd(q: Tensor, k: Tensor, v: Tensor, extras: Extras, sequence: int, guard: bool) -> tuple[Tensor, Tensor]:
     scores, visible, _ = _scores(q, k, extras)
     peak = scores.detach().amax(-1, keepdim=True) if k.shape[1] else scores.new_zeros((*scores.shape[:-1], 1))
     # -inf - -inf is NaN: with a finite peak instead, a query that sees no key gets weights of 0.

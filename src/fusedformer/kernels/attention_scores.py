@@ -3,8 +3,8 @@
     score = cap(scale * q k^T) + bias - slope |i + diagonal - j|        cap(s) = softcap * tanh(s / softcap)
 
 i and j are the positions of query and key in their sequence, as (m, 1) and (1, n) tensors, or (1, m) and (n, 1).
-Source: ALiBi: Press et al., "Train Short, Test Long", 2022; softcap: Gemma Team, "Gemma 2", 2024; dropout: Salmon et al.,
-"Parallel Random Numbers: As Easy as 1, 2, 3", 2011 (Philox 4x32, 10 rounds).
+Source: ALiBi: Press et al., "Train Short, Test Long", 2022; softcap: Gemma Team, "Gemma 2", 2024; dropout: Salmon et
+al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011 (Philox 4x32, 10 rounds).
 """
 
 from typing import Any, NamedTuple

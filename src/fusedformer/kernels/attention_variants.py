@@ -95,12 +95,12 @@ def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile 
     tile = tile or attention_tuning.tile(
         name, arch, setting.dtype, longest, bool(_FEATURES.keys() & set(setting.features)), setting.exact
     )
-    values = {
+    values: dict[str, Any] = {
         "BOTTOM_RIGHT": True, "EXACT": setting.exact, "REPAIR": setting.exact, "PRECISION": "ieee",
         "PER_BATCH": False, "PER_HEAD": True, "PER_QUERY": True, "PER_KEY": True,
         "HEAD_DIM": setting.head_dim, "HEAD_DIM_V": setting.head_dim_v or setting.head_dim,
     }  # fmt: skip
-    constants: dict[str | tuple[int, ...], Any] = dict(constexprs(kernel, values, tile))
+    constants = dict[str | tuple[int, ...], Any](constexprs(kernel, values, tile).items())
     signature: dict[str, Any] = {}
     known = _Known(constants)
     for index, argument in enumerate(kernel.arg_names):
