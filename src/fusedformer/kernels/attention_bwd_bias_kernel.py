@@ -70,6 +70,7 @@ def attention_bwd_bias_kernel(
     PER_QUERY: tl.constexpr,
     PER_KEY: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr,  # the last query faces the last key
+    EXACT: tl.constexpr,  # sums instead of matrix products
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
@@ -112,8 +113,8 @@ def attention_bwd_bias_kernel(
         offsets = (batch * heads + head) * seqlen_q + rows
         delta = tl.load(delta_ptr + offsets, mask=rows < seqlen_q, other=0.0)
         shift = tl.load(shift_ptr + offsets, mask=rows < seqlen_q, other=0.0)
-        raw = scores_of(q, k, False, PRECISION)
-        dp = scores_of(dout, v, False, PRECISION)
+        raw = scores_of(q, k, EXACT, PRECISION)
+        dp = scores_of(dout, v, EXACT, PRECISION)
         _, dscores, _, _ = weights_and_gradients(
             raw, dp, delta[:, None], shift[:, None], i, j, batch, head, heads,
             seqlen_q, seqlen_k, diagonal, left, right, scoring, True,

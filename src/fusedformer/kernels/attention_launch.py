@@ -73,7 +73,7 @@ class _Problem:
         hides = any(x is not None for x in (self.left, self.right, extras.mask, extras.bias))
         # Each launch: whether it is exact, and a repair. Where something is hidden and could be NaN, one follows.
         self.launches = [(False, False), (True, True)] if hides else [(False, False)]
-        if tuning.is_elementwise(self.arch, q.dtype, self.head_dim):
+        if tuning.is_elementwise("fwd", self.arch, q.dtype, self.head_dim):
             self.launches = [(True, False)]
 
     @property
@@ -109,8 +109,8 @@ class _Problem:
         return create(shape, dtype=dtype, device=self.q.device)
 
     def tile(self, name: str, exact: bool = False) -> tuning.Tile:
-        simple = self.extras.is_scaled_only and self.extras.mask is None and self.extras.seed is None
-        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, not simple, exact)
+        busy = not self.extras.is_scaled_only or self.extras.mask is not None or self.extras.seed is not None
+        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, busy, exact)
 
     def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
         """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
@@ -192,13 +192,14 @@ def _bias(problem: _Problem, dout: Tensor, delta: Tensor, shift: Tensor) -> Tens
     bias = problem.extras.bias
     assert bias is not None  # it has a gradient
     dbias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
-    tile = problem.tile("dbias")
+    exact = tuning.is_elementwise("dbias", problem.arch, problem.q.dtype, problem.head_dim)
+    tile = problem.tile("dbias", exact)
     batch, seqlen_q, heads, _ = problem.q.shape
     full = (batch, heads, triton.cdiv(seqlen_q, tile.block_m), triton.cdiv(problem.k.shape[1], tile.block_n))
     own = [size > 1 for size in bias.shape]
     run(
         attention_bwd_bias_kernel, math.prod(tiles for tiles, is_own in zip(full, own) if is_own), tile,
-        problem.values() | dict(zip(("PER_BATCH", "PER_HEAD", "PER_QUERY", "PER_KEY"), own)),
+        problem.values(exact) | dict(zip(("PER_BATCH", "PER_HEAD", "PER_QUERY", "PER_KEY"), own)),
         problem.q, problem.k, problem.v, problem.scoring, dout, delta, shift, dbias, batch, *problem.sizes,
         problem.q.stride(), problem.k.stride(), problem.v.stride(), dout.stride(),
     )  # fmt: skip

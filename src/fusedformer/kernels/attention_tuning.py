@@ -1,6 +1,6 @@
 """Tile sizes of the attention kernels: a table, each row with its evidence.
 
-Nothing but the kernel, the GPU, the dtype, the head dimension and whether there is a mask may choose a tile: a result
+Nothing but the kernel, the GPU, the dtype, the head dimension and what is done to scores may choose a tile: a result
 must not depend on what else is in its batch.
 """
 
@@ -22,10 +22,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """The tile of one kernel for head dimensions up to `head_dim`, and for the same with a mask.
+    """The tile of one kernel for head dimensions up to `head_dim`; `busy` where scores are more than scaled products.
 
     `archs` are compute capabilities, `evidence` is a measurement, or "static": it compiles for each of them without
-    spills and within the shared memory of the chip, and was not timed.
+    spills and within the shared memory of the chip, the busy one with all features at once, and was not timed.
     """
 
     kernel: str
@@ -33,7 +33,7 @@ class Row:
     element_size: int
     head_dim: int
     tile: Tile
-    masked: Tile
+    busy: Tile
     evidence: str
 
 
@@ -42,49 +42,66 @@ STATIC = "static"
 
 TABLE = (
     Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (80, 120), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), STATIC),
-    Row("fwd", (90,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(128, 64, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(128, 64, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(128, 32, 8, 1), STATIC),
-    Row("fwd", (100,), 2, 256, Tile(128, 64, 8, 2), Tile(128, 32, 8, 1), STATIC),
-    Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), STATIC),
-    Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (120,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("dq", (80, 120), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), STATIC),
-    Row("dq", (80, 120), 2, 128, Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), STATIC),
-    Row("dq", (80, 120), 2, 256, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
+    Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 255, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (100,), 2, 256, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (120,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (120,), 2, 256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("fwd", ALL, 2, 512, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80, 120), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (80, 120), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80, 120), 2, 256, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("dq", (90,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (90,), 2, 256, Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dq", (90, 100), 2, 64, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("dq", (90,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 1), STATIC),
-    Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(128, 32, 8, 1), STATIC),
+    Row("dq", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80, 90, 100), 2, 512, Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
+    Row("dq", (120,), 2, 512, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
+    Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (80, 120), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 1), Tile(32, 64, 8, 1), STATIC),
+    Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(32, 64, 8, 1), STATIC),
+    Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
-    Row("dkdv", (80, 120), 2, 128, Tile(32, 64, 8, 2), Tile(16, 64, 8, 2), STATIC),
-    Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 4, 2), STATIC),
-    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 1), Tile(64, 128, 8, 1), STATIC),
-    Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(64, 128, 8, 2), STATIC),
-    Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 128, 8, 2), STATIC),
-    Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
+    Row("dkdv", ALL, 2, 512, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("dbias", ALL, 2, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
+    Row("dbias", ALL, 2, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
+    Row("dbias", ALL, 2, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 4, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("fwd", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
-    Row("dq", ALL, 4, 64, Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
-    Row("dq", ALL, 4, 128, Tile(16, 16, 8, 1), Tile(16, 32, 8, 1), STATIC),
+    Row("dq", ALL, 4, 64, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("dq", (80, 120), 4, 128, Tile(16, 16, 8, 1), Tile(16, 32, 8, 1), STATIC),
+    Row("dq", (90, 100), 4, 128, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
-    Row("dkdv", ALL, 4, 64, Tile(32, 64, 8, 1), Tile(32, 64, 8, 1), STATIC),
+    Row("dkdv", ALL, 4, 64, Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 4, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
-    Row("rows", ALL, 2, 256, Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), STATIC),
-    Row("rows", ALL, 4, 256, Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), STATIC),
+    Row("dbias", ALL, 4, 64, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dbias", ALL, 4, 128, Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), STATIC),
+    Row("dbias", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("rows", ALL, 2, 512, Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), STATIC),
+    Row("rows", ALL, 4, 512, Tile(32, 16, 4, 1), Tile(32, 16, 4, 1), STATIC),
 )
 
 # The second launch, for the rare tile that is not finite: elementwise sums, so few keys (queries in dkdv) at a time.
-EXACT = {"fwd": Tile(8, 2, 8, 1), "dq": Tile(8, 2, 8, 1), "dkdv": Tile(2, 4, 8, 1)}
-# float32 products of longer rows than these spill whatever the tile: elementwise sums serve instead.
+EXACT = {
+    "fwd": Tile(8, 2, 8, 1), "dq": Tile(8, 2, 8, 1), "dkdv": Tile(2, 4, 8, 1), "dbias": Tile(4, 4, 8, 1)
+}  # fmt: skip
+# Products of longer rows than these spill whatever the tile: elementwise sums serve instead.
 LONGEST_FLOAT32 = 256
+LONGEST_DBIAS = 256
 
 # The row to use for a GPU that has none of its own: those of a smaller chip of the same kind.
 FAMILIES = {87: 80, 103: 100}
@@ -101,16 +118,16 @@ INTERPRETED = {
 
 
 @functools.cache
-def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, masked: bool, exact: bool = False) -> Tile:
+def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy: bool, exact: bool = False) -> Tile:
     """The tile of a kernel.
 
     Args:
-        kernel: "fwd", "rows", "dq" or "dkdv".
+        kernel: "fwd", "rows", "dq", "dkdv" or "dbias".
         arch: compute capability, 90 for 9.0; None for the interpreter.
         dtype: of q.
-        head_dim: 1 to 256.
-        masked: whether there is a mask.
-        exact: whether it is the second launch, for the rare tile that is not finite: one tile serves everywhere.
+        head_dim: the larger one of q and v, 1 to 512, in float32 to `LONGEST_FLOAT32`.
+        busy: whether there is a mask or dropout, or scores are more than scaled products.
+        exact: whether sums are taken without matrix products: one tile serves everywhere.
     """
     if arch is None:
         return INTERPRETED[kernel]
@@ -124,9 +141,10 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, maske
         if (row.kernel, row.element_size) == (kernel, dtype.itemsize) and arch in row.archs and head_dim <= row.head_dim
     ]
     row = min(fitting, key=lambda row: row.head_dim)
-    return row.masked if masked else row.tile
+    return row.busy if busy else row.tile
 
 
-def is_elementwise(arch: int | None, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernels take elementwise sums instead of matrix products throughout."""
-    return arch is not None and dtype.itemsize == 4 and head_dim > LONGEST_FLOAT32
+def is_elementwise(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether a kernel takes elementwise sums instead of matrix products throughout."""
+    longest = LONGEST_DBIAS if kernel == "dbias" else LONGEST_FLOAT32 if dtype.itemsize == 4 else head_dim
+    return arch is not None and head_dim > longest

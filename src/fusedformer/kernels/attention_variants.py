@@ -77,7 +77,10 @@ _EXACT_SETTINGS = (
     Setting(_F, 64, _ALL, exact=True),
     Setting(_F, 512, ("causal",), exact=True),
 )
-_BIAS_SETTINGS = tuple(Setting(dtype, head_dim, _ALL) for dtype in (_B, _F) for head_dim in (64, 128, 256))
+_BIAS_SETTINGS = (
+    *(Setting(dtype, head_dim, _ALL) for dtype in (_B, _F) for head_dim in (64, 128, 256)),
+    Setting(_B, 512, _ALL, exact=True),
+)
 
 
 def variants(arch: int) -> list[Variant]:
