@@ -3,7 +3,10 @@
 import itertools
 import json
 import math
+import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,15 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusedformer.benchmarks import attention, bench, models, ops
 from fusedformer.benchmarks.harness import op as op_harness
-from fusedformer.benchmarks.harness import worlds
+from fusedformer.benchmarks.harness import processes, worlds
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
 from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
-from fusedformer.benchmarks.harness.timing import Plan, WallClock
+from fusedformer.benchmarks.harness.timing import Plan, Run, WallClock
 from fusedformer.benchmarks.models import ModelCase
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.static import collect
 from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.kernels import library
 from fusedformer.transformer.config import TransformerConfig
 
 CPU = torch.device("cpu")
@@ -51,7 +55,7 @@ def tiny(name: str) -> models.Architecture:
 
 def compare(plan: Plan = BRIEF, **contenders: Contender) -> dict[str, Row]:
     comparison = Comparison("softmax", "N=3", "float32", "reference", FORWARD, contenders)
-    return {row.contender: row for row in comparison.measured(WallClock(), plan)}
+    return {row.contender: row for row in comparison.measured(WallClock(), lambda: plan)}
 
 
 def right() -> Verdict:
@@ -63,6 +67,16 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
+
+
+class FakeCudaGenerator:
+    """Of a device that this machine need not have."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def manual_seed(self, seed: int) -> "FakeCudaGenerator":
+        return self
 
 
 class TestGate:
@@ -102,7 +116,17 @@ class TestGate:
 
     def test_raising_is_a_verdict(self) -> None:
         assert judge(raising(RuntimeError("no kernel\nfor this"))).reason == "RuntimeError: no kernel for this"
-        assert judge(raising(torch.OutOfMemoryError())).reason == "out of memory"
+        for error in (
+            torch.OutOfMemoryError(),
+            MemoryError(),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ):
+            assert judge(raising(error)).reason == "out of memory"
+        assert judge(raising(OSError("/home/me/x/_C.so: no"))).reason == "OSError: _C.so: no"
+
+    def test_a_ratio_that_is_no_number_is_wrong(self) -> None:
+        verdict = judge(lambda: {"out": 0.5, "dx": math.nan, "dy": 0.7})
+        assert (verdict.status, verdict.error_ratio, verdict.worst_tensor) == ("wrong", None, "dx")
 
 
 class TestComparison:
@@ -137,16 +161,55 @@ class TestComparison:
 
     def test_contenders_too_slow_for_the_budget_are_skipped(self) -> None:
         contender = Contender(right, lambda: lambda: time.sleep(0.01))
-        rows = compare(replace(BRIEF, limit_seconds=0.05), ours=contender)
-        assert rows["ours"].status == "skipped"
-        assert "6 rounds need 0 s" in rows["ours"].reason
+        wrong = Contender(lambda: Verdict("wrong", "off", 7.0, "dx"), raising(AssertionError("it was prepared")))
+        rows = compare(replace(BRIEF, limit_seconds=0.05), ours=wrong, theirs=contender)
+        assert (rows["ours"].status, rows["ours"].reason, rows["ours"].error_ratio) == ("wrong", "off", 7.0)
+        assert (rows["theirs"].status, rows["theirs"].error_ratio) == ("skipped", 0.5)
+        assert re.fullmatch(r"6 rounds need 0\.1\d* s, 0\.05 s are left for them", rows["theirs"].reason)
+
+    def test_a_contender_that_raises_while_it_is_timed_leaves_the_others_their_time(self) -> None:
+        calls = iter(range(10))
+
+        def breaks() -> None:
+            if next(calls) == 5:
+                raise torch.OutOfMemoryError
+
+        rows = compare(ours=Contender(right, lambda: breaks), theirs=Contender(right, lambda: lambda: None))
+        assert (rows["ours"].status, rows["ours"].reason, rows["ours"].error_ratio) == ("failed", "out of memory", 0.5)
+        assert rows["theirs"].time_p50_s is not None
+        assert rows["theirs"].ratio is None
+
+    def test_an_error_of_the_device_that_comes_late_is_met_before_the_timing(self) -> None:
+        class Device:
+            def time(self, run: Run, repeats: int) -> float:
+                run()
+                raise RuntimeError("an illegal memory access")
+
+        comparison = Comparison("softmax", "", "", "gpu", FORWARD, {"ours": Contender(right, lambda: lambda: None)})
+        (row,) = comparison.measured(Device(), lambda: BRIEF)
+        assert (row.status, row.reason) == ("failed", "RuntimeError: an illegal memory access")
+
+    def test_the_plan_is_made_after_judging(self) -> None:
+        order: list[str] = []
+
+        def judged() -> Verdict:
+            order.append("judged")
+            return right()
+
+        def plan() -> Plan:
+            order.append("planned")
+            return BRIEF
+
+        contenders = {"ours": Contender(judged, lambda: lambda: None)}
+        Comparison("softmax", "", "", "reference", FORWARD, contenders).measured(WallClock(), plan)
+        assert order == ["judged", "planned"]
 
 
 class TestOpTiming:
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
     def test_forward_and_backward_are_timed(self, op: Op) -> None:
         for comparison in op_harness.comparisons(op, op.error_cases[0], CPU, seed=0):
-            ours, *_ = comparison.measured(WallClock(), BRIEF)
+            ours, *_ = comparison.measured(WallClock(), lambda: BRIEF)
             assert (ours.contender, ours.status) == ("ours", "ok")
             assert ours.rate is not None
             assert ours.rate > 0
@@ -204,7 +267,7 @@ class TestModels:
         ours, theirs = (sum(p.numel() for p in model.parameters()) for model in pair.models.values())
         assert ours == theirs
         for comparison in models.comparisons(tiny(name), CPU, seed=0):
-            rows = comparison.measured(WallClock(), BRIEF)
+            rows = comparison.measured(WallClock(), lambda: BRIEF)
             assert [(row.contender, row.status) for row in rows] == [("ours", "ok"), ("torch.nn", "ok")]
 
     def test_a_model_with_a_wrong_weight_gets_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +279,7 @@ class TestModels:
         loaded = models.load_ours
         monkeypatch.setattr(models, "load_ours", load_all_but_one)
         for comparison in models.comparisons(tiny("encoder"), CPU, seed=0):
-            ours, theirs = comparison.measured(WallClock(), BRIEF)
+            ours, theirs = comparison.measured(WallClock(), lambda: BRIEF)
             assert (ours.status, ours.time_p50_s) == ("wrong", None)
             assert theirs.status == "ok"
 
@@ -229,14 +292,59 @@ class TestWorlds:
         rows = list(worlds.emulated_error_rows([op], seed=0, timeout_s=300))
         assert [(row.world, row.status) for row in rows] == [("emulated", "ok")] * len(op.error_cases)
 
-    def test_an_op_that_ends_the_process_is_skipped_with_its_last_words(self) -> None:
-        (row,) = worlds.emulated_error_rows([replace(ops.OPS["gelu"], name="no_such_op")], seed=0, timeout_s=300)
-        assert (row.subject, row.status, row.reason) == ("no_such_op", "skipped", "KeyError: 'no_such_op'")
+    def test_an_op_that_ends_the_process_has_failed_with_its_last_words(self) -> None:
+        op = replace(ops.OPS["gelu"], name="no_such_op")
+        (row,) = worlds.emulated_error_rows([op], seed=0, timeout_s=300)
+        assert (row.subject, row.status, row.case) == ("no_such_op", "failed", str(op.error_cases[0]))
+        assert row.reason == "the emulation exited with status 1: KeyError: 'no_such_op'"
+
+    def test_a_crash_fails_its_case_and_the_next_ops_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As of a kernel that reads past its memory: the second case of softmax dies."""
+        died = worlds.row_without_figure(ops.OPS["softmax"], "emulated", "skipped", "-").to_dict()
+        code = """if True:
+            import json, os, signal, sys
+            row, names = json.loads(sys.argv[1]), sys.argv[2:]
+            for name in names:
+                for case in range(100 if name == "gelu" else 1):
+                    print(json.dumps(row | {"subject": name, "status": "ok"}), flush=True)
+                if name == "softmax":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+        """
+        monkeypatch.setattr(
+            worlds,
+            "_emulated_process",
+            lambda ops, seed, stderr: processes.start(
+                [sys.executable, "-c", code, json.dumps(died), *(op.name for op in ops)], stdout=subprocess.PIPE
+            ),
+        )
+        rows = list(worlds.emulated_error_rows([ops.OPS["softmax"], ops.OPS["gelu"]], seed=0, timeout_s=60))
+        assert [(row.subject, row.status) for row in rows[:2]] == [("softmax", "ok"), ("softmax", "failed")]
+        assert rows[1].reason == "the emulation died of SIGSEGV"
+        assert rows[1].case == str(ops.OPS["softmax"].error_cases[1])
+        assert {(row.subject, row.status) for row in rows[2:]} == {("gelu", "ok")}
 
     def test_a_process_out_of_time_is_ended(self) -> None:
         rows = list(worlds.emulated_error_rows(OPS, seed=0, timeout_s=0.01))
         assert [row.subject for row in rows] == OP_NAMES
-        assert {row.reason for row in rows} == {"not finished after 0 s"}
+        assert {(row.status, row.reason) for row in rows} == {("skipped", "not finished after 0.01 s")}
+
+    def test_an_op_whose_inputs_do_not_fit_has_failed(self) -> None:
+        op = replace(ops.OPS["gelu"], make_inputs=raising(torch.OutOfMemoryError()))
+        rows = list(worlds.error_rows(op, CPU, seed=0))
+        assert {(row.status, row.reason) for row in rows} == {("failed", "out of memory")}
+
+    def test_pytorchs_kernels_are_not_published_as_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: "_fwd" in name)
+        monkeypatch.setattr(library, "extension_status", lambda: "not built")
+        assert op_harness.missing_kernel("gelu", "cpu") == ""
+        assert op_harness.missing_kernel("gelu", "cuda") == "no CUDA kernel (not built)"
+        timed = op_harness._TimedCase(ops.OPS["gelu"], ops.OPS["gelu"].error_cases[0], torch.device("cuda"), 0)
+        assert timed.verdict("ours") == Verdict("skipped", "no CUDA kernel (not built)")
+        monkeypatch.setattr(worlds.torch, "Generator", FakeCudaGenerator)
+        rows = list(worlds.error_rows(ops.OPS["gelu"], torch.device("cuda"), seed=0))
+        assert {(row.world, row.status, row.reason) for row in rows} == {
+            ("gpu", "skipped", "no CUDA kernel (not built)")
+        }
 
 
 class TestRun:
@@ -247,7 +355,9 @@ class TestRun:
         monkeypatch.setattr(bench, "QUICK_SECONDS", 0.1)
         monkeypatch.setattr(collect, "collect", lambda *_, **__: [StaticRow(op="softmax", arch=90, skipped="no nvcc")])
         monkeypatch.setattr(
-            worlds, "emulated_error_rows", lambda ops, *_: [worlds.skipped_row(ops[0], "emulated", "-")]
+            worlds,
+            "emulated_error_rows",
+            lambda ops, *_: [worlds.row_without_figure(ops[0], "emulated", "skipped", "-")],
         )
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setenv("COLUMNS", "200")  # in a narrow window the tables wrap what is looked for

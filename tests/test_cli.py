@@ -97,6 +97,14 @@ def test_static_prints_and_writes_rows(
     assert written["registers"] == 32
 
 
+def test_static_that_cannot_compile_says_so_and_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [StaticRow(op="softmax", arch=90, skipped="no nvcc"), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
+    monkeypatch.setattr(collect, "collect", lambda archs, progress: rows)
+    result = invoke("static")
+    assert result.exit_code == 3
+    assert "2 of 2 not compiled" in result.output
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_its_extra_the_command_says_what_to_install(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,18 @@ def test_damaged_cache_entry_compiles_anew(compiles: list[int], tmp_path: Path, 
     assert cache.load(entry.name) == first
 
 
+def test_past_the_deadline_only_what_is_known_has_figures(compiles: list[int]) -> None:
+    collect.collect((80,), ("gelu",))
+    known, late = collect.collect((80, 90), ("gelu",), deadline=time.monotonic())
+    assert known.passed
+    assert (late.kernel, late.arch, late.skipped) == ("gelu.cu", 90, "the time for it was spent")
+    assert compiles == [80]
+    (again,) = collect.collect((90,), ("gelu",))
+    assert again.passed
+    assert static_table([known, late]).notes == ["1 of 2 not compiled."]
+    assert static_table([known]).notes == []
+
+
 def test_failures_are_not_cached(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = StaticRow(op="gelu", arch=90, error="out of memory")
     monkeypatch.setattr(cuda, "compile_source", lambda source, arch: [failed])
@@ -293,6 +306,7 @@ def test_compiler_that_hangs_is_a_failed_row(modules: Path, monkeypatch: pytest.
     monkeypatch.setattr(triton, "TIMEOUT_S", 1.0)
     with triton.CompilerPool(1) as pool:
         assert "did not answer within 1 s" in pool.compile(matmul("planted_hang"), 90).error
+        assert pool.compile(matmul("planted_hang"), 90, seconds=0.5).skipped == "the time for it was spent"
 
 
 def test_sources_of_a_kernel_follow_its_imports(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The commands of `fusedformer`: what they take, and what they exit with.
 
-Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly.
+Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly, 3 if `static` could
+not compile everything.
 """
 
 import json
@@ -16,6 +17,7 @@ from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect as static_world
+from fusedformer.benchmarks.static.row import not_compiled
 from fusedformer.files import atomic_write
 
 app = typer.Typer(
@@ -169,4 +171,6 @@ def static(
     if json_path is not None:
         with atomic_write(json_path) as partial:
             partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
-    raise typer.Exit(0 if not any(row.problems for row in rows) else 1)
+    if any(row.problems for row in rows):
+        raise typer.Exit(1)
+    raise typer.Exit(3 if not_compiled(rows) else 0)

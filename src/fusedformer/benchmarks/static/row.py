@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,12 @@ class StaticRow:
         """The row that `to_dict` described, also after a trip through JSON."""
         known = {name: value for name, value in fields.items() if name not in ("problems", "passed")}
         return cls(**known | {"warnings": tuple(known["warnings"])})
+
+
+def not_compiled(rows: Sequence[StaticRow]) -> str:
+    """How many were skipped, in words; empty if none was."""
+    skipped = sum(bool(row.skipped) for row in rows)
+    return f"{skipped} of {len(rows)} not compiled" if skipped else ""
 
 
 def measured(resources: KernelResources, mix: InstructionMix) -> dict[str, Any]:
