@@ -36,9 +36,12 @@ def environment_table(environment: Mapping[str, Any]) -> Table:
     lines = [
         ("system", f"{environment['system']}, Python {environment['python']}"),
         ("packages", packages),
+        ("revision", environment["revision"] or "no checkout"),
+        ("compilers", f"nvcc {environment['nvcc'] or '-'}, g++ {environment['g++'] or '-'}"),
+        ("extension", environment["extension"]),
         ("CPU", f"{environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads used"),
         ("memory", f"{environment['memory_gib']} GiB"),
-        ("GPU", "; ".join(gpus) or "none"),
+        ("GPU", "; ".join(gpus) + f"; driver {environment['driver']}" if gpus else "none"),
     ]
     return Table("Environment", ("", "value"), lines)
 
