@@ -30,7 +30,7 @@ from fusedformer.kernels import emulation
 
 CLOSING_SECONDS = 10.0  # of the budget, kept for pictures and files
 QUICK_SECONDS, SECONDS = 5.0, 15.0  # of timing for one comparison, at most
-STATIC_ARCH = 90
+STATIC_ARCH, STATIC_SHARE = 90, 0.25  # of what the errors have left, in a quick run
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class _Bench:
         self.ops = [op for name, op in OPS.items() if name in subjects]
         self.architectures = [model for name, model in ARCHITECTURES.items() if name in subjects]
         self.environment = machine.collect()
+        self.reserve = 0.0  # seconds that the times leave to the static table
         self.static_rows: list[StaticRow] = []
         self.tables: list[Table] = []
 
@@ -137,7 +138,8 @@ class _Bench:
 
     def _collect_static(self) -> None:
         def progress(done: int, total: int) -> None:
-            self.console.step(f"static: {done} of {total} kernel variants compiled for sm_{STATIC_ARCH}")
+            if done % 10 == 0 or done == total:
+                self.console.step(f"static: {done} of {total} kernel variants for sm_{STATIC_ARCH}")
 
         names = [op.name for op in self.ops]
         try:
@@ -149,19 +151,20 @@ class _Bench:
         clock = CudaClock() if self.device.type == "cuda" else WallClock()
         at_most = QUICK_SECONDS if self.options.quick else SECONDS
         comparisons = self._comparisons()
+        self.reserve = STATIC_SHARE * self._seconds_left() if self.ops and self.options.quick else 0.0
         while comparisons:
             share = partial(self._share, len(comparisons), at_most)
             # Dropped before the next one is made: its tensors are freed with it.
             comparison = comparisons.pop(0)
             self.console.step(f"time of {comparison}")
-            if self._seconds_left() > 0:
+            if self._seconds_left() > self.reserve:
                 yield from comparison.measured(clock, share)
             else:
                 yield from comparison.skipped(f"the budget of {self.options.budget_s:.0f} s was spent")
 
     def _share(self, comparisons: int, at_most: float) -> Plan:
         """For one of that many comparisons, of the time that is left."""
-        share = self._seconds_left() / comparisons
+        share = max(0.0, self._seconds_left() - self.reserve) / comparisons
         return Plan(seconds=min(share, at_most), limit_seconds=share)
 
     def _comparisons(self) -> list[Comparison]:
