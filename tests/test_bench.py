@@ -4,9 +4,6 @@ import itertools
 import json
 import math
 import re
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fusedformer.benchmarks import attention, bench, models, ops
 from fusedformer.benchmarks.harness import op as op_harness
-from fusedformer.benchmarks.harness import processes, worlds
+from fusedformer.benchmarks.harness import worlds
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
 from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
 from fusedformer.benchmarks.harness.timing import Plan, Run, WallClock
@@ -30,7 +27,6 @@ from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.static import collect
 from fusedformer.benchmarks.static.row import StaticRow
-from fusedformer.kernels import library
 from fusedformer.transformer.config import TransformerConfig
 
 CPU = torch.device("cpu")
@@ -67,16 +63,6 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
-
-
-class FakeCudaGenerator:
-    """Of a device that this machine need not have."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def manual_seed(self, seed: int) -> "FakeCudaGenerator":
-        return self
 
 
 class TestGate:
@@ -282,69 +268,6 @@ class TestModels:
             ours, theirs = comparison.measured(WallClock(), lambda: BRIEF)
             assert (ours.status, ours.time_p50_s) == ("wrong", None)
             assert theirs.status == "ok"
-
-
-class TestWorlds:
-    def test_the_emulated_world_runs_in_a_process_of_its_own(self) -> None:
-        if shutil.which("g++") is None:
-            pytest.skip("emulated world: no g++")
-        op = ops.OPS["softmax"]
-        rows = list(worlds.emulated_error_rows([op], seed=0, timeout_s=300))
-        assert [(row.world, row.status) for row in rows] == [("emulated", "ok")] * len(op.error_cases)
-
-    def test_an_op_that_ends_the_process_has_failed_with_its_last_words(self) -> None:
-        op = replace(ops.OPS["gelu"], name="no_such_op")
-        (row,) = worlds.emulated_error_rows([op], seed=0, timeout_s=300)
-        assert (row.subject, row.status, row.case) == ("no_such_op", "failed", str(op.error_cases[0]))
-        assert row.reason == "the emulation exited with status 1: KeyError: 'no_such_op'"
-
-    def test_a_crash_fails_its_case_and_the_next_ops_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As of a kernel that reads past its memory: the second case of softmax dies."""
-        died = worlds.row_without_figure(ops.OPS["softmax"], "emulated", "skipped", "-").to_dict()
-        code = """if True:
-            import json, os, signal, sys
-            row, names = json.loads(sys.argv[1]), sys.argv[2:]
-            for name in names:
-                for case in range(100 if name == "gelu" else 1):
-                    print(json.dumps(row | {"subject": name, "status": "ok"}), flush=True)
-                if name == "softmax":
-                    os.kill(os.getpid(), signal.SIGSEGV)
-        """
-        monkeypatch.setattr(
-            worlds,
-            "_emulated_process",
-            lambda ops, seed, stderr: processes.start(
-                [sys.executable, "-c", code, json.dumps(died), *(op.name for op in ops)], stdout=subprocess.PIPE
-            ),
-        )
-        rows = list(worlds.emulated_error_rows([ops.OPS["softmax"], ops.OPS["gelu"]], seed=0, timeout_s=60))
-        assert [(row.subject, row.status) for row in rows[:2]] == [("softmax", "ok"), ("softmax", "failed")]
-        assert rows[1].reason == "the emulation died of SIGSEGV"
-        assert rows[1].case == str(ops.OPS["softmax"].error_cases[1])
-        assert {(row.subject, row.status) for row in rows[2:]} == {("gelu", "ok")}
-
-    def test_a_process_out_of_time_is_ended(self) -> None:
-        rows = list(worlds.emulated_error_rows(OPS, seed=0, timeout_s=0.01))
-        assert [row.subject for row in rows] == OP_NAMES
-        assert {(row.status, row.reason) for row in rows} == {("skipped", "not finished after 0.01 s")}
-
-    def test_an_op_whose_inputs_do_not_fit_has_failed(self) -> None:
-        op = replace(ops.OPS["gelu"], make_inputs=raising(torch.OutOfMemoryError()))
-        rows = list(worlds.error_rows(op, CPU, seed=0))
-        assert {(row.status, row.reason) for row in rows} == {("failed", "out of memory")}
-
-    def test_pytorchs_kernels_are_not_published_as_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: "_fwd" in name)
-        monkeypatch.setattr(library, "extension_status", lambda: "not built")
-        assert op_harness.missing_kernel("gelu", "cpu") == ""
-        assert op_harness.missing_kernel("gelu", "cuda") == "no CUDA kernel (not built)"
-        timed = op_harness._TimedCase(ops.OPS["gelu"], ops.OPS["gelu"].error_cases[0], torch.device("cuda"), 0)
-        assert timed.verdict("ours") == Verdict("skipped", "no CUDA kernel (not built)")
-        monkeypatch.setattr(worlds.torch, "Generator", FakeCudaGenerator)
-        rows = list(worlds.error_rows(ops.OPS["gelu"], torch.device("cuda"), seed=0))
-        assert {(row.world, row.status, row.reason) for row in rows} == {
-            ("gpu", "skipped", "no CUDA kernel (not built)")
-        }
 
 
 class TestRun:
