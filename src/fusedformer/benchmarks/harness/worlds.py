@@ -50,6 +50,8 @@ def emulated_error_rows(ops: Sequence[Op], seed: int, timeout_s: float) -> Itera
             left = max(0.0, deadline - time.monotonic())
             with _emulated_process(waiting, seed, stderr) as process, _ended_after(left, process) as timed_out:
                 for line in process.stdout or ():
+                    if not line.endswith("\n"):  # killed while it printed
+                        break
                     row = Row.from_dict(json.loads(line))
                     finished[row.subject] += 1
                     yield row
