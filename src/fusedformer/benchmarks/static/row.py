@@ -64,6 +64,7 @@ class StaticRow:
             f"{self.stack_bytes} bytes of stack": self.stack_bytes > 0,
             f"{self.local_accesses} accesses of local memory": self.local_accesses > 0,
             f"{self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}": self.shared_bytes > limit,
+            f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
         }
