@@ -63,7 +63,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert invoke("bench", "--quick").exit_code == 0
     first, second = seen
     assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
-    assert (second.subjects, second.quick, second.budget_s) == ((), True, 150)
+    assert (second.subjects, second.quick, second.budget_s) == ((), True, 140)
     assert second.output.parent == Path("runs")
 
 

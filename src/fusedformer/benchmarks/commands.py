@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 T = TypeVar("T")
-QUICK_BUDGET_S, BUDGET_S = 150.0, 480.0
+QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -127,7 +127,7 @@ def bench(
         typer.Option(
             parser=_option(parse_duration),
             metavar="TIME",
-            show_default="480s, quick: 150s",
+            show_default="480s, quick: 140s",
             help="For all of it, such as 480s or 8m.",
         ),
     ] = None,
