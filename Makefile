@@ -30,7 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 gpu:
-	PYTHONPATH=src PYTHONSAFEPATH=1 $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) $(if $(OUTPUT),--output $(OUTPUT))
+	cd src && $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) $(if $(OUTPUT),--output $(abspath $(OUTPUT)))
 
 # torch, setuptools and ninja come first: the extension is built against the torch that is there, not one in isolation.
 $(READY): constraints.txt pyproject.toml setup.py

@@ -22,13 +22,16 @@ if not HAS_GPU:
 
 import oracle  # noqa: E402
 
+from fusedformer import build  # noqa: E402
+from fusedformer.benchmarks.harness.op import missing_kernel  # noqa: E402
+from fusedformer.benchmarks.ops import OPS  # noqa: E402
 from fusedformer.kernels import emulation  # noqa: E402
 
 # The order in which the emulator runs threads: the same in every run, unless another seed is asked for.
 SEED = os.environ.setdefault("FUSEDFORMER_EMULATION_SEED", "0")
 
 WORLDS = ("reference", "emulated", "static", "gpu")
-CSRC_OPS = ("layer_norm", "softmax", "gelu")
+CSRC_OPS = {source.stem for source in build.find_csrc().glob("*.cu")}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """One of the worlds that execute code; skips, with the reason, where this machine cannot."""
     name: str = request.param
     if name == "gpu":
+        _skip_if_not_ours(_op_of(request.node))
         yield World(name, torch.device("cuda"))
         return
     if name == "emulated":
@@ -72,6 +76,11 @@ def emulated_world(op: str | None) -> Iterator[World]:
     _skip_if_not_emulated(op)
     with emulation.emulated():
         yield World("emulated", torch.device("cpu"))
+
+
+def _skip_if_not_ours(op: str | None) -> None:
+    if op is not None and op in OPS and (reason := missing_kernel(op, "cuda")):
+        pytest.skip(f"gpu world: {reason}")
 
 
 def _skip_if_not_emulated(op: str | None) -> None:
@@ -108,7 +117,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require-worlds",
         default="",
         metavar="W,W",
-        help="fail the run if an op ran no case in one of these worlds",
+        help="fail the run unless every op of fusedformer.benchmarks.ops passed a case in each of these worlds",
     )
     parser.addoption("--time-cases", action="store_true", help="test_speed.py: the sizes that `bench` times")
 
@@ -138,8 +147,7 @@ def _cases(config: pytest.Config) -> Counter[str]:
 def _missing(config: pytest.Config) -> list[str]:
     cases = _cases(config)
     required = [name for name in config.getoption("--require-worlds").split(",") if name]
-    ops = sorted({case.split("/")[0] for case in cases})
-    return [f"{op}/{name}" for op in ops for name in required if not cases[f"{op}/{name}"]]
+    return [f"{op}/{name}" for op in OPS for name in required if not cases[f"{op}/{name}"]]
 
 
 @pytest.hookimpl(trylast=True)
@@ -151,6 +159,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for case in _missing(config):
+        terminalreporter.write_line(f"FAILED: no case of {case} ran", red=True)
     cases, ratios = _cases(config), _largest_ratios(config)
     ops = sorted({case.split("/")[0] for case in cases})
     if not ops:
@@ -165,8 +175,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line("gpu: no CUDA device here")
     for reason, count in sorted(_skip_reasons(terminalreporter).items()):
         terminalreporter.write_line(f"{count} skipped: {reason}")
-    for case in _missing(config):
-        terminalreporter.write_line(f"FAILED: no case of {case} ran", red=True)
 
 
 def _largest_ratios(config: pytest.Config) -> dict[str, float]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusedformer.benchmarks.harness.accuracy import budget_ratio, ulp
+from fusedformer.benchmarks.harness.accuracy import budget_ratio, ulp, worst
 
 
 def test_plain_result_is_within_its_own_budget() -> None:
@@ -31,6 +31,28 @@ def test_special_values_must_match_place_by_place(wrong: float) -> None:
         out = plain.clone()
         out[place] = wrong if not out[place].eq(wrong) and not (out[place].isnan() and math.isnan(wrong)) else 2.0
         assert budget_ratio(out, exact, plain) == math.inf
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_a_plain_result_that_is_not_finite_grants_nothing(special: float) -> None:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    plain = torch.tensor([special, 2.0])
+    assert budget_ratio(torch.tensor([1.0, 2.0]), exact, plain) == 0.0
+    assert budget_ratio(torch.tensor([1.5, 2.0]), exact, plain) > 1
+    assert budget_ratio(torch.tensor([1.5, 2.0]), exact, torch.full((2,), special)) > 1
+    assert budget_ratio(torch.tensor([special, 2.0]), exact, plain) == math.inf
+
+
+def test_an_error_that_overflows_float64_is_wrong() -> None:
+    huge = torch.tensor([1.7e308], dtype=torch.float64)
+    assert budget_ratio(-huge, huge, -huge) == math.inf
+
+
+def test_the_worst_ratio_is_nan_if_there_is_one() -> None:
+    assert worst([]) == 0.0
+    assert worst([0.5, 2.0, 1.0]) == 2.0
+    for ratios in ([math.nan, 2.0], [2.0, math.nan]):
+        assert worst(ratios) == math.inf
 
 
 def test_empty_and_bad_input() -> None:

@@ -63,7 +63,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert invoke("bench", "--quick").exit_code == 0
     first, second = seen
     assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
-    assert (second.subjects, second.quick, second.budget_s) == ((), True, 150)
+    assert (second.subjects, second.quick, second.budget_s) == ((), True, 140)
     assert second.output.parent == Path("runs")
 
 
@@ -95,6 +95,14 @@ def test_static_prints_and_writes_rows(
     assert "softmax_fwd_kernel" in result.output
     (written,) = json.loads((tmp_path / "rows.json").read_text())
     assert written["registers"] == 32
+
+
+def test_static_that_cannot_compile_says_so_and_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [StaticRow(op="softmax", arch=90, skipped="no nvcc"), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
+    monkeypatch.setattr(collect, "collect", lambda archs, progress: rows)
+    result = invoke("static")
+    assert result.exit_code == 3
+    assert "2 of 2 not compiled" in result.output
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

@@ -40,6 +40,32 @@ def test_the_budget_stops_a_step_and_what_follows(tmp_path: Path) -> None:
     assert not (tmp_path / "late.log").exists()
 
 
+def test_the_tests_leave_the_benchmark_its_time(tmp_path: Path) -> None:
+    plan = [
+        gpu.Step("endless", python("import time; time.sleep(60)"), reserve=8),
+        gpu.Step("last", (*python("import sys; print('left', sys.argv[1])"), "{seconds}s")),
+    ]
+    assert gpu.run(plan, tmp_path, budget=10) == ["endless"]
+    assert (tmp_path / "last.log").read_text().startswith("left ")
+    _, tests, bench = gpu.steps("python3", "9.0", tmp_path)
+    assert (tests.reserve, bench.reserve) == (120, 0)
+
+
+def test_what_a_stopped_step_has_started_ends_with_it(tmp_path: Path) -> None:
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    assert gpu.run([gpu.Step("parent", python(code))], tmp_path, budget=2) == ["parent"]
+    child = Path("/proc", (tmp_path / "parent.log").read_text().strip(), "stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_no_step_that_imports_runs_where_the_links_are(tmp_path: Path) -> None:
+    for step in gpu.steps("python3", "9.0", tmp_path):
+        assert "-m" not in step.command[:2] or not (step.folder / "kernels").exists()
+
+
 def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
     build, tests, bench = gpu.steps("python3", "9.0", tmp_path)
     assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def test_no_file_outgrows_a_reader() -> None:
     long = {str(p.relative_to(ROOT)): n for p in paths if p.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")
             if (n := len(p.read_text().splitlines())) > 400}  # fmt: skip
     assert not long
+
+
+def test_the_sdist_holds_what_git_does(tmp_path: Path) -> None:
+    """But for the links, the measured results, and the settings of git itself."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    names = run("git", "ls-files", cwd=ROOT).splitlines()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path / name, follow_symlinks=False)
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", "dist", ".", cwd=tmp_path)
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    kept_out = ("results/", ".git", ".pre-commit")
+    files = {name for name in names if (tmp_path / name).is_file() and not name.startswith(kept_out)}
+    assert files <= held
+    assert not {name for name in held if name.endswith((".so", ".pyc"))}
 
 
 def test_installs_one_top_level_name(installed: Path) -> None:

@@ -15,6 +15,8 @@ from fusedformer.benchmarks.harness.comparison import judge
 from fusedformer.benchmarks.harness.op import DIRECTIONS, Case, Op, Problem, make_run
 from fusedformer.benchmarks.ops import OPS
 
+pytest.importorskip("pytest_benchmark")
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,11 @@ import triton.language as tl
 
 @triton.jit
 def matmul_kernel(a, b, c, n, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
+    i = tl.arange(0, BLOCK).to(tl.int64)
     offsets = i[:, None] * n + i[None, :]
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
     for k in range(0, n, BLOCK):
-        acc = tl.dot(tl.load(a + k + offsets), tl.load(b + k * n + offsets), acc)
+        acc = tl.dot(tl.load(a + (k + offsets)), tl.load(b + (k * n + offsets)), acc)
     tl.store(c + offsets, acc)
 """
 LOCAL_ARRAY = """
@@ -105,6 +106,7 @@ def test_serialized_wgmma_is_a_problem_and_other_warnings_are_kept() -> None:
         ({"stack_bytes": 16}, "16 bytes of stack"),
         ({"local_accesses": 2}, "2 accesses of local memory"),
         ({"shared_bytes": 101_377}, "101377 bytes of shared memory, sm_120 has 101376"),
+        ({"narrow_offsets": 2}, "2 pointer offsets of 32 bits, which overflow past 2^31"),
         ({"vectorized": True, "global_stores_128": 1}, "no 128-bit global load"),
         ({"vectorized": True, "global_loads_128": 1}, "no 128-bit global store"),
         ({"error": "does not compile"}, "does not compile"),
@@ -201,6 +203,18 @@ def test_damaged_cache_entry_compiles_anew(compiles: list[int], tmp_path: Path, 
     assert cache.load(entry.name) == first
 
 
+def test_past_the_deadline_only_what_is_known_has_figures(compiles: list[int]) -> None:
+    collect.collect((80,), ("gelu",))
+    known, late = collect.collect((80, 90), ("gelu",), deadline=time.monotonic())
+    assert known.passed
+    assert (late.kernel, late.arch, late.skipped) == ("gelu.cu", 90, "the time for it was spent")
+    assert compiles == [80]
+    (again,) = collect.collect((90,), ("gelu",))
+    assert again.passed
+    assert static_table([known, late]).notes == ["1 of 2 not compiled."]
+    assert static_table([known]).notes == []
+
+
 def test_failures_are_not_cached(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = StaticRow(op="gelu", arch=90, error="out of memory")
     monkeypatch.setattr(cuda, "compile_source", lambda source, arch: [failed])
@@ -256,7 +270,9 @@ def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules: Path) -> None:
     (modules / "planted_matmul.py").write_text(MATMUL)
+    (modules / "planted_narrow.py").write_text(MATMUL.replace(".to(tl.int64)", ""))
     with triton.CompilerPool(1) as pool:
+        narrow = pool.compile(matmul("planted_narrow"), 80)
         spilled = pool.compile(matmul("planted_matmul", num_warps=2), 80)
         good = pool.compile(matmul("planted_matmul"), 80)
         too_large = pool.compile(matmul("planted_matmul", num_stages=5), 120)
@@ -266,7 +282,8 @@ def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules
     assert good.passed, good.verdict
     assert good.matrix["HMMA"] > 0
     assert 0 < good.global_stores_128 == good.global_stores
-    assert good.narrow_offsets
+    assert good.narrow_offsets == 0
+    assert narrow.narrow_offsets
     assert too_large.shared_bytes > SHARED_LIMIT[120]
     assert not too_large.passed
 
@@ -293,6 +310,7 @@ def test_compiler_that_hangs_is_a_failed_row(modules: Path, monkeypatch: pytest.
     monkeypatch.setattr(triton, "TIMEOUT_S", 1.0)
     with triton.CompilerPool(1) as pool:
         assert "did not answer within 1 s" in pool.compile(matmul("planted_hang"), 90).error
+        assert pool.compile(matmul("planted_hang"), 90, seconds=0.5).skipped == "the time for it was spent"
 
 
 def test_sources_of_a_kernel_follow_its_imports(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:

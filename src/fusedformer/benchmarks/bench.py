@@ -1,12 +1,13 @@
-"""`fusedformer bench`: errors, static table, and times of ops and models, into one run folder.
+"""`fusedformer bench`: errors, times of ops and models, and the static table, into one run folder.
 
-Errors come first. Within its budget a run measures what it can; what it had no time for are rows that say so.
+In the order of their worth. Within its budget a run measures what it can; what it had no time for are rows that say so.
 """
 
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from fusedformer.kernels import emulation
 
 CLOSING_SECONDS = 10.0  # of the budget, kept for pictures and files
 QUICK_SECONDS, SECONDS = 5.0, 15.0  # of timing for one comparison, at most
-STATIC_ARCH = 90
+STATIC_ARCH, STATIC_SHARE = 90, 0.15  # of what the errors have left, in a quick run
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class _Bench:
         self.ops = [op for name, op in OPS.items() if name in subjects]
         self.architectures = [model for name, model in ARCHITECTURES.items() if name in subjects]
         self.environment = machine.collect()
+        self.reserve = 0.0  # seconds that the times leave to the static table
         self.static_rows: list[StaticRow] = []
         self.tables: list[Table] = []
 
@@ -89,11 +91,11 @@ class _Bench:
         if self.ops:
             self._collect(self._errors())
             self._show(tables.error_table(self.folder.rows))
-            if self.options.quick:
-                self._collect_static()
-                self._show(tables.static_table(self.static_rows))
         self._collect(self._times())
         self._show(tables.time_table(self.folder.rows))
+        if self.ops and self.options.quick:
+            self._collect_static()
+            self._show(tables.static_table(self.static_rows))
 
     def write(self) -> None:
         self.folder.write_results(
@@ -117,7 +119,7 @@ class _Bench:
                 yield from worlds.error_rows(op, device, self.options.seed)
         yield from self._emulated_errors()
         if self.device == cpu:
-            yield from (worlds.skipped_row(op, "gpu", "no CUDA device") for op in self.ops)
+            yield from self._skipped("gpu", "no CUDA device")
 
     def _emulated_errors(self) -> Iterator[Row]:
         self.console.step("errors, emulated world: the first run builds csrc with g++")
@@ -129,15 +131,19 @@ class _Bench:
             # Half of what is left at most: times are worth as much.
             yield from worlds.emulated_error_rows(self.ops, self.options.seed, self._seconds_left() / 2)
             return
-        yield from (worlds.skipped_row(op, worlds.EMULATED, reason) for op in self.ops)
+        yield from self._skipped(worlds.EMULATED, reason)
+
+    def _skipped(self, world: str, reason: str) -> Iterator[Row]:
+        yield from (worlds.row_without_figure(op, world, "skipped", reason) for op in self.ops)
 
     def _collect_static(self) -> None:
         def progress(done: int, total: int) -> None:
-            self.console.step(f"static: {done} of {total} kernel variants compiled for sm_{STATIC_ARCH}")
+            if done % 10 == 0 or done == total:
+                self.console.step(f"static: {done} of {total} kernel variants for sm_{STATIC_ARCH}")
 
         names = [op.name for op in self.ops]
         try:
-            self.static_rows = static_world.collect([STATIC_ARCH], names, progress=progress)
+            self.static_rows = static_world.collect([STATIC_ARCH], names, progress=progress, deadline=self.deadline)
         except Exception as error:  # what has been measured so far is not lost to it
             self.static_rows = [StaticRow(op=name, arch=STATIC_ARCH, error=describe(error)) for name in names]
 
@@ -145,15 +151,21 @@ class _Bench:
         clock = CudaClock() if self.device.type == "cuda" else WallClock()
         at_most = QUICK_SECONDS if self.options.quick else SECONDS
         comparisons = self._comparisons()
+        self.reserve = STATIC_SHARE * self._seconds_left() if self.ops and self.options.quick else 0.0
         while comparisons:
-            share = self._seconds_left() / len(comparisons)
+            share = partial(self._share, len(comparisons), at_most)
             # Dropped before the next one is made: its tensors are freed with it.
             comparison = comparisons.pop(0)
             self.console.step(f"time of {comparison}")
-            if share > 0:
-                yield from comparison.measured(clock, Plan(seconds=min(share, at_most), limit_seconds=share))
+            if self._seconds_left() > self.reserve:
+                yield from comparison.measured(clock, share)
             else:
                 yield from comparison.skipped(f"the budget of {self.options.budget_s:.0f} s was spent")
+
+    def _share(self, comparisons: int, at_most: float) -> Plan:
+        """For one of that many comparisons, of the time that is left."""
+        share = max(0.0, self._seconds_left() - self.reserve) / comparisons
+        return Plan(seconds=min(share, at_most), limit_seconds=share)
 
     def _comparisons(self) -> list[Comparison]:
         """Quick: of a GPU the first case of each op, of a CPU, where our ops are PyTorch's, the models alone."""

@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusedformer.benchmarks.harness import processes
+
 ROOT = Path(__file__).resolve().parents[3]
+TESTS = str(ROOT / "tests")
+BENCH_SECONDS = 120.0  # of the budget, whatever the tests take
 SECONDS_TO_FINISH = 20  # imports before a command reads its budget, files and plots after it
 GPU_SELECTION = "not slow and not static and not needs_index"
 
@@ -26,15 +30,19 @@ class Step:
     name: str
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    # -m puts the working folder on the path: in the root, the links `kernels` and `transformer` would shadow packages.
+    folder: Path = ROOT / "src"
+    reserve: float = 0.0  # seconds that it leaves to the steps after it
 
 
 def steps(python: str, architecture: str, output: Path) -> list[Step]:
     """What `make gpu` runs on a GPU of compute capability `architecture`, such as "9.0"."""
     return [
-        Step("build", (python, "setup.py", "build_ext", "--inplace"), {"TORCH_CUDA_ARCH_LIST": architecture}),
+        Step("build", (python, "setup.py", "build_ext", "--inplace"), {"TORCH_CUDA_ARCH_LIST": architecture}, ROOT),
         Step(
             "tests",
-            (python, "-m", "pytest", "-q", "--worlds", "gpu", "--require-worlds", "gpu", "-m", GPU_SELECTION),
+            (python, "-m", "pytest", "-q", "--worlds", "gpu", "--require-worlds", "gpu", "-m", GPU_SELECTION, TESTS),
+            reserve=BENCH_SECONDS,
         ),
         Step(
             "bench",
@@ -55,7 +63,7 @@ def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
     deadline = time.monotonic() + budget
     failed = []
     for step in plan:
-        seconds = deadline - time.monotonic()
+        seconds = deadline - time.monotonic() - step.reserve
         if seconds < 1 or not _run_step(step, output / f"{step.name}.log", seconds):
             failed.append(step.name)
     return failed
@@ -64,20 +72,18 @@ def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
 def _run_step(step: Step, log: Path, seconds: float) -> bool:
     left = str(max(1, int(seconds - SECONDS_TO_FINISH)))
     command = [part.replace("{seconds}", left) for part in step.command]
-    # -m puts the working folder on the path, where the links `kernels` and `transformer` would shadow other packages.
-    paths = {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | step.environment
     print(f"{step.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | paths | step.environment, stdout=stream, stderr=subprocess.STDOUT
-        )
+        process = processes.start(command, cwd=step.folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
         try:
             status = str(process.wait(timeout=seconds))
         except subprocess.TimeoutExpired:
-            process.kill()
+            status = "stopped: its time is spent"
+        finally:
+            processes.kill(process)
             process.wait()
-            status = "stopped: the budget is spent"
     print(*log.read_text().splitlines()[-25:], sep="\n")
     print(f"{step.name}: exit {status} after {time.monotonic() - started:.0f} s, log in {log}", flush=True)
     return status == "0"
@@ -96,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("make gpu: no CUDA device here; `make test` and `make bench` run without one", file=sys.stderr)
         return 2
     major, minor = torch.cuda.get_device_capability()
-    output = (options.output or Path("runs") / time.strftime("gpu-%Y%m%d-%H%M%S")).resolve()
+    output = (options.output or ROOT / "runs" / time.strftime("gpu-%Y%m%d-%H%M%S")).resolve()
     failed = run(steps(sys.executable, f"{major}.{minor}", output), output, options.budget)
     print(f"failed: {', '.join(failed)}" if failed else f"all steps passed; everything is in {output}")
     return 1 if failed else 0

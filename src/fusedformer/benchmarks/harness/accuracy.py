@@ -3,11 +3,12 @@
     max|out - exact| <= factor * max|plain - exact| + 1 ulp of the largest value
 
 `exact` is the answer in float64, `plain` what plain PyTorch computes in the dtype of `out`. The factor is 2 for
-outputs and 3 for gradients. Everything here speaks of the ratio of the two sides: a result passes at 1 or below.
+outputs and 3 for gradients. Where `plain` is not finite, it grants nothing. Everything here speaks of the ratio of the
+two sides: a result passes at 1 or below.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,8 +43,10 @@ def budget_ratio(out: Tensor, exact: Tensor, plain: Tensor, *, factor: float = O
     if not finite.any():
         return 0.0
     error = (out64 - exact)[finite].abs().max().item()
-    plain_error = (plain64 - exact)[finite].abs().nan_to_num().max().item()
-    return error / (factor * plain_error + ulp(exact[finite].abs().max().item(), out.dtype))
+    plain_errors = (plain64 - exact)[finite].abs()
+    plain_error = plain_errors.where(plain_errors.isfinite(), 0.0).max().item()
+    ratio = error / (factor * plain_error + ulp(exact[finite].abs().max().item(), out.dtype))
+    return math.inf if math.isnan(ratio) else ratio
 
 
 def budget_ratios(
@@ -55,6 +58,11 @@ def budget_ratios(
         name: budget_ratio(*tensors, factor=factor)
         for name, factor, *tensors in zip(names, factors, got, exact, plain, strict=True)
     }
+
+
+def worst(ratios: Iterable[float]) -> float:
+    """The largest ratio, 0.0 if there is none; NaN, of which nothing is known, is worse than any number."""
+    return max((math.inf if math.isnan(ratio) else ratio for ratio in ratios), default=0.0)
 
 
 def ulp(value: float, dtype: torch.dtype) -> float:

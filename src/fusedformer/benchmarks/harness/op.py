@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.accuracy import budget_ratios
-from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
+from fusedformer.benchmarks.harness.accuracy import budget_ratios, worst
+from fusedformer.benchmarks.harness.comparison import OURS, Comparison, Contender, Verdict, Work, judge
 from fusedformer.benchmarks.harness.timing import Run
+from fusedformer.kernels import library
 
 FORWARD, BACKWARD = "forward", "backward"
 DIRECTIONS = (FORWARD, BACKWARD)
@@ -86,15 +87,18 @@ class Problem:
     def error_ratios(self, function: Function) -> dict[str, float]:
         """Share of the error budget that `function` uses, by tensor: "out", then the gradient of each input."""
         names = ("out", *(f"d{name}" for name in self.op.input_names))
-        results = self._split(_forward_backward(function, self.case, self.inputs, self.grad))
+        results = self._split(self._results(function, self.inputs, self.grad))
         parts = self._split((*self.inputs, self.grad))
-        worst = dict.fromkeys(names, 0.0)
+        largest = dict.fromkeys(names, 0.0)
         for (*inputs, grad), got in zip(parts, results, strict=True):
-            exact = _forward_backward(self.op.plain, self.case, [x.double() for x in inputs], grad.double())
-            plain = _forward_backward(self.op.plain, self.case, inputs, grad)
+            exact = self._results(self.op.plain, [x.double() for x in inputs], grad.double())
+            plain = self._results(self.op.plain, inputs, grad)
             ratios = budget_ratios(names, got, exact, plain)
-            worst = {name: max(worst[name], ratios[name]) for name in names}
-        return worst
+            largest = {name: worst((largest[name], ratios[name])) for name in names}
+        return largest
+
+    def _results(self, function: Function, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+        return forward_backward(partial(function, **self.case.options), inputs, grad)
 
     def _split(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         return list(zip(*(self.op.parts(self.case, tensor) for tensor in tensors), strict=True))
@@ -103,6 +107,16 @@ class Problem:
 def randn(shape: Sequence[int], case: Case, generator: torch.Generator) -> Tensor:
     """Normal values in the dtype of the case, on the generator's device."""
     return torch.randn(shape, dtype=case.dtype, device=generator.device, generator=generator)
+
+
+def missing_kernel(op: str, device_type: str) -> str:
+    """Why PyTorch's own kernels would compute our op on this kind of device; empty if ours do, or on a CPU."""
+    if device_type != "cuda":
+        return ""
+    names = (f"{library.NAMESPACE}::{op}_{suffix}" for suffix in ("fwd", "bwd"))
+    if all(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA") for name in names):
+        return ""
+    return f"no CUDA kernel ({library.extension_status()})"
 
 
 def make_run(function: Function, problems: Sequence[Problem], direction: str) -> Run:
@@ -130,10 +144,10 @@ def _graph(function: Function, problem: Problem) -> tuple[Tensor, list[Tensor], 
     return function(*leaves, **problem.case.options), leaves, problem.grad
 
 
-def _forward_backward(function: Function, case: Case, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+def forward_backward(function: Function, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
     """The output, then the gradient of each input."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves, **case.options)
+    out = function(*leaves)
     return (out.detach(), *torch.autograd.grad(out, leaves, grad))
 
 
@@ -175,9 +189,13 @@ class _TimedCase:
     def verdict(self, contender: str) -> Verdict:
         """Whether output and gradients are right; worked out once for both directions."""
         if contender not in self._verdicts:
-            function = self.op.contenders[contender]
-            self._verdicts[contender] = judge(lambda: self.problems[0].error_ratios(function))
+            self._verdicts[contender] = self._judge(contender)
         return self._verdicts[contender]
+
+    def _judge(self, contender: str) -> Verdict:
+        if contender == OURS and (reason := missing_kernel(self.op.name, self.device.type)):
+            return Verdict("skipped", reason)
+        return judge(lambda: self.problems[0].error_ratios(self.op.contenders[contender]))
 
     def prepare(self, contender: str, direction: str) -> Run:
         """One call of the contender."""

@@ -7,22 +7,23 @@ The emulated world is chosen before import, so it has a process of its own,
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import IO
 
 import torch
 
-from fusedformer.benchmarks.harness.comparison import OURS, judge
-from fusedformer.benchmarks.harness.op import WORLDS, Case, Op, Problem
+from fusedformer.benchmarks.harness import processes
+from fusedformer.benchmarks.harness.comparison import OURS, Verdict, judge
+from fusedformer.benchmarks.harness.op import WORLDS, Case, Op, Problem, missing_kernel
 from fusedformer.benchmarks.ops import OPS
-from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.report.rows import Row, Status, without_folders
 from fusedformer.kernels import emulation
 
 DIRECTION = "forward + backward"
@@ -36,46 +37,70 @@ def error_rows(op: Op, device: torch.device, seed: int) -> Iterator[Row]:
 
 
 def emulated_error_rows(ops: Sequence[Op], seed: int, timeout_s: float) -> Iterator[Row]:
-    """The same rows from the emulated world; an op that did not finish there is a skipped row with the reason."""
-    finished: Counter[str] = Counter()
-    with tempfile.TemporaryFile("w+") as stderr:
-        with _emulated_process(ops, seed, stderr) as process, _killed_after(timeout_s, process) as timed_out:
-            for line in process.stdout or ():
-                row = Row.from_dict(json.loads(line))
-                finished[row.subject] += 1
-                yield row
-        stderr.seek(0)
-        last_words = (stderr.read().strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    reason = f"not finished after {timeout_s:.0f} s" if timed_out.is_set() else last_words
-    for op in ops:
-        if finished[op.name] < len(op.error_cases):
-            yield skipped_row(op, EMULATED, reason)
+    """The same rows from the emulated world.
+
+    An op whose case ends the process has a failed row that says how, and the ops after it get another process; what
+    did not finish in time is skipped.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = list(ops)
+    while waiting:
+        finished: Counter[str] = Counter()
+        with tempfile.TemporaryFile("w+") as stderr:
+            left = max(0.0, deadline - time.monotonic())
+            with _emulated_process(waiting, seed, stderr) as process, _ended_after(left, process) as timed_out:
+                for line in process.stdout or ():
+                    if not line.endswith("\n"):  # killed while it printed
+                        break
+                    row = Row.from_dict(json.loads(line))
+                    finished[row.subject] += 1
+                    yield row
+                status = process.wait()
+            last_words = _last_line(stderr)
+        waiting = [op for op in waiting if finished[op.name] < len(op.error_cases)]
+        if timed_out.is_set():
+            reason = f"not finished after {timeout_s:.3g} s"
+            yield from (row_without_figure(op, EMULATED, "skipped", reason) for op in waiting)
+            return
+        if waiting:
+            reason = ": ".join(filter(None, (f"the emulation {processes.ending(status)}", last_words)))
+            op = waiting.pop(0)
+            case = op.error_cases[finished[op.name]]
+            yield replace(row_without_figure(op, EMULATED, "failed", reason), case=str(case), dtype=case.dtype_name)
 
 
-def skipped_row(op: Op, world: str, reason: str) -> Row:
-    """The row of an op in a world that this machine does not have."""
+def row_without_figure(op: Op, world: str, status: Status, reason: str) -> Row:
+    """The row of an op that a world says nothing more of."""
     return Row(
-        kind="error", subject=op.name, world=world, direction=DIRECTION, contender=OURS, status="skipped", reason=reason
+        kind="error",
+        subject=op.name,
+        world=world,
+        direction=DIRECTION,
+        contender=OURS,
+        status=status,
+        reason=without_folders(reason),
     )
+
+
+def _last_line(stream: IO[str]) -> str:
+    stream.seek(0)
+    return (stream.read().strip().splitlines() or [""])[-1]
 
 
 def _emulated_process(ops: Sequence[Op], seed: int, stderr: IO[str]) -> subprocess.Popen[str]:
-    """In a process group of its own, so that a compiler which it started ends with it."""
     command = [sys.executable, "-m", "fusedformer.benchmarks.harness.worlds", str(seed), *(op.name for op in ops)]
     environment = {**os.environ, "FUSEDFORMER_EMULATE": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-    )
+    return processes.start(command, env=environment, stdout=subprocess.PIPE, stderr=stderr)
 
 
 @contextlib.contextmanager
-def _killed_after(timeout_s: float, process: subprocess.Popen[str]) -> Iterator[threading.Event]:
-    """End the process group after that time, or when the block does; the event tells whether time ran out."""
+def _ended_after(timeout_s: float, process: subprocess.Popen[str]) -> Iterator[threading.Event]:
+    """End the process after that time, or when the block does; the event tells whether time ran out."""
     timed_out = threading.Event()
 
     def expire() -> None:
         timed_out.set()
-        os.killpg(process.pid, signal.SIGKILL)
+        processes.kill(process)
 
     timer = threading.Timer(timeout_s, expire)
     timer.start()
@@ -83,18 +108,21 @@ def _killed_after(timeout_s: float, process: subprocess.Popen[str]) -> Iterator[
         yield timed_out
     finally:
         timer.cancel()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        processes.kill(process)
 
 
 def _error_row(op: Op, case: Case, generator: torch.Generator) -> Row:
-    verdict = judge(partial(Problem.make(op, case, generator).error_ratios, op.contenders[OURS]))
+    device_type = generator.device.type
+    if reason := missing_kernel(op.name, device_type):
+        verdict = Verdict("skipped", reason)
+    else:
+        verdict = judge(lambda: Problem.make(op, case, generator).error_ratios(op.contenders[OURS]))
     return Row(
         kind="error",
         subject=op.name,
         case=str(case),
         dtype=case.dtype_name,
-        world=EMULATED if emulation.is_active() else WORLDS[generator.device.type],
+        world=EMULATED if emulation.is_active() else WORLDS[device_type],
         direction=DIRECTION,
         contender=OURS,
         **vars(verdict),

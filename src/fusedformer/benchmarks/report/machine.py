@@ -6,7 +6,9 @@ Versions, processor, threads, GPUs; no names of machines, users or folders.
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from typing import Any
 import torch
 
 from fusedformer import build
+from fusedformer.benchmarks.harness.op import missing_kernel
 from fusedformer.benchmarks.ops import OPS
+from fusedformer.benchmarks.report.rows import without_folders
 from fusedformer.benchmarks.report.tables import Table, environment_table
 from fusedformer.benchmarks.static.collect import TRITON_OPS
 from fusedformer.kernels import emulation, library
 
+ROOT = Path(__file__).parents[4]
 PACKAGES = ("fusedformer", "torch", "triton", "numpy", "matplotlib")
 REFERENCE = "plain PyTorch"
 EXTRAS = {"matplotlib": "bench", "safetensors": "models", "tokenizers": "models"}
@@ -27,12 +32,18 @@ EXTRAS = {"matplotlib": "bench", "safetensors": "models", "tokenizers": "models"
 def collect() -> dict[str, Any]:
     """Everything about this machine and process that explains a figure, ready for JSON."""
     return {
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(re.findall(r'[0-9]+', platform.release())[:2])}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "revision": _revision(),
         "cuda": torch.version.cuda,
+        "driver": _first("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "nvcc": _first(build.find_nvcc(), "--version", pattern=r"V(\d[\d.]+)"),
+        "g++": _first("g++", "-dumpfullversion"),
+        "extension": without_folders(library.extension_status()),
+        "implementations": {name: {"cpu": _on_cpu(name), "cuda": _on_cuda(name)} for name in OPS},
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
@@ -62,6 +73,32 @@ def tool_table() -> Table:
     tools |= {name: (find_spec(name) is not None, f"the extra [{extra}]") for name, extra in EXTRAS.items()}
     lines = [(name, "found" if found else "missing", purpose) for name, (found, purpose) in tools.items()]
     return Table("Tools", ("tool", "here", "for"), lines)
+
+
+def _revision() -> str:
+    """The commit of the checkout that the package runs from, with + if it was changed since; empty outside one."""
+    if not (ROOT / ".git").exists():
+        return ""
+    commit = _first("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    changes = _first("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+" if changes else commit
+
+
+def _first(program: str | os.PathLike[str] | None, *arguments: str, pattern: str = r"(.+)") -> str:
+    """What `pattern` finds first in the output of a program; empty where that is not here or does not answer."""
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(pattern, done.stdout)
+    return found[1].strip() if found else ""
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells (macOS does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:
@@ -97,7 +134,7 @@ def _on_cpu(op: str) -> str:
 
 def _on_cuda(op: str) -> str:
     """What PyTorch's dispatcher holds, which is what a call gets."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{library.NAMESPACE}::{op}_fwd", "CUDA"):
+    if not missing_kernel(op, "cuda"):
         return "Triton kernel" if op in TRITON_OPS else "CUDA extension"
     return f"{REFERENCE}, for want of {'Triton' if op in TRITON_OPS else 'the CUDA extension'}"
 

@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # draws without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter
 
 from fusedformer.benchmarks.report.rows import Row
 
@@ -29,7 +30,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     for row in rows:
         group = row.subject if row.rate_unit else "models"
-        if row.kind == "error" and row.error_ratio is not None:
+        if row.kind == "error" and row.status != "skipped":
             add(row, "errors", draw_errors)
         if row.ratio is not None:
             add(row, f"ratios-{group}", draw_ratios)
@@ -39,11 +40,23 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def draw_errors(axes: Axes, rows: Sequence[Row]) -> None:
-    """The error ratio of every case, a series for each world."""
-    lines = [f"{row.subject}, {row.dtype}" for row in rows]
-    _series(axes, lines, [row.world for row in rows], [row.error_ratio or 0.0 for row in rows])
+    """The error ratio of every case, a series for each world; wrong and failed cases at the right edge."""
+
+    def line(row: Row) -> str:
+        return f"{row.subject} {row.case} {row.dtype}"
+
+    lines = _unique(map(line, rows))
+    right = [row for row in rows if row.status == "ok"]
+    edge = 1.1  # right ones end at 1
+    ratios = [row.error_ratio or 0.0 for row in right]
+    _series(axes, [line(row) for row in right], [row.world for row in right], ratios, lines)
+    for status in ("wrong", "failed"):
+        places = [lines.index(line(row)) for row in rows if row.status == status]
+        if places:
+            marker = {"wrong": "x", "failed": "X"}[status]
+            axes.plot([edge] * len(places), places, marker, color="red", label=status, clip_on=False)
     axes.axvline(1.0, color="black", linestyle="--", label="budget")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, edge)
     axes.set_xlabel("largest error against float64, over its budget\n(right at 1 or below); measured")
 
 
@@ -51,8 +64,11 @@ def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
     """Their time over ours with its 95% interval, a line for each comparison."""
     intervals = [(row.ratio_low or 0.0, row.ratio_high or 0.0) for row in rows]
     contenders = [f"{row.contender} / ours" for row in rows]
-    _series(axes, [_comparison(row) for row in rows], contenders, [row.ratio or 0.0 for row in rows], intervals)
+    _series(axes, [_comparison(row) for row in rows], contenders, [row.ratio or 1.0 for row in rows], None, intervals)
     axes.axvline(1.0, color="black", linestyle="--", label="equal")
+    axes.set_xscale("log")  # twice as fast and half as fast lie equally far from 1
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(FormatStrFormatter("%g"))
     axes.set_xlabel("their time / our time, with 95% interval\n(above 1: ours is faster); measured")
 
 
@@ -70,10 +86,11 @@ def _series(
     lines: Sequence[str],
     series: Sequence[str],
     values: Sequence[float],
+    places: Sequence[str] | None = None,
     intervals: Sequence[tuple[float, float]] | None = None,
 ) -> None:
-    """One marker per value: its line from top to bottom, its series by colour, marker and a small shift."""
-    places, names = _unique(lines), _unique(series)
+    """One marker per value: its line of `places` from top to bottom, its series by colour, marker and a small shift."""
+    places, names = places or _unique(lines), _unique(series)
     for index, name in enumerate(names):
         chosen = [i for i in range(len(values)) if series[i] == name]
         shift = 0.4 * ((index + 0.5) / len(names) - 0.5)

@@ -1,6 +1,7 @@
 """One figure of a run: a row of results.csv, and of results.json together with its raw samples."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,3 +50,10 @@ class Row:
 
 # The raw samples are in results.json only.
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row) if field.name != "samples_s")
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+")
+
+
+def without_folders(text: str) -> str:
+    """`text` with absolute paths cut to the names of their files: results are read on other machines."""
+    return _FOLDERS.sub("", text)

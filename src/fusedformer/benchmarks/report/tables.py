@@ -7,7 +7,7 @@ from typing import Any
 
 from fusedformer.benchmarks.harness.comparison import OURS
 from fusedformer.benchmarks.report.rows import Row
-from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.benchmarks.static.row import StaticRow, not_compiled
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,12 @@ def environment_table(environment: Mapping[str, Any]) -> Table:
     lines = [
         ("system", f"{environment['system']}, Python {environment['python']}"),
         ("packages", packages),
+        ("revision", environment["revision"] or "no checkout"),
+        ("compilers", f"nvcc {environment['nvcc'] or '-'}, g++ {environment['g++'] or '-'}"),
+        ("extension", environment["extension"]),
         ("CPU", f"{environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads used"),
         ("memory", f"{environment['memory_gib']} GiB"),
-        ("GPU", "; ".join(gpus) or "none"),
+        ("GPU", "; ".join(gpus) + f"; driver {environment['driver']}" if gpus else "none"),
     ]
     return Table("Environment", ("", "value"), lines)
 
@@ -104,7 +107,12 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
     for row in rows:
         cells = [str(figure(row)) if row.compiled else "" for figure in figures.values()]
         lines.append((row.op, row.kernel, row.variant, f"sm_{row.arch}", *cells, row.verdict))
-    return Table("Static", ("op", "kernel", "variant", "arch", *figures, "verdict"), lines)
+    return Table(
+        "Static",
+        ("op", "kernel", "variant", "arch", *figures, "verdict"),
+        lines,
+        [f"{text}." for text in [not_compiled(rows)] if text],
+    )
 
 
 def duration(seconds: float) -> str:

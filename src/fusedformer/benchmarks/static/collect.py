@@ -8,11 +8,13 @@ the disassembled machine code.
 """
 
 import functools
+import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -31,9 +33,13 @@ TRITON_OPS = {"attention": "fusedformer.kernels.attention_variants"}
 
 @dataclass(frozen=True)
 class _Task:
-    """Compiles a file or a variant to rows, which the cache knows by `key`; without a key they are always computed."""
+    """Compiles a file or a variant to rows, which the cache knows by `key`; without a key they are always computed.
 
-    compile: Callable[[], list[StaticRow]]
+    `compile` takes the seconds that it may last; `row` is what is known before it.
+    """
+
+    row: StaticRow
+    compile: Callable[[float], list[StaticRow]]
     key: str = ""
 
 
@@ -47,6 +53,7 @@ def collect(
     ops: Sequence[str] | None = None,
     jobs: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    deadline: float = math.inf,
 ) -> list[StaticRow]:
     """Compile every shipped kernel variant of these ops for these architectures; what is in the cache is not compiled.
 
@@ -55,10 +62,12 @@ def collect(
         ops: from known_ops(); all of them by default.
         jobs: compilers at a time.
         progress: called after each compile with how many are done, and of how many.
+        deadline: on the clock of time.monotonic(); no compile begins after it, and Triton's end at it.
 
     Returns:
         A row per variant and architecture. One that does not compile carries its error. An op that cannot be compiled
-        on this machine has a single row per architecture, with the reason in `skipped`.
+        on this machine has a single row per architecture, with the reason in `skipped`; what the deadline kept from
+        being compiled has one of its own.
 
     Raises:
         ValueError: an unknown architecture or op, or fewer than one job.
@@ -67,7 +76,7 @@ def collect(
     _check(archs, chosen, jobs)
     with triton.CompilerPool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
         tasks = [task for op in chosen for arch in archs for task in _tasks(op, arch, pool)]
-        futures = [threads.submit(_run, task) for task in tasks]
+        futures = [threads.submit(_run, task, deadline) for task in tasks]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
@@ -86,13 +95,16 @@ def _check(archs: Sequence[int], ops: Sequence[str], jobs: int) -> None:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
 
 
-def _run(task: _Task) -> list[StaticRow]:
-    rows = cache.load(task.key) if task.key else None
-    if rows is None:
-        rows = task.compile()
-        # A failure may be of the machine, such as too little memory, and gone the next time.
-        if task.key and not any(row.error for row in rows):
-            cache.store(task.key, rows)
+def _run(task: _Task, deadline: float) -> list[StaticRow]:
+    if task.key and (rows := cache.load(task.key)):
+        return rows
+    seconds = deadline - time.monotonic()
+    if task.row.skipped or seconds <= 0:
+        return [replace(task.row, skipped=task.row.skipped or triton.OUT_OF_TIME)]
+    rows = task.compile(seconds)
+    # A failure may be of the machine, such as too little memory, and gone the next time.
+    if task.key and all(row.compiled for row in rows):
+        cache.store(task.key, rows)
     return rows
 
 
@@ -110,7 +122,8 @@ def _cuda_task(source: Path, arch: int) -> _Task:
     headers = sorted(path for path in source.parent.iterdir() if path.suffix in (".h", ".cuh"))
     texts = [path.read_bytes() for path in (source, *headers)]
     key = cache.key("cuda", _nvcc_version(), arch, source.name, *texts)
-    return _Task(partial(cuda.compile_source, source, arch), key)
+    row = StaticRow(op=source.stem, kernel=source.name, arch=arch)
+    return _Task(row, lambda seconds: cuda.compile_source(source, arch), key)
 
 
 def _triton_tasks(op: str, arch: int, pool: triton.CompilerPool) -> Iterator[_Task]:
@@ -125,15 +138,16 @@ def _triton_tasks(op: str, arch: int, pool: triton.CompilerPool) -> Iterator[_Ta
         if variant.module not in texts:
             texts[variant.module] = [path.read_bytes() for path in triton.sources(variant.module)]
         key = cache.key(*compiler, arch, repr(variant), *texts[variant.module])
-        yield _Task(partial(_compile_variant, pool, variant, arch), key)
+        row = StaticRow(op=op, kernel=variant.kernel, variant=variant.name, arch=arch)
+        yield _Task(row, partial(_compile_variant, pool, variant, arch), key)
 
 
-def _compile_variant(pool: triton.CompilerPool, variant: Variant, arch: int) -> list[StaticRow]:
-    return [pool.compile(variant, arch)]
+def _compile_variant(pool: triton.CompilerPool, variant: Variant, arch: int, seconds: float) -> list[StaticRow]:
+    return [pool.compile(variant, arch, seconds)]
 
 
 def _skipped(op: str, arch: int, reason: str) -> _Task:
-    return _Task(lambda: [StaticRow(op=op, arch=arch, skipped=reason)])
+    return _Task(StaticRow(op=op, arch=arch, skipped=reason), lambda seconds: [])
 
 
 @functools.cache

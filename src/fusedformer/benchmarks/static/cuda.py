@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from fusedformer import build
+from fusedformer.benchmarks.report.rows import without_folders
 from fusedformer.benchmarks.static import sass
 from fusedformer.benchmarks.static.row import StaticRow, measured
 
@@ -25,7 +26,7 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
         try:
             resources = build.compile_cubin(source, arch, cubin)
         except build.BuildError as error:
-            return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=str(error))]
+            return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=without_folders(str(error)))]
         mixes = sass.instruction_mixes(cubin)
     # ptxas names the kernels demangled, the disassembly does not.
     mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ class StaticRow:
             f"{self.stack_bytes} bytes of stack": self.stack_bytes > 0,
             f"{self.local_accesses} accesses of local memory": self.local_accesses > 0,
             f"{self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}": self.shared_bytes > limit,
+            f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
         }
@@ -90,6 +92,12 @@ class StaticRow:
         """The row that `to_dict` described, also after a trip through JSON."""
         known = {name: value for name, value in fields.items() if name not in ("problems", "passed")}
         return cls(**known | {"warnings": tuple(known["warnings"])})
+
+
+def not_compiled(rows: Sequence[StaticRow]) -> str:
+    """How many were skipped, in words; empty if none was."""
+    skipped = sum(bool(row.skipped) for row in rows)
+    return f"{skipped} of {len(rows)} not compiled" if skipped else ""
 
 
 def measured(resources: KernelResources, mix: InstructionMix) -> dict[str, Any]:

@@ -7,10 +7,10 @@ end the process it runs in. Run as a module, this file is that process.
 import ast
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,11 +21,14 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from fusedformer import build
+from fusedformer.benchmarks.harness.processes import ending
+from fusedformer.benchmarks.report.rows import without_folders
 from fusedformer.benchmarks.static import sass
 from fusedformer.benchmarks.static.row import StaticRow, measured, parse_warnings
 from fusedformer.kernels.variants import Variant
 
 TIMEOUT_S = 300.0  # of one compile; they take seconds
+OUT_OF_TIME = "the time for it was spent"
 # Under these, the kernels would be interpreted instead of compiled.
 _EMULATION_SETTINGS = ("TRITON_INTERPRET", "FUSEDFORMER_EMULATE")
 _NARROW_OFFSET = re.compile(r"tt\.addptr .*(?:, |x)i32>? loc")
@@ -49,11 +52,14 @@ class CompilerPool:
             process.stop()
         self._folder.cleanup()
 
-    def compile(self, variant: Variant, arch: int) -> StaticRow:
-        """The row of a variant, which carries the error if it does not compile; waits for an idle process."""
+    def compile(self, variant: Variant, arch: int, seconds: float = math.inf) -> StaticRow:
+        """The row of a variant, which carries the error if it does not compile; waits for an idle process.
+
+        A compile that takes longer than `seconds` is skipped.
+        """
         process = self._idle.get()
         try:
-            return process.compile(variant, arch)
+            return process.compile(variant, arch, seconds)
         finally:
             self._idle.put(process)
 
@@ -64,23 +70,28 @@ class _CompilerProcess:
         self._log = folder / "log"
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def compile(self, variant: Variant, arch: int) -> StaticRow:
+    def compile(self, variant: Variant, arch: int, seconds: float) -> StaticRow:
         process, connection = self._running or self._start()
         printed_before = self._log.stat().st_size
         reply: StaticRow | str
         try:
             connection.send((variant, arch))
-            if connection.poll(TIMEOUT_S):
+            if connection.poll(min(seconds, TIMEOUT_S)):
                 reply = connection.recv()
+            elif seconds < TIMEOUT_S:
+                self.stop()
+                return StaticRow(
+                    op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, skipped=OUT_OF_TIME
+                )
             else:
                 reply = f"the compiler did not answer within {TIMEOUT_S:.0f} s"
                 self.stop()
         except (EOFError, OSError):
-            reply = f"the compiler {_ending(process.wait())}"
+            reply = f"the compiler {ending(process.wait())}"
             self.stop()
         if isinstance(reply, StaticRow):
             return reply
-        error = ": ".join(filter(None, (reply, self._diagnosis(printed_before))))
+        error = without_folders(": ".join(filter(None, (reply, self._diagnosis(printed_before)))))
         return StaticRow(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, error=error)
 
     def stop(self) -> None:
@@ -172,10 +183,6 @@ def _imports(path: Path) -> list[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
     return names
-
-
-def _ending(status: int) -> str:
-    return f"died of {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def main() -> None:
