@@ -11,6 +11,7 @@ from fusedformer import build
 from fusedformer.benchmarks.report.tables import static_table
 from fusedformer.benchmarks.static import cache, collect, cuda, sass, triton
 from fusedformer.benchmarks.static.row import SHARED_LIMIT, StaticRow, parse_warnings
+from fusedformer.kernels import attention_variants
 from fusedformer.kernels.variants import Variant
 
 OPS = [pytest.param(op, marks=pytest.mark.op(op)) for op in collect.known_ops()]
@@ -78,6 +79,21 @@ def test_every_shipped_variant_passes(op: str, arch: int) -> None:
     if reason := rows[0].skipped:
         pytest.skip(f"static world: {reason}")
     assert {f"{row.kernel} {row.variant}": row.verdict for row in rows if not row.passed} == {}
+
+
+@pytest.mark.slow
+def test_the_record_is_what_compilers_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its rows, compiled again: a record that was edited, or written by other compilers, shows."""
+    if not cache.RECORD.exists():
+        pytest.skip("no record: not a checkout")
+    shipped = attention_variants.variants
+    monkeypatch.setattr(attention_variants, "variants", lambda arch: shipped(arch)[::29])
+    recorded = collect.collect((90,), ("attention",), jobs=JOBS)
+    monkeypatch.setattr(cache, "RECORD", tmp_path / "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache._record.cache_clear()
+    assert collect.collect((90,), ("attention",), jobs=JOBS) == recorded
+    cache._record.cache_clear()
 
 
 def test_every_op_has_static_cases() -> None:

@@ -16,6 +16,7 @@ from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import not_compiled
 from fusedformer.files import atomic_write
@@ -163,10 +164,17 @@ def static(
         Path | None,
         typer.Option("--json", parser=_option(_file), metavar="FILE", help="Write the rows to this file."),
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write what compiled to results/static.json: after a change of a kernel.")
+    ] = False,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
+    if record and (not cache.RECORD.parents[1].joinpath("csrc").is_dir() or tuple(arch) != static_world.ARCHS):
+        raise typer.BadParameter("takes a checkout and all architectures", param_hint="--record")
     with Console() as console:
-        rows = static_world.collect(arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"))
+        rows = static_world.collect(
+            arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"), record=record
+        )
         console.table(tables.static_table(rows))
     if json_path is not None:
         with atomic_write(json_path) as partial:

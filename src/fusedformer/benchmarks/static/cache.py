@@ -1,14 +1,16 @@
 """Results of ahead-of-time compiles, kept by content: the key of an entry is a hash of all that its rows depend on.
 
-The first line of an entry is the checksum of the rest, so a damaged one is noticed, and compiled anew.
+The first line of an entry is the checksum of the rest, so a damaged one is noticed, and compiled anew. A checkout comes
+with a record of all entries of its own kernels, so that only who changes a kernel waits for compilers.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fusedformer import build
 from fusedformer.benchmarks.static.row import StaticRow
@@ -20,13 +22,18 @@ def key(*parts: str | bytes | int) -> str:
     return _digest(*parts, _own_sources())
 
 
+RECORD = Path(build.__file__).parents[2] / "results" / "static.json"
+
+
 def load(key: str) -> list[StaticRow] | None:
-    """The rows stored under `key`; None if there are none, or damaged ones."""
+    """The rows stored or recorded under `key`; None if there are none, or damaged ones."""
     try:
         checksum, body = (_folder() / key).read_text().split("\n", 1)
-        return [StaticRow.from_dict(fields) for fields in json.loads(body)] if checksum == _digest(body) else None
+        fields = json.loads(body) if checksum == _digest(body) else None
     except (OSError, ValueError):
-        return None
+        fields = None
+    fields = fields or _record().get(key)
+    return [StaticRow.from_dict(row) for row in fields] if fields else None
 
 
 def store(key: str, rows: Iterable[StaticRow]) -> None:
@@ -36,6 +43,23 @@ def store(key: str, rows: Iterable[StaticRow]) -> None:
         _folder().mkdir(parents=True, exist_ok=True)
         with atomic_write(_folder() / key) as partial:
             partial.write_text(f"{_digest(body)}\n{body}")
+
+
+def record(entries: Mapping[str, Iterable[StaticRow]]) -> None:
+    """Write the record: these entries and no others."""
+    lines = [json.dumps(key) + ": " + json.dumps([row.to_dict() for row in rows]) for key, rows in entries.items()]
+    RECORD.parent.mkdir(exist_ok=True)
+    with atomic_write(RECORD) as partial:
+        partial.write_text("{\n" + ",\n".join(sorted(lines)) + "\n}\n")
+    _record.cache_clear()
+
+
+@functools.cache
+def _record() -> dict[str, list[dict[str, Any]]]:
+    try:
+        return json.loads(RECORD.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def _folder() -> Path:

@@ -54,6 +54,7 @@ def collect(
     jobs: int = 2,
     progress: Callable[[int, int], None] | None = None,
     deadline: float = math.inf,
+    record: bool = False,
 ) -> list[StaticRow]:
     """Compile every shipped kernel variant of these ops for these architectures; what is in the cache is not compiled.
 
@@ -63,6 +64,7 @@ def collect(
         jobs: compilers at a time.
         progress: called after each compile with how many are done, and of how many.
         deadline: on the clock of time.monotonic(); no compile begins after it, and Triton's end at it.
+        record: write what compiled to the record of the checkout.
 
     Returns:
         A row per variant and architecture. One that does not compile carries its error. An op that cannot be compiled
@@ -84,6 +86,9 @@ def collect(
                     progress(done, len(tasks))
         finally:
             threads.shutdown(cancel_futures=True)
+    if record:
+        found = {task.key: future.result() for task, future in zip(tasks, futures) if task.key}
+        cache.record({key: rows for key, rows in found.items() if all(row.compiled for row in rows)})
     return [row for future in futures for row in future.result()]
 
 

@@ -15,8 +15,9 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 
 # Advice on performance is printed among the information, with a number.
 _WARNING = re.compile(r"^ptxas\S*\s+(?:warning\s*:|info\s*:(?=\s*\(C\d+\)))\s*(.*)$", re.MULTILINE)
-# wgmma instructions that wait for one another; the number tells the cause, C7511 is one.
-_SERIALIZED = re.compile(r"\(C75\d\d\)|wgmma.* serialized")
+# wgmma instructions that wait for one another; the number tells the cause, C7511 is one. C7519 is none of them: there
+# the compiler only adds an arrive instruction, so that a wgmma may read registers.
+_SERIALIZED = re.compile(r"\(C75(?!19)\d\d\)|wgmma.* serialized")
 
 
 @dataclass(frozen=True, kw_only=True)
