@@ -8,16 +8,19 @@ from fusedformer.kernels import attention_tuning, attention_variants
 pytestmark = pytest.mark.op("attention")
 
 ARCHS = [80, 86, 87, 89, 90, 100, 103, 120, 121]
-KERNELS = ["fwd", "rows", "dq", "dkdv"]
+KERNELS = ["fwd", "rows", "dq", "dkdv", "dbias"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_gpu_dtype_and_head_dimension_has_a_tile(arch: int) -> None:
     for kernel in KERNELS:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for head_dim in range(1, 257):
-                for masked in (False, True):
-                    tile = attention_tuning.tile(kernel, arch, dtype, head_dim, masked)
+            for head_dim in range(1, 513):
+                exact = attention_tuning.is_elementwise(kernel, arch, dtype, head_dim)
+                for busy in (False, True):
+                    tile = attention_tuning.tile(kernel, arch, dtype, head_dim, busy, exact)
+                    if exact:
+                        continue
                     # A tile of a product has 16 rows and columns at least, and powers of two.
                     assert {tile.block_m, tile.block_n} <= {16, 32, 64, 128}
 
@@ -44,5 +47,6 @@ def test_variants_cover_the_table(arch: int) -> None:
         )
         for variant in variants
     }
-    rows = [row for row in attention_tuning.TABLE if arch in row.archs]
-    assert {tile for row in rows for tile in (row.tile, row.masked)} <= shipped
+    # What is plain has no bias, and so no gradient of it.
+    rows = [row for row in attention_tuning.TABLE if arch in row.archs and row.kernel != "dbias"]
+    assert {tile for row in rows for tile in (row.tile, row.busy)} <= shipped

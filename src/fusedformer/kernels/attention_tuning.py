@@ -147,5 +147,7 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy:
 
 def is_elementwise(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether a kernel takes elementwise sums instead of matrix products throughout."""
+    if arch is None or kernel == "rows":
+        return False
     longest = LONGEST_DBIAS if kernel == "dbias" else LONGEST_FLOAT32 if dtype.itemsize == 4 else head_dim
-    return arch is not None and head_dim > longest
+    return head_dim > longest
