@@ -28,7 +28,7 @@ LOG2_E = math.log2(math.e)
 
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The op attention_fwd by its kernel."""
-    problem = _Problem(q, k, v, Extras(*settings))
+    problem = Problem(q, k, v, Extras(*settings), _arch(q))
     out = problem.allocate(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     lse = problem.allocate(q.shape[0], q.shape[2], q.shape[1])
     problem.launch("fwd", attention_fwd_kernel, problem.extras.sinks, out, lse)
@@ -40,7 +40,7 @@ def attention_bwd(
     q: Tensor, k: Tensor, v: Tensor, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The op attention_bwd by its kernels."""
-    problem = _Problem(q, k, v, Extras(*settings))
+    problem = Problem(q, k, v, Extras(*settings), _arch(q))
     _check_rows(q, v, dout, dlse, out, lse)
     dq, dk, dv, dbias, dslopes, dsinks = (q.new_empty(0) for _ in range(6))
     wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
@@ -63,13 +63,13 @@ def attention_bwd(
     return dq, dk, dv, dbias, dslopes, dsinks
 
 
-class _Problem:
+class Problem:
     """One call: its tensors, and what all of its kernels are told."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, extras: Extras) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, extras: Extras, arch: int | None) -> None:
         self.q, self.k, self.v, self.extras = q, k, v, extras
         self.left, self.right = extras.window(q, k)
-        self.arch = _arch(q)
+        self.arch = arch
         hides = any(x is not None for x in (self.left, self.right, extras.mask, extras.bias))
         # Each launch: whether it is exact, and a repair. Where something is hidden and could be NaN, one follows.
         self.launches = [(False, False), (True, True)] if hides else [(False, False)]
@@ -108,9 +108,15 @@ class _Problem:
         create = torch.zeros if self.extras.is_packed else torch.empty
         return create(shape, dtype=dtype, device=self.q.device)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether scores take more than scaling."""
+        extras = self.extras
+        return not extras.is_scaled_only or extras.mask is not None or extras.seed is not None
+
     def tile(self, name: str, exact: bool = False) -> tuning.Tile:
-        busy = not self.extras.is_scaled_only or self.extras.mask is not None or self.extras.seed is not None
-        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, busy, exact)
+        """The tile of a kernel."""
+        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, self.is_busy, exact)
 
     def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
         """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
@@ -174,7 +180,7 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _rows(problem: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def _rows(problem: Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """rowsum(dout * out) - dlse, and lse in base 2, for each query; packed ones are rows like any other."""
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
     tile = problem.tile("rows")
@@ -187,7 +193,7 @@ def _rows(problem: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse
     return delta, shift
 
 
-def _bias(problem: _Problem, dout: Tensor, delta: Tensor, shift: Tensor) -> Tensor:
+def _bias(problem: Problem, dout: Tensor, delta: Tensor, shift: Tensor) -> Tensor:
     """The gradient of the bias, in its own shape and dtype."""
     bias = problem.extras.bias
     assert bias is not None  # it has a gradient

@@ -134,15 +134,25 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy:
         return INTERPRETED[kernel]
     if exact:
         return EXACT[kernel]
-    known = {arch for row in TABLE for arch in row.archs}
-    arch = arch if arch in known else FAMILIES.get(arch, SMALLEST)
+    row = row_of(kernel, arch, dtype, head_dim)
+    return row.busy if busy else row.tile
+
+
+def row_of(kernel: str, arch: int, dtype: torch.dtype, head_dim: int) -> Row:
+    """The row that serves; for the arguments see `tile`."""
     fitting = [
         row
         for row in TABLE
-        if (row.kernel, row.element_size) == (kernel, dtype.itemsize) and arch in row.archs and head_dim <= row.head_dim
+        if (row.kernel, row.element_size) == (kernel, dtype.itemsize)
+        and tuned_arch(arch) in row.archs
+        and head_dim <= row.head_dim
     ]
-    row = min(fitting, key=lambda row: row.head_dim)
-    return row.busy if busy else row.tile
+    return min(fitting, key=lambda row: row.head_dim)
+
+
+def tuned_arch(arch: int) -> int:
+    """The compute capability whose rows serve one that may have none of its own."""
+    return arch if arch in ALL else FAMILIES.get(arch, SMALLEST)
 
 
 def is_elementwise(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int) -> bool:

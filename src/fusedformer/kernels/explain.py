@@ -1,0 +1,123 @@
+"""What one call of a function of this package would run, why, and what would have to change for something faster."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fusedformer.kernels import attention_tuning as tuning
+from fusedformer.kernels import emulation, library
+from fusedformer.kernels.attention_extras import Extras
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op that a call runs."""
+
+    op: str
+    implementation: str
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.op}: {self.implementation}", *(f"  - {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The ops that a call runs, in order."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.steps)) or "no op of fusedformer"
+
+
+def explain(function: Callable[..., Any], *args: Any, arch: int | None = None, **kwargs: Any) -> Explanation:
+    """Say what `function(*args, **kwargs)` would run. Nothing is computed; arguments are checked as in a call.
+
+    Args:
+        function: of this package, or one that calls such functions.
+        args: its arguments; tensors on the device in question.
+        arch: compute capability, 90 for 9.0, to explain for in place of the device of the tensors.
+        kwargs: its keyword arguments.
+
+    Returns:
+        A step for each op: its name, its implementation, and notes; `str()` of it is for people.
+
+    Raises:
+        ValueError: as `function`.
+    """
+    recorder = _Recorder(arch)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), recorder:
+        args, kwargs = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+        function(*args, **kwargs)
+    return Explanation(tuple(recorder.steps))
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, arch: int | None) -> None:
+        super().__init__()
+        self._arch = arch
+        self.steps: list[Step] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == library.NAMESPACE:
+            self.steps.append(_step(func, args, self._arch))
+        return func(*args, **(kwargs or {}))
+
+
+def _step(func: Any, args: tuple[Any, ...], arch: int | None) -> Step:
+    op = func._schema.name.partition("::")[2]
+    device = next(x for x in args if isinstance(x, Tensor)).device
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        arch = arch or 10 * major + minor
+    if arch is None:
+        return Step(op, *_without_kernel(op, device))
+    if op == "attention_fwd":
+        return Step(op, f"Triton kernel for sm_{arch}", tuple(_attention_notes(arch, *args)))
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library.NAMESPACE}::{op}", "CUDA"):
+        return Step(op, "plain PyTorch", (f"the CUDA extension is {library.extension_status()}",))
+    return Step(op, f"CUDA kernel for sm_{arch}", ())
+
+
+def _without_kernel(op: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
+    if emulation.is_active():
+        return "the device code, emulated", ("for tests: it is slow",)
+    return f"plain PyTorch on {device.type}", (f"there is no kernel for {device.type}: a CUDA tensor would get one",)
+
+
+def _attention_notes(arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Iterator[str]:
+    from fusedformer.kernels.attention_launch import Problem, precision
+
+    problem = Problem(q, k, v, Extras(*settings), arch)
+    exact = problem.launches[0][0]
+    tile = problem.tile("fwd", exact)
+    yield f"tile of {tile.block_m} queries by {tile.block_n} keys, {tile.num_warps} warps, {tile.num_stages} stages"
+    if exact:
+        yield f"elementwise sums, much slower: float32 of head dimension over {tuning.LONGEST_FLOAT32}; use float16"
+    else:
+        evidence = tuning.row_of("fwd", arch, q.dtype, problem.head_dim).evidence
+        yield f"evidence of the tile: {evidence}" + (" (compiled, not timed)" if evidence == tuning.STATIC else "")
+    if (tuned := tuning.tuned_arch(arch)) != arch:
+        yield f"sm_{arch} has no tiles of its own: those of sm_{tuned} serve"
+    if q.dtype == torch.float32 and precision() == "ieee":
+        yield "float32 without tensor cores: use bfloat16 or float16, or allow TF32 (torch.backends.cuda.matmul)"
+    for name, head_dim in (("q", q.shape[3]), ("v", v.shape[3])):
+        padded = 1 << max(4, (head_dim - 1).bit_length())
+        if padded != head_dim:
+            yield f"head dimension {head_dim} of {name} is computed as {padded}"
+    if problem.is_busy:
+        yield "a smaller tile, for scores take more than scaling: mask, bias, ALiBi, softcap or dropout"
+    if problem.extras.mask is not None:
+        yield "the mask is read in every tile: causal, window and packed sequences skip tiles instead"
+    if len(problem.launches) > 1:
+        yield "a second launch looks for NaN that came from hidden positions, and mends it"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.stride(3) != 1 or any(stride * tensor.itemsize % 16 for stride in tensor.stride()[:3]):
+            yield f"{name} has strides {tuple(tensor.stride())}: no 16-byte loads, which want dense rows of 16 bytes"
