@@ -1,8 +1,9 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention import attention, attention_backward
 from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
+from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax
@@ -22,6 +23,8 @@ __all__ = [
     "VisionTransformer",
     "__version__",
     "attention",
+    "attention_backward",
+    "explain",
     "gelu",
     "layer_norm",
     "nn",
