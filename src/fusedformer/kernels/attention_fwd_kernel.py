@@ -147,5 +147,5 @@ def attention_fwd_kernel(
     store_rows(out_ptr, out_strides, start_m, seqlen_q, out, HEAD_DIM_V, BLOCK_M, BLOCK_DV)
     lse = tl.where(sees_none, -INF, (peak + tl.log2(total)) * LN_2)
     rows = start_m + tl.arange(0, BLOCK_M)
-    lse_ptr += batch * lse_strides[0] + head * lse_strides[1] + first_q
-    tl.store(lse_ptr + rows, lse, mask=rows < seqlen_q)
+    offsets = batch * lse_strides[0] + head * lse_strides[1] + first_q + rows
+    tl.store(lse_ptr + offsets, lse, mask=rows < seqlen_q)

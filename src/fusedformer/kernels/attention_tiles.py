@@ -49,22 +49,22 @@ def place(packing, length, heads, seqlen_q, seqlen_k, BOTTOM_RIGHT: tl.constexpr
         head = (program // tiles % heads).to(tl.int64)
         tile = program % tiles
     else:
-        slot_ptr = packing.tiles_ptr + 2 * (program % packing.slots)
-        batch = tl.load(slot_ptr).to(tl.int64)
+        slot = (2 * (program % packing.slots)).to(tl.int64)
+        batch = tl.load(packing.tiles_ptr + slot).to(tl.int64)
         head = (program // packing.slots).to(tl.int64)
-        tile = tl.load(slot_ptr + 1)
+        tile = tl.load(packing.tiles_ptr + (slot + 1))
         sequence = tl.maximum(batch, 0)
-        first_q, seqlen_q = _extent(packing.starts_q_ptr + sequence)
-        first_k, seqlen_k = _extent(packing.starts_k_ptr + sequence)
+        first_q, seqlen_q = _extent(packing.starts_q_ptr, sequence)
+        first_k, seqlen_k = _extent(packing.starts_k_ptr, sequence)
     diagonal = seqlen_k - seqlen_q if BOTTOM_RIGHT else 0
     return batch, head, tile, first_q, seqlen_q, first_k, seqlen_k, diagonal
 
 
 @device_function
-def _extent(start_ptr):
+def _extent(starts_ptr, sequence):
     """First row and number of rows of a sequence."""
-    first = tl.load(start_ptr)
-    return first.to(tl.int64), tl.load(start_ptr + 1) - first
+    first = tl.load(starts_ptr + sequence)
+    return first.to(tl.int64), tl.load(starts_ptr + (sequence + 1)) - first
 
 
 @device_function
