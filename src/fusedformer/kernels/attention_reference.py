@@ -84,12 +84,15 @@ def _only(wanted: list[bool], gradients: Gradients) -> Gradients:
 def _fwd(q: Tensor, k: Tensor, v: Tensor, extras: Extras, sequence: int, guard: bool) -> tuple[Tensor, Tensor]:
     scores, visible, _ = _scores(q, k, extras)
     peak = scores.detach().amax(-1, keepdim=True) if k.shape[1] else scores.new_zeros((*scores.shape[:-1], 1))
+    sinks = None if extras.sinks is None else _of_heads(extras.sinks.to(scores.dtype), q, k)
+    if sinks is not None:
+        peak = peak.maximum(sinks.detach())
     # -inf - -inf is NaN: with a finite peak instead, a query that sees no key gets weights of 0.
     peak = peak.clamp(min=torch.finfo(scores.dtype).min)
     weights = (scores - peak).exp()
     total = weights.sum(-1, keepdim=True)
-    if extras.sinks is not None:
-        total = total + (_of_heads(extras.sinks.to(total.dtype), q, k) - peak).exp()
+    if sinks is not None:
+        total = total + (sinks - peak).exp()
     sees_none = total == 0
     total = total.masked_fill(sees_none, 1)
     keep = _kept(q, k, extras, sequence)
