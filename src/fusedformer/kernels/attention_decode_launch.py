@@ -1,0 +1,201 @@
+"""Launchers of the kernels for a cache of keys: ops attention_append and attention_decode for CUDA tensors, or CPU ones
+interpreted.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fusedformer.kernels import attention_tuning as tuning
+from fusedformer.kernels.attention_decode_inputs import MAX_SPLITS, Places
+from fusedformer.kernels.attention_decode_kernel import (
+    PlacePointers,
+    Rotary,
+    attention_append_kernel,
+    attention_combine_kernel,
+    attention_decode_kernel,
+)
+from fusedformer.kernels.attention_launch import LOG2_E, _arch, precision, run
+from fusedformer.kernels.attention_scores import Scoring
+from fusedformer.kernels.attention_tuning import Tile
+
+SHORTEST_SPLIT = 256  # keys: below, the float32 row that a split writes is no longer small beside the keys it reads
+PROGRAMS_PER_PROCESSOR = 4
+INTERPRETED_PROCESSORS = 132
+
+APPEND_TILE = Tile(8, 16, 4, 1)  # 8 pairs of key and head
+COMBINE_TILE = Tile(16, 16, 4, 1)  # 16 splits at a time
+INTERPRETED_TILE = Tile(16, 32, 1, 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles for head dimensions up to `head_dim`, as (BLOCK_N, stages): on chips with 160 KiB of shared memory or more
+    for a program, and with 99 KiB.
+
+    Nothing was timed yet: each compiles without spills for every GPU that takes it.
+    """
+
+    element_size: int
+    head_dim: int
+    num_warps: int
+    large: tuple[int, int]
+    small: tuple[int, int]
+
+
+TABLE = (
+    Row(2, 64, 4, (128, 3), (128, 2)),
+    Row(2, 128, 4, (64, 3), (64, 2)),
+    Row(2, 256, 4, (64, 2), (32, 2)),
+    Row(2, 512, 8, (32, 2), (16, 2)),
+    Row(4, 64, 8, (32, 2), (32, 2)),
+    Row(4, 256, 8, (16, 2), (16, 1)),
+)
+_LARGE = (80, 87, 90, 100, 103)
+
+
+def attention_append(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None,
+    interleaved: bool, advance: bool, *where: Any,
+) -> Tensor:  # fmt: skip
+    """The op attention_append by its kernel."""
+    places = Places(*where)
+    places.check_values("attention_append", k_cache, len(q), k.shape[1])
+    _arch(q)  # raises where a kernel could not run
+    rotary = Rotary()
+    rotated = None
+    if cos is not None and sin is not None:
+        rotary = Rotary(cos, sin, cos.stride(), sin.stride(), len(cos))
+        rotated = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    block = APPEND_TILE.block_m
+    key_tiles = triton.cdiv(k.shape[1] * k.shape[2], block)
+    tiles = key_tiles + (0 if rotated is None else triton.cdiv(q.shape[1] * q.shape[2], block))
+    values = {
+        "ADVANCE": advance, "INTERLEAVED": interleaved, "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[1],
+        "HEAD_DIM": k.shape[3], "HEAD_DIM_V": v.shape[3],
+    }  # fmt: skip
+    run(
+        attention_append_kernel, len(q) * tiles, APPEND_TILE, values,
+        q, k, v, k_cache, v_cache, rotated, _pointers(places), rotary,
+        q.shape[2], k.shape[2], q.shape[1], k.shape[1], places.length, places.capacity(k_cache), k_cache.shape[1],
+        key_tiles, tiles, q.stride(), k.stride(), v.stride(), k_cache.stride(), v_cache.stride(),
+        None if rotated is None else rotated.stride(),
+    )  # fmt: skip
+    return q.new_empty(0) if rotated is None else rotated
+
+
+def attention_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, slopes: Tensor | None, scale: float, softcap: float,
+    left: int | None, right: int | None, num_splits: int, *where: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The op attention_decode by its kernels."""
+    places = Places(*where)
+    places.check_values("attention_decode", k_cache, len(q))
+    (batch, seqlen_q, heads, head_dim), head_dim_v = q.shape, v_cache.shape[3]
+    kv_heads, capacity = k_cache.shape[2], places.capacity(k_cache)
+    rows = heads // max(1, kv_heads) * seqlen_q
+    arch, longest = _arch(q), max(head_dim, head_dim_v)
+    exact = tuning.is_elementwise("fwd", arch, q.dtype, longest)
+    tile = tuning.EXACT["fwd"] if exact else decode_tile(arch, q.dtype, longest, rows)
+    splits, least = num_splits, 1
+    if num_splits == 0:
+        splits = split_count(kv_heads, triton.cdiv(rows, tile.block_m), capacity, _processors(q))
+        least = triton.cdiv(SHORTEST_SPLIT, tile.block_n)
+    left, right = _window(left, right, seqlen_q, capacity)
+
+    out = torch.empty((batch, seqlen_q, heads, head_dim_v), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, heads, seqlen_q), dtype=torch.float32, device=q.device)
+    values = {"PRECISION": precision(), "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v}
+
+    def launch(tile: Tile, out: Tensor, lse: Tensor, splits: int, exact: bool, repair: bool) -> None:
+        """Over (splits, ...) outputs."""
+        programs = triton.cdiv(rows, tile.block_m) * splits * kv_heads * batch
+        run(
+            attention_decode_kernel, programs, tile, values | {"EXACT": exact, "REPAIR": repair},
+            q, k_cache, v_cache, _scoring(slopes, scale, softcap), _pointers(places), out, lse,
+            kv_heads, heads // max(1, kv_heads), seqlen_q, places.length, capacity, max(1, k_cache.shape[1]),
+            splits, least, left, right, q.stride(), k_cache.stride(), v_cache.stride(), out.stride(), lse.stride(),
+        )  # fmt: skip
+
+    if splits == 1:
+        launch(tile, out[None], lse[None], 1, exact, False)
+    else:
+        parts = torch.empty((splits, *out.shape), dtype=torch.float32, device=q.device)
+        part_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=q.device)
+        launch(tile, parts, part_lse, splits, exact, False)
+        run(
+            attention_combine_kernel, lse.numel(), COMBINE_TILE, values,
+            parts, part_lse, out, lse, heads, seqlen_q, splits, lse.numel(),
+        )  # fmt: skip
+    # Where the queries of a tile do not see the same keys, hidden NaN may have leaked: see attention_tiles.py.
+    if seqlen_q > 1 and not exact and (left is not None or right is not None):
+        launch(tuning.EXACT["fwd"], out[None], lse[None], 1, True, True)
+    return out, lse
+
+
+def split_count(kv_heads: int, row_tiles: int, capacity: int, processors: int) -> int:
+    """Into how many parts the keys of a sequence are divided at most.
+
+    A batch of one must fill the GPU, and a larger batch, which would need fewer splits, must not change the bits of a
+    sequence in it. So the batch size does not enter, and neither does any length: each sequence divides its own keys,
+    which the GPU alone knows, by this number, but into no parts shorter than `SHORTEST_SPLIT`. The needless splits of a
+    large batch cost a few percent: a row of float32 for `SHORTEST_SPLIT` keys or more.
+
+    Args:
+        kv_heads: key heads.
+        row_tiles: tiles of queries, and of the query heads that share a key head.
+        capacity: keys that the cache of a sequence holds.
+        processors: multiprocessors of the GPU.
+    """
+    wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * processors, max(1, kv_heads * row_tiles))
+    return max(1, min(wanted, capacity // SHORTEST_SPLIT, MAX_SPLITS))
+
+
+def decode_tile(arch: int | None, dtype: torch.dtype, head_dim: int, rows: int) -> Tile:
+    """The tile of the decode kernel, `rows` being a sequence's queries times the query heads that share a key head."""
+    if arch is None:
+        return INTERPRETED_TILE
+    row = next(row for row in TABLE if row.element_size == dtype.itemsize and head_dim <= row.head_dim)
+    block_n, num_stages = row.large if arch in _LARGE else row.small
+    most = 64 if dtype.itemsize == 2 and head_dim <= 256 else 16
+    block_m = min(most, max(16, triton.next_power_of_2(rows)))
+    return Tile(block_m, block_n, max(row.num_warps, block_m // 8), num_stages)
+
+
+def _window(left: int | None, right: int | None, seqlen_q: int, capacity: int) -> tuple[int | None, int | None]:
+    """None for a side that hides nothing, whatever the lengths."""
+    return (
+        None if left is None or left >= capacity - 1 else left,
+        None if right is None or right >= seqlen_q - 1 else right,
+    )
+
+
+def _scoring(slopes: Tensor | None, scale: float, softcap: float) -> Scoring:
+    settings: dict[str, Any] = {}
+    if slopes is not None:
+        settings |= {"slopes_ptr": slopes, "slopes_strides": slopes.stride()}
+    if softcap:
+        settings["softcap_log2"] = softcap * LOG2_E
+    return Scoring(scale, scale * LOG2_E, tl.constexpr(not settings and scale > 0), **settings)
+
+
+def _pointers(places: Places) -> PlacePointers:
+    lengths, leftpad, rows = (
+        None if x is None else x.contiguous() for x in (places.lengths, places.leftpad, places.rows)
+    )
+    table = places.block_table
+    return PlacePointers(lengths, leftpad, rows, table, None if table is None else table.stride())
+
+
+def _processors(q: Tensor) -> int:
+    return _processors_of(q.device) if q.is_cuda else INTERPRETED_PROCESSORS
+
+
+@functools.cache
+def _processors_of(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
