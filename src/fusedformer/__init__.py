@@ -3,7 +3,16 @@
 from fusedformer import nn
 from fusedformer.kernels.attention import attention, attention_backward
 from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
+from fusedformer.kernels.attention_decode import flash_attn_with_kvcache
 from fusedformer.kernels.explain import explain
+from fusedformer.kernels.flash_attn import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+)
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax
@@ -25,6 +34,13 @@ __all__ = [
     "attention",
     "attention_backward",
     "explain",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "gelu",
     "layer_norm",
     "nn",
