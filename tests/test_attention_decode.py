@@ -337,5 +337,6 @@ def test_every_gpu_dtype_and_head_dimension_has_a_tile(arch: int) -> None:
     for dtype, longest in ((BF16, 512), (torch.float16, 512), (torch.float32, 256)):
         for head_dim in range(1, longest + 1):
             for rows in (0, 1, 17, 1000):
-                tile = attention_decode_launch.decode_tile(arch, dtype, head_dim, rows)
-                assert {tile.block_m, tile.block_n} <= {16, 32, 64, 128}
+                for is_paged in (False, True):
+                    tile = attention_decode_launch.decode_tile(arch, dtype, head_dim, rows, is_paged)
+                    assert {tile.block_m, tile.block_n} <= {16, 32, 64, 128}

@@ -96,46 +96,86 @@ def attention_decode(
     """The op attention_decode by its kernels."""
     places = Places(*where)
     places.check_values("attention_decode", k_cache, len(q))
-    (batch, seqlen_q, heads, head_dim), head_dim_v = q.shape, v_cache.shape[3]
-    kv_heads, capacity = k_cache.shape[2], places.capacity(k_cache)
-    rows = heads // max(1, kv_heads) * seqlen_q
-    arch, longest = _arch(q), max(head_dim, head_dim_v)
-    exact = tuning.is_elementwise("fwd", arch, q.dtype, longest)
-    tile = tuning.EXACT["fwd"] if exact else decode_tile(arch, q.dtype, longest, rows)
-    splits, least = num_splits, 1
-    if num_splits == 0:
-        splits = split_count(kv_heads, triton.cdiv(rows, tile.block_m), capacity, _processors(q))
-        least = triton.cdiv(SHORTEST_SPLIT, tile.block_n)
-    left, right = _window(left, right, seqlen_q, capacity)
+    left, right = _window(left, right, q.shape[1], places.capacity(k_cache))
+    problem = _Problem(q, k_cache, v_cache, places, _scoring(slopes, scale, softcap), left, right)
+    tile, exact = problem.tile()
+    splits, least = problem.splits(tile, num_splits)
 
-    out = torch.empty((batch, seqlen_q, heads, head_dim_v), dtype=q.dtype, device=q.device)
+    batch, seqlen_q, heads, _ = q.shape
+    out = torch.empty((batch, seqlen_q, heads, v_cache.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, seqlen_q), dtype=torch.float32, device=q.device)
-    values = {"PRECISION": precision(), "HEAD_DIM": head_dim, "HEAD_DIM_V": head_dim_v}
-
-    def launch(tile: Tile, out: Tensor, lse: Tensor, splits: int, exact: bool, repair: bool) -> None:
-        """Over (splits, ...) outputs."""
-        programs = triton.cdiv(rows, tile.block_m) * splits * kv_heads * batch
-        run(
-            attention_decode_kernel, programs, tile, values | {"EXACT": exact, "REPAIR": repair},
-            q, k_cache, v_cache, _scoring(slopes, scale, softcap), _pointers(places), out, lse,
-            kv_heads, heads // max(1, kv_heads), seqlen_q, places.length, capacity, max(1, k_cache.shape[1]),
-            splits, least, left, right, q.stride(), k_cache.stride(), v_cache.stride(), out.stride(), lse.stride(),
-        )  # fmt: skip
-
     if splits == 1:
-        launch(tile, out[None], lse[None], 1, exact, False)
+        problem.launch(tile, out[None], lse[None], exact=exact)
     else:
         parts = torch.empty((splits, *out.shape), dtype=torch.float32, device=q.device)
         part_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=q.device)
-        launch(tile, parts, part_lse, splits, exact, False)
+        problem.launch(tile, parts, part_lse, least, exact=exact)
         run(
-            attention_combine_kernel, lse.numel(), COMBINE_TILE, values,
+            attention_combine_kernel, lse.numel(), COMBINE_TILE, problem.values,
             parts, part_lse, out, lse, heads, seqlen_q, splits, lse.numel(),
         )  # fmt: skip
     # Where the queries of a tile do not see the same keys, hidden NaN may have leaked: see attention_tiles.py.
     if seqlen_q > 1 and not exact and (left is not None or right is not None):
-        launch(tuning.EXACT["fwd"], out[None], lse[None], 1, True, True)
+        problem.launch(tuning.EXACT["fwd"], out[None], lse[None], exact=True, repair=True)
     return out, lse
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One call of attention_decode: what all of its launches are told."""
+
+    q: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    places: Places
+    scoring: Scoring
+    left: int | None
+    right: int | None
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.q.shape[2] // max(1, self.k_cache.shape[2])
+
+    @property
+    def rows(self) -> int:
+        """Rows of each key head."""
+        return self.group * self.q.shape[1]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The compile-time arguments that do not depend on the tile."""
+        return {"PRECISION": precision(), "HEAD_DIM": self.q.shape[3], "HEAD_DIM_V": self.v_cache.shape[3]}
+
+    def tile(self) -> tuple[Tile, bool]:
+        """The tile, and whether its products are elementwise sums."""
+        arch, head_dim = _arch(self.q), max(self.q.shape[3], self.v_cache.shape[3])
+        if tuning.is_elementwise("fwd", arch, self.q.dtype, head_dim):
+            return tuning.EXACT["fwd"], True
+        is_paged = self.places.block_table is not None
+        return decode_tile(arch, self.q.dtype, head_dim, self.rows, is_paged), False
+
+    def splits(self, tile: Tile, wanted: int) -> tuple[int, int]:
+        """How many splits there are, and how many tiles of keys are the least in one; `wanted` of them, if not 0."""
+        if wanted:
+            return wanted, 1
+        row_tiles, capacity = triton.cdiv(self.rows, tile.block_m), self.places.capacity(self.k_cache)
+        count = split_count(self.k_cache.shape[2], row_tiles, capacity, _processors(self.q))
+        return count, triton.cdiv(SHORTEST_SPLIT, tile.block_n)
+
+    def launch(
+        self, tile: Tile, out: Tensor, lse: Tensor, least: int = 1, *, exact: bool, repair: bool = False
+    ) -> None:
+        """Launch attention_decode_kernel over out (splits, B, Sq, H, Dv) and lse (splits, B, H, Sq)."""
+        splits, batch, kv_heads = len(out), len(self.q), self.k_cache.shape[2]
+        run(
+            attention_decode_kernel, triton.cdiv(self.rows, tile.block_m) * splits * kv_heads * batch, tile,
+            self.values | {"EXACT": exact, "REPAIR": repair},
+            self.q, self.k_cache, self.v_cache, self.scoring, _pointers(self.places), out, lse,
+            kv_heads, self.group, self.q.shape[1], self.places.length, self.places.capacity(self.k_cache),
+            max(1, self.k_cache.shape[1]), splits, least, self.left, self.right,
+            self.q.stride(), self.k_cache.stride(), self.v_cache.stride(), out.stride(), lse.stride(),
+        )  # fmt: skip
 
 
 def split_count(kv_heads: int, row_tiles: int, capacity: int, processors: int) -> int:
@@ -156,7 +196,7 @@ def split_count(kv_heads: int, row_tiles: int, capacity: int, processors: int) -
     return max(1, min(wanted, capacity // SHORTEST_SPLIT, MAX_SPLITS))
 
 
-def decode_tile(arch: int | None, dtype: torch.dtype, head_dim: int, rows: int) -> Tile:
+def decode_tile(arch: int | None, dtype: torch.dtype, head_dim: int, rows: int, is_paged: bool) -> Tile:
     """The tile of the decode kernel, `rows` being a sequence's queries times the query heads that share a key head."""
     if arch is None:
         return INTERPRETED_TILE
@@ -164,6 +204,8 @@ def decode_tile(arch: int | None, dtype: torch.dtype, head_dim: int, rows: int) 
     block_n, num_stages = row.large if arch in _LARGE else row.small
     most = 64 if dtype.itemsize == 2 and head_dim <= 256 else 16
     block_m = min(most, max(16, triton.next_power_of_2(rows)))
+    if is_paged:  # the block table is in flight too, before the keys that it leads to
+        num_stages = 2 * num_stages - 1
     return Tile(block_m, block_n, max(row.num_warps, block_m // 8), num_stages)
 
 

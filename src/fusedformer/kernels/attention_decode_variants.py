@@ -81,7 +81,7 @@ def variant(arch: int, setting: Setting, tile: Tile | None = None) -> Variant:
         "ADVANCE": True, "INTERLEAVED": "halves" not in features,
         "ROTARY_DIM": setting.head_dim if "rotary" in features else 0,
     }  # fmt: skip
-    constants: dict[str | tuple[int, ...], Any] = dict(constexprs(kernel, values, tile))
+    constants = dict[str | tuple[int, ...], Any](constexprs(kernel, values, tile).items())
     known = _Known(constants)
     signature: dict[str, Any] = {}
     for index, argument in enumerate(kernel.arg_names):
@@ -109,7 +109,8 @@ def _tile(arch: int, setting: Setting) -> Tile:
         return APPEND_TILE if setting.kernel == "append" else COMBINE_TILE
     if setting.exact:
         return EXACT["fwd"]
-    return attention_decode_launch.decode_tile(arch, setting.dtype, setting.head_dim, setting.rows)
+    is_paged = "paged" in setting.features
+    return attention_decode_launch.decode_tile(arch, setting.dtype, setting.head_dim, setting.rows, is_paged)
 
 
 def _kind(argument: str, setting: Setting) -> Any:
