@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attention_decode_cases import Case, check, make, naive
-from conftest import World
+from conftest import World, emulated_world
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -186,6 +186,27 @@ def test_any_strides(world: World) -> None:
     assert (wide[..., ::2] == 7.0).all()
 
 
+FAR = 2**31 + 7
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_offsets_past_32_bits(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views over memory that is not there until it is written, the last page that many elements after the first."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    case = Case((5,), new=1, heads=2, head_dim=8, head_dim_v=8, rotary_dim=4, capacity=8)
+    case = dataclasses.replace(case, page_size=4) if paged else dataclasses.replace(case, rows=(2,))
+    want, problem = make(case, torch.device("cpu")), make(case, torch.device("cpu"))
+    memory = torch.empty(FAR + 10_000, dtype=case.dtype)
+
+    def far(x: Tensor, first: int) -> Tensor:
+        return memory.as_strided(x.shape, (FAR // (len(x) - 1), *x.stride()[1:]), first).copy_(x)
+
+    with emulated_world("attention"):
+        problem.k_cache, problem.v_cache = far(problem.k_cache, 0), far(problem.v_cache, 1000)
+        assert torch.equal(problem.run()[0], want.run()[0])
+        torch.testing.assert_close(problem.k_cache, want.k_cache, rtol=0, atol=0, equal_nan=True)
+
+
 def test_empty_batch(world: World) -> None:
     cache = torch.zeros(3, 8, 2, 16, device=world.device)
     out, lse = flash_attn_with_kvcache(cache[:0, :1], cache, cache, return_softmax_lse=True)
@@ -239,6 +260,13 @@ def test_append_counts_as_a_change(world: World) -> None:
     before = problem.k_cache._version
     problem.run()
     assert problem.k_cache._version > before
+
+
+def test_inference_mode(world: World) -> None:
+    case = Case(new=1)
+    with torch.inference_mode():
+        out, _ = make(case, world.device).run()
+    assert torch.equal(out, make(case, world.device).run()[0])
 
 
 def test_no_gradients() -> None:

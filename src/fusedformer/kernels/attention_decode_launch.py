@@ -35,26 +35,30 @@ INTERPRETED_TILE = Tile(16, 32, 1, 1)
 
 @dataclass(frozen=True)
 class Row:
-    """Tiles for head dimensions up to `head_dim`, as (BLOCK_N, stages): on chips with 160 KiB of shared memory or more
-    for a program, and with 99 KiB.
+    """Tiles of up to `rows` rows for head dimensions up to `head_dim`, as (BLOCK_N, stages): on chips with 160 KiB of
+    shared memory or more for a program, and with 99 KiB.
 
     Nothing was timed yet: each compiles without spills for every GPU that takes it.
     """
 
     element_size: int
     head_dim: int
+    rows: int
     num_warps: int
     large: tuple[int, int]
     small: tuple[int, int]
 
 
 TABLE = (
-    Row(2, 64, 4, (128, 3), (128, 2)),
-    Row(2, 128, 4, (64, 3), (64, 2)),
-    Row(2, 256, 4, (64, 2), (32, 2)),
-    Row(2, 512, 8, (32, 2), (16, 2)),
-    Row(4, 64, 8, (32, 2), (32, 2)),
-    Row(4, 256, 8, (16, 2), (16, 1)),
+    Row(2, 64, 32, 4, (128, 3), (128, 2)),
+    Row(2, 64, 64, 8, (64, 3), (64, 2)),
+    Row(2, 128, 32, 4, (64, 3), (32, 3)),
+    Row(2, 128, 64, 8, (32, 3), (32, 3)),
+    Row(2, 256, 32, 8, (64, 2), (32, 2)),
+    Row(2, 512, 16, 8, (32, 2), (16, 2)),
+    Row(4, 64, 16, 8, (32, 2), (32, 2)),
+    Row(4, 128, 16, 4, (16, 2), (16, 2)),
+    Row(4, 256, 16, 8, (16, 2), (16, 1)),
 )
 _LARGE = (80, 87, 90, 100, 103)
 
@@ -200,13 +204,14 @@ def decode_tile(arch: int | None, dtype: torch.dtype, head_dim: int, rows: int, 
     """The tile of the decode kernel, `rows` being a sequence's queries times the query heads that share a key head."""
     if arch is None:
         return INTERPRETED_TILE
-    row = next(row for row in TABLE if row.element_size == dtype.itemsize and head_dim <= row.head_dim)
+    fitting = [row for row in TABLE if row.element_size == dtype.itemsize and head_dim <= row.head_dim]
+    fitting = [row for row in fitting if row.head_dim == fitting[0].head_dim]
+    row = next((row for row in fitting if rows <= row.rows), fitting[-1])
     block_n, num_stages = row.large if arch in _LARGE else row.small
-    most = 64 if dtype.itemsize == 2 and head_dim <= 256 else 16
-    block_m = min(most, max(16, triton.next_power_of_2(rows)))
     if is_paged:  # the block table is in flight too, before the keys that it leads to
         num_stages = 2 * num_stages - 1
-    return Tile(block_m, block_n, max(row.num_warps, block_m // 8), num_stages)
+    block_m = min(row.rows, max(16, triton.next_power_of_2(rows)))
+    return Tile(block_m, block_n, row.num_warps, num_stages)
 
 
 def _window(left: int | None, right: int | None, seqlen_q: int, capacity: int) -> tuple[int | None, int | None]:

@@ -53,6 +53,7 @@ _SETTINGS = (
     *(Setting("decode", _B, head_dim, ("paged", "splits")) for head_dim in (64, 128, 256)),
     *(Setting("decode", _B, head_dim, _ALL, rows=64) for head_dim in (64, 128, 256, 512)),
     Setting("decode", _B, 128, ("causal",), rows=32),
+    *(Setting("decode", _B, head_dim, _ALL, rows=32) for head_dim in (64, 128)),
     Setting("decode", _H, 128, ("paged",)),
     *(Setting("decode", _F, head_dim, ("splits",)) for head_dim in (64, 128, 256)),
     *(Setting("decode", _F, head_dim, _ALL) for head_dim in (64, 128, 256)),
