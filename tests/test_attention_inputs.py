@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import World
 from torch import Tensor
 
 from fusedformer.kernels import emulation
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention import attention, attention_backward
 from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
 
 pytestmark = pytest.mark.op("attention")
@@ -43,9 +44,9 @@ Q, KV = (2, 5, 6, 16), (2, 7, 3, 16)
         (zeros(*Q), zeros(*KV), zeros(2, 8, 3, 16), "v has length 8, k has 7"),
         (zeros(*Q), zeros(*KV), zeros(2, 7, 6, 16), "v has number of heads 6, k has 3"),
         (zeros(*Q), zeros(2, 7, 3, 8), zeros(2, 7, 3, 8), "k has head dimension 8, q has 16"),
-        (zeros(*Q), zeros(*KV), zeros(2, 7, 3, 8), "v has head dimension 8, k has 16"),
-        (zeros(1, 1, 1, 257), zeros(1, 1, 1, 257), zeros(1, 1, 1, 257), "head dimension 257, expected 1 to 256"),
-        (zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), "head dimension 0, expected 1 to 256"),
+        (zeros(1, 1, 1, 513), zeros(1, 1, 1, 513), zeros(1, 1, 1, 8), "q has head dimension 513, expected 1 to 512"),
+        (zeros(*Q), zeros(*KV), zeros(2, 7, 3, 513), "v has head dimension 513, expected 1 to 512"),
+        (zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), zeros(1, 1, 1, 0), "q has head dimension 0, expected 1 to 512"),
         (zeros(*Q, dtype=torch.int64), zeros(*KV), zeros(*KV), "q is int64, expected float32, float16 or bfloat16"),
         (zeros(*Q), zeros(*KV, dtype=torch.float16), zeros(*KV), "q is float32, k is float16, v is float32"),
         (zeros(*Q), zeros(*KV).to("meta"), zeros(*KV), "q is on cpu, k is on meta"),
@@ -57,22 +58,100 @@ def test_bad_tensors(q: Tensor, k: Tensor, v: Any, message: str) -> None:
         attention(q, k, v)
 
 
+STARTS_Q, STARTS_K = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([0, 4, 7], dtype=torch.int32)
+
+
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
         ({"layout": "sbhd"}, r"layout is 'sbhd', expected one of \('bshd', 'bhsd'\)"),
         ({"scale": float("nan")}, "scale is nan, expected a finite number"),
         ({"scale": float("inf")}, "scale is inf"),
-        ({"mask": zeros(5, 7)}, r"mask is float32, expected bool"),
+        ({"scale": "1"}, "scale is '1', expected a finite number"),
+        ({"mask": zeros(5, 7)}, r"mask is float32, expected bool \(True takes part\)"),
         ({"mask": zeros(5, 6, dtype=torch.bool)}, r"mask has shape \(5, 6\).* does not broadcast to \(2, 6, 5, 7\)"),
         ({"mask": zeros(1, 1, 1, 1, 1, dtype=torch.bool)}, r"mask has shape \(1, 1, 1, 1, 1\)"),
         ({"mask": zeros(5, 7, dtype=torch.bool).to("meta")}, "q is on cpu, .* mask is on meta"),
         ({"mask": [True]}, "mask is list, expected a torch.Tensor"),
+        ({"bias": zeros(5, 7, dtype=torch.bool)}, r"bias is bool, expected floating point \(added to the scores\)"),
+        ({"bias": zeros(5, 7, dtype=torch.int64)}, "bias is int64, expected floating point"),
+        ({"bias": zeros(3, 5, 7)}, r"bias has shape \(3, 5, 7\), which does not broadcast to \(2, 6, 5, 7\)"),
+        ({"alibi_slopes": zeros(3)}, r"alibi_slopes is float32 of shape \(3,\), .* shape \(6,\) or \(2, 6\)"),
+        ({"alibi_slopes": zeros(1, 6)}, r"alibi_slopes is float32 of shape \(1, 6\)"),
+        ({"alibi_slopes": zeros(6, dtype=torch.int64)}, r"alibi_slopes is int64 of shape \(6,\), expected floating"),
+        ({"alibi_slopes": 0.5}, "alibi_slopes is float, expected a torch.Tensor"),
+        ({"sinks": zeros(2, 6)}, r"sinks is float32 of shape \(2, 6\), expected floating point of shape \(6,\)"),
+        ({"sinks": zeros(6).to("meta")}, "q is on cpu, sinks is on meta"),
+        ({"softcap": -1.0}, "softcap is -1.0, expected 0 to inf"),
+        ({"softcap": float("inf")}, "softcap is inf"),
+        ({"dropout_p": 1.0}, r"dropout_p is 1.0, expected 0 to 1 \(less than 1\)"),
+        ({"dropout_p": -0.1}, "dropout_p is -0.1"),
+        ({"dropout_p": float("nan")}, "dropout_p is nan"),
+        ({"dropout_p": True}, "dropout_p is True"),
+        ({"dropout_p": 0.5, "seed": 3}, "seed is int, expected a torch.Tensor"),
+        ({"dropout_p": 0.5, "seed": zeros(1)}, r"seed is float32 of shape \(1,\), expected int64 of one element"),
+        ({"dropout_p": 0.5, "seed": zeros(2, dtype=torch.int64)}, r"seed is int64 of shape \(2,\)"),
+        ({"window": 3}, r"window is 3, expected two numbers of keys \(left, right\)"),
+        ({"window": (1, 2, 3)}, r"window is \(1, 2, 3\)"),
+        ({"window": (-2, 0)}, r"window is \(-2, 0\)"),
+        ({"window": (0.5, 0)}, r"window is \(0.5, 0\)"),
+        ({"cu_seqlens_q": STARTS_Q}, "cu_seqlens_q is given alone, expected both of cu_seqlens_q and cu_seqlens_k"),
     ],
 )
 def test_bad_settings(keywords: dict[str, Any], message: str) -> None:
+    packed = "cu_seqlens_q" in keywords
     with pytest.raises(ValueError, match=message):
-        attention(zeros(*Q), zeros(*KV), zeros(*KV), **keywords)
+        attention(*(zeros(*(shape[1:] if packed else shape)) for shape in (Q, KV, KV)), **keywords)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"layout": "bhsd"}, "layout is 'bhsd' for packed sequences, expected 'bshd'"),
+        ({"mask": zeros(5, 7, dtype=torch.bool)}, "mask is given for packed sequences"),
+        ({"bias": zeros(5, 7)}, "bias is given for packed sequences"),
+        ({"cu_seqlens_k": STARTS_K.long()}, r"cu_seqlens_k is int64 of shape \(3,\), expected int32"),
+        ({"cu_seqlens_q": STARTS_Q[None]}, r"cu_seqlens_q is int32 of shape \(1, 3\)"),
+        ({"cu_seqlens_q": STARTS_Q[:1]}, r"cu_seqlens_q is int32 of shape \(1,\)"),
+        ({"cu_seqlens_q": [0, 5]}, "cu_seqlens_q is list, expected a torch.Tensor"),
+        ({"cu_seqlens_q": STARTS_Q[:2]}, "cu_seqlens_q has 2 elements, cu_seqlens_k has 3 elements"),
+        ({"cu_seqlens_q": STARTS_Q.to("meta")}, "q is on cpu, cu_seqlens_q is on meta"),
+        ({"alibi_slopes": zeros(3, 6)}, r"alibi_slopes is float32 of shape \(3, 6\), .* \(6,\) or \(2, 6\)"),
+    ],
+)
+def test_bad_packed_sequences(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(
+            *(zeros(*x[1:]) for x in (Q, KV, KV)), **{"cu_seqlens_q": STARTS_Q, "cu_seqlens_k": STARTS_K} | keywords
+        )
+
+
+def test_packed_sequences_have_three_dimensions() -> None:
+    with pytest.raises(ValueError, match=r"q has shape \(2, 5, 6, 16\), expected 3 dimensions \(packed\)"):
+        attention(zeros(*Q), zeros(*KV), zeros(*KV), cu_seqlens_q=STARTS_Q, cu_seqlens_k=STARTS_K)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dout": zeros(2, 5, 6, 8)}, r"dout is float32 of shape \(2, 5, 6, 8\), expected float32 of shape"),
+        ({"out": zeros(*Q, dtype=torch.float16)}, "out is float16"),
+        ({"lse": zeros(2, 5, 6)}, r"lse is float32 of shape \(2, 5, 6\), expected float32 of shape \(2, 6, 5\)"),
+        ({"dlse": zeros(2, 6)}, r"dlse is float32 of shape \(2, 6\)"),
+        ({"dropout_p": 0.5}, "dropout_p is 0.5 and seed is None, expected the seed of the forward"),
+    ],
+)
+def test_bad_results(changes: dict[str, Any], message: str) -> None:
+    given = {
+        "dout": zeros(*Q),
+        "q": zeros(*Q),
+        "k": zeros(*KV),
+        "v": zeros(*KV),
+        "out": zeros(*Q),
+        "lse": zeros(2, 6, 5),
+    }
+    with pytest.raises(ValueError, match=message):
+        attention_backward(**(given | changes))
 
 
 def test_layout_is_named_in_errors() -> None:
@@ -111,7 +190,7 @@ with emulation.emulated():
         ((2, 4, 5, 8), (4, 7, 8), {}),
         ((4, 5, 8), (2, 7, 8), {"enable_gqa": True, "is_causal": True}),
         ((5, 8), (7, 8), {}),
-        ((3, 2, 4, 5, 8), (1, 2, 4, 7, 8), {"is_causal": True}),
+        ((3, 1, 2, 5, 8), (1, 1, 2, 7, 8), {"is_causal": True}),
         ((0, 4, 5, 8), (0, 4, 7, 8), {}),
         ((2, 0, 5, 8), (2, 0, 7, 8), {}),
         ((2, 4, 5, 8), (2, 4, 0, 8), {}),
@@ -122,18 +201,24 @@ def test_sdpa_is_that_of_pytorch(world: World, query: Shape, key: Shape, keyword
     _assert_as_pytorch(tensors, keywords)
 
 
-@pytest.mark.parametrize("query", [(2, 4, 5, 8), (4, 5, 8), (3, 2, 4, 5, 8)])
-@pytest.mark.parametrize("mask", [(5, 7), (1, 7), (4, 1, 7)])
-def test_sdpa_masks_are_those_of_pytorch(world: World, query: Shape, mask: Shape) -> None:
-    shapes = (query, (*query[:-2], 7, 8), (*query[:-2], 7, 8))
+@pytest.mark.parametrize("additive", [False, True], ids=["bool", "additive"])
+@pytest.mark.parametrize("query", [(2, 2, 5, 8), (2, 5, 8), (2, 1, 2, 5, 8)])
+@pytest.mark.parametrize("mask", [(5, 7), (2, 1, 7)])
+def test_sdpa_masks_are_those_of_pytorch(world: World, query: Shape, mask: Shape, additive: bool) -> None:
+    """Values of another head dimension too, and the gradient of what is added."""
+    shapes = (query, (*query[:-2], 7, 8), (*query[:-2], 7, 12))
     tensors = [normal(*shape).to(world.device).requires_grad_() for shape in shapes]
-    _assert_as_pytorch(tensors, {"attn_mask": (normal(*mask) > 0).to(world.device)})
+    given = normal(*mask).to(world.device)
+    if additive:
+        tensors.append(given.requires_grad_())
+        _assert_as_pytorch(tensors, {})
+    else:
+        _assert_as_pytorch(tensors, {"attn_mask": given > 0})
 
 
 def _assert_as_pytorch(tensors: list[Tensor], keywords: dict[str, Any]) -> None:
-    query, key, value = tensors
-    out = scaled_dot_product_attention(query, key, value, **keywords)
-    want = F.scaled_dot_product_attention(query, key, value, **keywords)
+    functions: tuple[Callable[..., Tensor], ...] = (scaled_dot_product_attention, F.scaled_dot_product_attention)
+    out, want = (function(*tensors, **keywords) for function in functions)
     torch.testing.assert_close(out, want)
     grads = [torch.autograd.grad(x.square().sum(), tensors) for x in (out, want)]
     torch.testing.assert_close(*grads)
@@ -145,13 +230,14 @@ SDPA = (2, 4, 5, 8)
 @pytest.mark.parametrize(
     ("shapes", "keywords", "message"),
     [
-        ((SDPA, SDPA, SDPA), {"dropout_p": 0.1}, "dropout_p is 0.1, expected 0.0"),
+        ((SDPA, SDPA, SDPA), {"dropout_p": 1.0}, "dropout_p is 1.0, expected 0 to 1"),
+        ((SDPA, SDPA, SDPA), {"dropout_p": -0.5}, "dropout_p is -0.5, expected 0 to 1"),
         (
             (SDPA, SDPA, SDPA),
             {"attn_mask": zeros(5, 5, dtype=torch.bool), "is_causal": True},
             "attn_mask is given and is_causal is True",
         ),
-        ((SDPA, SDPA, SDPA), {"attn_mask": zeros(5, 5)}, "attn_mask is float32, expected bool"),
+        ((SDPA, SDPA, SDPA), {"attn_mask": zeros(5, 5, dtype=torch.int8)}, "attn_mask is int8, expected"),
         ((SDPA, SDPA, SDPA), {"attn_mask": zeros(5, dtype=torch.bool)}, r"attn_mask has shape \(5,\), expected 2"),
         (((8,), SDPA, SDPA), {}, r"query has shape \(8,\), expected 2 dimensions or more"),
         ((SDPA, (2, 2, 5, 8), (2, 2, 5, 8)), {}, r"key has shape \(2, 2, 5, 8\).*enable_gqa=True"),

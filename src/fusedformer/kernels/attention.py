@@ -256,8 +256,8 @@ def prepare(
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     dropout_p = attention_inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
     return (
-        attention_inputs.pairwise(call, call.mask, mask, q, k),
-        attention_inputs.pairwise(call, call.bias, bias, q, k),
+        attention_inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
+        attention_inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
         None if slopes is None else slopes.expand(sequences, heads),
         attention_inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
         attention_inputs.random_seed(call, seed, dropout_p, q),

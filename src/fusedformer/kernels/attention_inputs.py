@@ -1,6 +1,7 @@
 """From what a caller gives to what the attention ops take: every check, and the one form that the kernels know."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,13 +87,14 @@ def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> Non
         raise call.error(f"{lengths}: they must have one more than there are sequences")
 
 
-def pairwise(call: Call, name: str, tensor: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """A mask or a bias with four dimensions, broadcastable to (B, H, Sq, Sk)."""
+def pairwise(
+    call: Call, name: str, tensor: Tensor | None, q: Tensor, k: Tensor, *, wants_bool: bool
+) -> Tensor | None:  # fmt: skip
+    """A mask, `wants_bool`, or a bias with four dimensions, broadcastable to (B, H, Sq, Sk)."""
     if tensor is None:
         return None
     library.check_tensor(call.function, name, tensor)
     library.check_device(call.function, **{call.q: q, call.k: k, name: tensor})
-    wants_bool = name == call.mask
     if wants_bool != (tensor.dtype == torch.bool) or not (wants_bool or tensor.is_floating_point()):
         expected = "bool (True takes part)" if wants_bool else "floating point (added to the scores)"
         raise call.error(f"{name} is {library.short(tensor.dtype)}, expected {expected}")
@@ -109,7 +111,9 @@ def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Se
         return None
     library.check_tensor(call.function, name, tensor)
     library.check_device(call.function, **{call.q: q, name: tensor})
-    if tuple(tensor.shape) not in shapes or not tensor.is_floating_point():
+    # Size by size: `torch.compile` does not look for a tuple of sizes that it does not know among others.
+    fits = [len(shape) == tensor.dim() and all(map(operator.eq, shape, tensor.shape)) for shape in shapes]
+    if not any(fits) or not tensor.is_floating_point():
         expected = " or ".join(map(str, shapes))
         given = f"{library.short(tensor.dtype)} of shape {tuple(tensor.shape)}"
         raise call.error(f"{name} is {given}, expected floating point of shape {expected}")
