@@ -58,6 +58,8 @@ def poisoned_memory() -> Iterator[None]:
         Case(seqlen_q=3, new=2, rotary_dim=24, interleaved=False, causal=True),
         Case(seqlen_q=3, new=1, rotary_dim=6, window=(30, -1)),
         Case(heads=6, kv_heads=1, seqlen_q=7),
+        Case(seqlen_q=11, causal=True),  # two tiles of rows
+        Case(seqlen_q=11, window=(6, 2)),
         Case(head_dim=40, head_dim_v=12, new=2),
         Case(lengths=(1,)),
         Case(lengths=(2, 40), seqlen_q=5, causal=True),

@@ -126,8 +126,10 @@ def _load_rotated(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "kv_heads", "seqlen_q", "seqlen_new", "length", "capacity", "page_size", "key_tiles"]
-)
+    do_not_specialize=[
+        "heads", "kv_heads", "seqlen_q", "seqlen_new", "length", "capacity", "page_size", "key_tiles", "tiles"
+    ]
+)  # fmt: skip
 def attention_append_kernel(
     q_ptr,  # (B, Sq, H, D)
     k_ptr,  # (B, Sn, Hkv, D)
@@ -144,8 +146,8 @@ def attention_append_kernel(
     length,  # keys in the cache of each sequence, beside those that `places` counts
     capacity,
     page_size,
-    key_tiles,
-    tiles,
+    key_tiles,  # tiles of new keys of a sequence
+    tiles,  # these, and those of its queries
     q_strides,
     k_strides,
     v_strides,

@@ -8,6 +8,7 @@ import torch
 from fusedformer.kernels import (
     attention_bwd_bias_kernel,
     attention_bwd_kernel,
+    attention_decode_variants,
     attention_fwd_kernel,
     attention_tuning,
 )
@@ -88,7 +89,7 @@ def variants(arch: int) -> list[Variant]:
     pairs = [(kernel, setting) for setting in _SETTINGS + _EXACT_SETTINGS for kernel in ("fwd", "dq", "dkdv")]
     pairs += [("dbias", setting) for setting in _BIAS_SETTINGS]
     pairs += [("rows", Setting(dtype, 256)) for dtype in (_B, _F)]
-    return [variant(kernel, arch, setting) for kernel, setting in pairs]
+    return [variant(kernel, arch, setting) for kernel, setting in pairs] + attention_decode_variants.variants(arch)
 
 
 def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile | None = None) -> Variant:
