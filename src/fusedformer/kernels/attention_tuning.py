@@ -42,7 +42,7 @@ STATIC = "static"
 
 TABLE = (
     Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (90,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
     Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
@@ -51,12 +51,14 @@ TABLE = (
     Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (100,), 2, 255, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 256, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (120,), 2, 127, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 2, 512, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80,), 2, 32, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (80, 120), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("dq", (120,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 4, 1), STATIC),
@@ -101,7 +103,7 @@ TABLE = (
 
 # The second launch, for the rare tile that is not finite: elementwise sums, so few keys (queries in dkdv) at a time.
 EXACT = {
-    "fwd": Tile(8, 2, 8, 1), "dq": Tile(8, 2, 8, 1), "dkdv": Tile(2, 4, 8, 1), "dbias": Tile(4, 4, 8, 1)
+    "fwd": Tile(8, 2, 8, 1), "dq": Tile(4, 2, 8, 1), "dkdv": Tile(2, 4, 8, 1), "dbias": Tile(4, 4, 8, 1)
 }  # fmt: skip
 # Products of longer rows than these spill whatever the tile: elementwise sums serve instead.
 LONGEST_FLOAT32 = 256
