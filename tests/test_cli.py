@@ -89,7 +89,7 @@ def test_static_prints_and_writes_rows(
     row = StaticRow(
         op="softmax", kernel="softmax_fwd_kernel", variant="float", arch=90, registers=32, spill_bytes=spilled
     )
-    monkeypatch.setattr(collect, "collect", lambda archs, progress: [row] if archs == [90] else [])
+    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: [row] if archs == [90] else [])
     result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))
     assert result.exit_code == status
     assert "softmax_fwd_kernel" in result.output
@@ -97,9 +97,15 @@ def test_static_prints_and_writes_rows(
     assert written["registers"] == 32
 
 
+def test_static_records_all_architectures_only() -> None:
+    result = invoke("static", "--arch", "90", "--record")
+    assert result.exit_code == 2
+    assert "all architectures" in result.output
+
+
 def test_static_that_cannot_compile_says_so_and_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [StaticRow(op="softmax", arch=90, skipped="no nvcc"), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
-    monkeypatch.setattr(collect, "collect", lambda archs, progress: rows)
+    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows)
     result = invoke("static")
     assert result.exit_code == 3
     assert "2 of 2 not compiled" in result.output

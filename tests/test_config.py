@@ -64,7 +64,7 @@ def test_frozen() -> None:
         ({"n_heads": True}, "n_heads must be an integer, got True"),
         ({"n_heads": "4"}, "n_heads must be an integer, got '4'"),
         ({"n_heads": 5}, "d_model 32 is not a multiple of n_heads 5"),
-        ({"d_model": 2056, "n_heads": 8}, "d_model 2056 and n_heads 8 make heads of 257 dimensions: .* 256 at most"),
+        ({"d_model": 4104, "n_heads": 8}, "d_model 4104 and n_heads 8 make heads of 513 dimensions: .* 512 at most"),
         ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
         ({"n_kv_heads": 2.0}, "n_kv_heads must be an integer or None, got 2.0"),
         ({"decoder_start_token_id": -1}, "decoder_start_token_id must be at least 0, got -1"),

@@ -27,7 +27,7 @@ def test_attention_names_kernel_tile_and_what_is_slow() -> None:
     text = str(explain(attention, Q, Q, Q, causal=True, mask=torch.ones(64, 64, dtype=torch.bool), arch=89))
     for part in (
         "attention_fwd: Triton kernel for sm_89",
-        "tile of 64 queries by 64 keys, 8 warps",
+        "tile of 64 queries by 32 keys, 8 warps",
         "sm_89 has no tiles of its own: those of sm_120 serve",
         "head dimension 80 of q is computed as 128",
         "the mask is read in every tile",
