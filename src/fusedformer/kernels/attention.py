@@ -9,7 +9,6 @@ Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-
 """
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -331,16 +330,7 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return dout, dlse, None, None, None, *rest, *(None,) * 6
 
 
-def _launchers() -> Any:
-    """The module of Triton launchers; None where there is no Triton, and PyTorch computes on every device."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from fusedformer.kernels import attention_launch
-
-    return attention_launch
-
-
-_launch = _launchers()
+_launch = library.triton_launchers("fusedformer.kernels.attention_launch")
 library.define(
     f"attention_fwd(Tensor q, Tensor k, Tensor v, {attention_extras.SCHEMA}) -> (Tensor, Tensor)",
     fallback=aten.attention_fwd,

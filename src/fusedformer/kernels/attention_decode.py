@@ -5,14 +5,12 @@ attention_decode_launch.py. Definition: attention_decode_reference.py.
 Source: Dao, "FlashAttention-2", 2023, and "Flash-Decoding for long-context inference", 2023.
 """
 
-import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fusedformer.kernels import attention_decode_inputs as inputs
 from fusedformer.kernels import attention_decode_reference, attention_inputs, library
@@ -125,31 +123,7 @@ def _decode_fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Any) -> tuple[
     return q.new_empty((*q.shape[:-1], v_cache.shape[-1])), lse
 
 
-def _without_gradient(name: str, mutated: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """What op `name` does in the way of autograd: nothing, or refuse; arguments `mutated` count as written to."""
-    op = getattr(torch.ops.fusedformer, name).default
-
-    def autograd(*args: Any) -> Any:
-        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
-            raise NotImplementedError(f"fusedformer::{name} has no derivative: use attention() for gradients")
-        for index in mutated:
-            torch.autograd.graph.increment_version(args[index])
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    return autograd
-
-
-def _launchers() -> Any:
-    """The module of Triton launchers; None where there is no Triton, and PyTorch computes on every device."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from fusedformer.kernels import attention_decode_launch
-
-    return attention_decode_launch
-
-
-_launch = _launchers()
+_launch = library.triton_launchers("fusedformer.kernels.attention_decode_launch")
 library.define(
     "attention_append(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? cos, Tensor? sin,"
     f" bool interleaved, bool advance, {inputs.SCHEMA}) -> Tensor",
@@ -164,5 +138,5 @@ library.define(
     fake=_decode_fake,
     launch=_launch and _launch.attention_decode,
 )
-library._library.impl("attention_append", _without_gradient("attention_append", mutated=(1, 2)), "Autograd")
-library._library.impl("attention_decode", _without_gradient("attention_decode"), "Autograd")
+library.refuse_gradients("attention_append", "use attention() for gradients", mutated=(1, 2))
+library.refuse_gradients("attention_decode", "use attention() for gradients")

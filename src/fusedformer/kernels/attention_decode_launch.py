@@ -20,7 +20,7 @@ from fusedformer.kernels.attention_decode_kernel import (
     attention_combine_kernel,
     attention_decode_kernel,
 )
-from fusedformer.kernels.attention_launch import LOG2_E, _arch, precision, run
+from fusedformer.kernels.attention_launch import LOG2_E, arch_of, precision, run
 from fusedformer.kernels.attention_scores import Scoring
 from fusedformer.kernels.attention_tuning import Tile
 
@@ -70,7 +70,7 @@ def attention_append(
     """The op attention_append by its kernel."""
     places = Places(*where)
     places.check_values("attention_append", k_cache, len(q), k.shape[1])
-    _arch(q)  # raises where a kernel could not run
+    arch_of(q)  # raises where a kernel could not run
     rotary = Rotary()
     rotated = None
     if cos is not None and sin is not None:
@@ -153,7 +153,7 @@ class _Problem:
 
     def tile(self) -> tuple[Tile, bool]:
         """The tile, and whether its products are elementwise sums."""
-        arch, head_dim = _arch(self.q), max(self.q.shape[3], self.v_cache.shape[3])
+        arch, head_dim = arch_of(self.q), max(self.q.shape[3], self.v_cache.shape[3])
         if tuning.is_elementwise("fwd", arch, self.q.dtype, head_dim):
             return tuning.EXACT["fwd"], True
         is_paged = self.places.block_table is not None

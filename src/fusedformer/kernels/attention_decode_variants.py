@@ -1,6 +1,6 @@
 """The kernels for a cache of keys as they are shipped: what the static world compiles, ahead of time, for each GPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from fusedformer.kernels.attention_decode_launch import APPEND_TILE, COMBINE_TIL
 from fusedformer.kernels.attention_launch import constexprs
 from fusedformer.kernels.attention_scores import Scoring
 from fusedformer.kernels.attention_tuning import EXACT, Tile
-from fusedformer.kernels.variants import Variant
+from fusedformer.kernels.variants import CONSTEXPR, Variant, specialize
 
 _KERNELS = {
     "append": attention_decode_kernel.attention_append_kernel,
@@ -20,9 +20,7 @@ _KERNELS = {
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FLOAT32_POINTERS = ("lse_ptr", "part_ptr", "part_lse_ptr")
-_MULTIPLE_OF_16 = [["tt.divisibility", 16]]
-_CONSTEXPR = "constexpr"
-_STRIDES = ("i32", "i32", "i32", _CONSTEXPR)
+_STRIDES = ("i32", "i32", "i32", CONSTEXPR)
 _B, _H, _F = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -83,23 +81,18 @@ def variant(arch: int, setting: Setting, tile: Tile | None = None) -> Variant:
         "ROTARY_DIM": setting.head_dim if "rotary" in features else 0,
     }  # fmt: skip
     constants = dict[str | tuple[int, ...], Any](constexprs(kernel, values, tile).items())
-    known = _Known(constants)
-    signature: dict[str, Any] = {}
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = _CONSTEXPR if argument in known.constants else _kind(argument, setting)
-        if argument not in known.constants:
-            known.add(signature[argument], (index,))
+    signature, attrs = specialize(kernel.arg_names, constants, lambda argument: _kind(argument, setting))
     if "scoring" in signature:
         path = (kernel.arg_names.index("scoring"), Scoring._fields.index("is_plain"))
-        known.constants[path] = not {"alibi", "softcap"} & features
+        constants[path] = not {"alibi", "softcap"} & features
     return Variant(
         op="attention_decode",
         kernel=kernel.__name__,
         module=kernel.fn.__module__,
         name=str(setting),
         signature=signature,
-        constexprs=known.constants,
-        attrs=known.attrs,
+        constexprs=constants,
+        attrs=attrs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -118,18 +111,18 @@ def _kind(argument: str, setting: Setting) -> Any:
     """The Triton type of an argument; that of a tuple is a tuple, and what is absent is a constexpr."""
     features = set(setting.features)
     if argument == "scoring":
-        fields: dict[str, Any] = dict.fromkeys(Scoring._fields, _CONSTEXPR) | {"scale": "fp32", "scale_log2": "fp32"}
-        fields |= {"slopes_ptr": "*fp32", "slopes_strides": ("i32", _CONSTEXPR)} if "alibi" in features else {}
+        fields: dict[str, Any] = dict.fromkeys(Scoring._fields, CONSTEXPR) | {"scale": "fp32", "scale_log2": "fp32"}
+        fields |= {"slopes_ptr": "*fp32", "slopes_strides": ("i32", CONSTEXPR)} if "alibi" in features else {}
         return Scoring(**fields | ({"softcap_log2": "fp32"} if "softcap" in features else {}))
     if argument == "places":
-        leftpad = "*i32" if "leftpad" in features else _CONSTEXPR
+        leftpad = "*i32" if "leftpad" in features else CONSTEXPR
         if "paged" in features:
-            return PlacePointers("*i32", leftpad, _CONSTEXPR, "*i32", ("i32", _CONSTEXPR))
-        return PlacePointers("*i32", leftpad, "*i32", _CONSTEXPR, _CONSTEXPR)
+            return PlacePointers("*i32", leftpad, CONSTEXPR, "*i32", ("i32", CONSTEXPR))
+        return PlacePointers("*i32", leftpad, "*i32", CONSTEXPR, CONSTEXPR)
     if argument == "rotary":
         table = f"*{_TYPES[setting.dtype]}"
-        strides = ("i32", _CONSTEXPR)
-        return Rotary(table, table, strides, strides, "i32") if "rotary" in features else Rotary(*[_CONSTEXPR] * 5)
+        strides = ("i32", CONSTEXPR)
+        return Rotary(table, table, strides, strides, "i32") if "rotary" in features else Rotary(*[CONSTEXPR] * 5)
     needed = {
         "left": {"window"},
         "right": {"window", "causal"},
@@ -137,28 +130,10 @@ def _kind(argument: str, setting: Setting) -> Any:
         "rotated_strides": {"rotary"},
     }
     if argument in needed and not needed[argument] & features:
-        return _CONSTEXPR
+        return CONSTEXPR
     if argument.endswith("_ptr"):
         is_float32 = argument in _FLOAT32_POINTERS or (argument == "out_ptr" and "splits" in features)
         return "*fp32" if is_float32 else f"*{_TYPES[setting.dtype]}"
     if argument.endswith("_strides"):
         return ("i32", *_STRIDES) if argument == "out_strides" else _STRIDES
     return "i32"
-
-
-@dataclass
-class _Known:
-    """What a compile may take for granted, by path: constants, and that pointers and strides are multiples of 16."""
-
-    constants: dict[str | tuple[int, ...], Any]
-    attrs: dict[tuple[int, ...], list[Any]] = field(default_factory=dict)
-
-    def add(self, kind: Any, path: tuple[int, ...], in_strides: bool = False) -> None:
-        if isinstance(kind, tuple):
-            is_strides = not hasattr(kind, "_fields")
-            for index, part in enumerate(kind):
-                self.add(part, (*path, index), is_strides)
-        elif kind == _CONSTEXPR:
-            self.constants[path] = 1 if in_strides else None
-        elif kind.startswith("*") or in_strides:
-            self.attrs[path] = _MULTIPLE_OF_16

@@ -28,7 +28,7 @@ LOG2_E = math.log2(math.e)
 
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The op attention_fwd by its kernel."""
-    problem = Problem(q, k, v, Extras(*settings), _arch(q))
+    problem = Problem(q, k, v, Extras(*settings), arch_of(q))
     out = problem.allocate(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     lse = problem.allocate(q.shape[0], q.shape[2], q.shape[1])
     problem.launch("fwd", attention_fwd_kernel, problem.extras.sinks, out, lse)
@@ -40,7 +40,7 @@ def attention_bwd(
     q: Tensor, k: Tensor, v: Tensor, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The op attention_bwd by its kernels."""
-    problem = Problem(q, k, v, Extras(*settings), _arch(q))
+    problem = Problem(q, k, v, Extras(*settings), arch_of(q))
     _check_rows(q, v, dout, dlse, out, lse)
     dq, dk, dv, dbias, dslopes, dsinks = (q.new_empty(0) for _ in range(6))
     wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
@@ -223,7 +223,7 @@ def _check_rows(q: Tensor, v: Tensor, dout: Tensor, dlse: Tensor | None, out: Te
             raise ValueError(f"attention_bwd: {name} has shape {tuple(tensor.shape)}, expected {shape}")
 
 
-def _arch(q: Tensor) -> int | None:
+def arch_of(q: Tensor) -> int | None:
     """Compute capability, 90 for 9.0; None where the kernels are interpreted.
 
     Raises:

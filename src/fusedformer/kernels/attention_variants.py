@@ -1,6 +1,6 @@
 """The attention kernels as they are shipped: what the static world compiles, ahead of time, for each GPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fusedformer.kernels import (
 from fusedformer.kernels.attention_launch import constexprs
 from fusedformer.kernels.attention_scores import Scoring
 from fusedformer.kernels.attention_tiles import Packing
-from fusedformer.kernels.variants import Variant
+from fusedformer.kernels.variants import CONSTEXPR, Variant, specialize
 
 _KERNELS = {
     "fwd": attention_fwd_kernel.attention_fwd_kernel,
@@ -26,8 +26,6 @@ _KERNELS = {
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FLOAT32_POINTERS = ("lse_ptr", "dlse_ptr", "delta_ptr", "shift_ptr", "sinks_ptr", "dslopes_ptr", "dbias_ptr")
-_MULTIPLE_OF_16 = [["tt.divisibility", 16]]
-_CONSTEXPR = "constexpr"
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class Setting:
 
 # The fields of Scoring that a feature fills, with their types.
 _FEATURES: dict[str, dict[str, Any]] = {
-    "mask": {"mask_ptr": "*u8", "mask_strides": ("i32", "i32", "i32", _CONSTEXPR)},
-    "bias": {"bias_ptr": "*fp32", "bias_strides": ("i32", "i32", "i32", _CONSTEXPR)},
-    "alibi": {"slopes_ptr": "*fp32", "slopes_strides": ("i32", _CONSTEXPR)},
+    "mask": {"mask_ptr": "*u8", "mask_strides": ("i32", "i32", "i32", CONSTEXPR)},
+    "bias": {"bias_ptr": "*fp32", "bias_strides": ("i32", "i32", "i32", CONSTEXPR)},
+    "alibi": {"slopes_ptr": "*fp32", "slopes_strides": ("i32", CONSTEXPR)},
     "softcap": {"softcap_log2": "fp32"},
     "dropout": {"seed_ptr": "*i64", "dropout_p": "fp32"},
 }
@@ -105,12 +103,7 @@ def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile 
         "HEAD_DIM": setting.head_dim, "HEAD_DIM_V": setting.head_dim_v or setting.head_dim,
     }  # fmt: skip
     constants = dict[str | tuple[int, ...], Any](constexprs(kernel, values, tile).items())
-    signature: dict[str, Any] = {}
-    known = _Known(constants)
-    for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = _CONSTEXPR if argument in constants else _kind(argument, setting)
-        if argument not in constants:
-            known.add(signature[argument], (index,))
+    signature, attrs = specialize(kernel.arg_names, constants, lambda argument: _kind(argument, setting))
     if "scoring" in signature:
         path = (kernel.arg_names.index("scoring"), Scoring._fields.index("is_plain"))
         constants[path] = not {"bias", "alibi", "softcap"} & set(setting.features)
@@ -121,7 +114,7 @@ def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile 
         name=str(setting),
         signature=signature,
         constexprs=constants,
-        attrs=known.attrs,
+        attrs=attrs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -131,36 +124,18 @@ def _kind(argument: str, setting: Setting) -> Any:
     """The Triton type of an argument; that of a tuple is a tuple, and what is absent is a constexpr."""
     features = set(setting.features)
     if argument == "scoring":
-        fields: dict[str, Any] = dict.fromkeys(Scoring._fields, _CONSTEXPR)
+        fields: dict[str, Any] = dict.fromkeys(Scoring._fields, CONSTEXPR)
         fields |= {"scale": "fp32", "scale_log2": "fp32"}
         for feature in features & _FEATURES.keys():
             fields |= _FEATURES[feature]
         return Scoring(**fields)
     if argument == "packing":
-        return Packing("*i32", "*i32", "*i32", "i32") if "packed" in features else Packing(*[_CONSTEXPR] * 4)
+        return Packing("*i32", "*i32", "*i32", "i32") if "packed" in features else Packing(*[CONSTEXPR] * 4)
     needed = {"left": {"window"}, "right": {"window", "causal"}, "sinks_ptr": {"sinks"}, "dslopes_ptr": {"alibi"}}
     if argument in needed and not needed[argument] & features:
-        return _CONSTEXPR
+        return CONSTEXPR
     if argument.endswith("_ptr"):
         return "*fp32" if argument in _FLOAT32_POINTERS else f"*{_TYPES[setting.dtype]}"
     if argument.endswith("_strides"):
-        return ("i32", "i32") if argument == "lse_strides" else ("i32", "i32", "i32", _CONSTEXPR)
+        return ("i32", "i32") if argument == "lse_strides" else ("i32", "i32", "i32", CONSTEXPR)
     return "i32"
-
-
-@dataclass
-class _Known:
-    """What a compile may take for granted, by path: constants, and that pointers and strides are multiples of 16."""
-
-    constants: dict[str | tuple[int, ...], Any]
-    attrs: dict[tuple[int, ...], list[Any]] = field(default_factory=dict)
-
-    def add(self, kind: Any, path: tuple[int, ...], in_strides: bool = False) -> None:
-        if isinstance(kind, tuple):
-            is_strides = not isinstance(kind, Scoring | Packing)
-            for index, part in enumerate(kind):
-                self.add(part, (*path, index), is_strides)
-        elif kind == _CONSTEXPR:
-            self.constants[path] = 1 if in_strides else None
-        elif kind.startswith("*") or in_strides:
-            self.attrs[path] = _MULTIPLE_OF_16

@@ -14,6 +14,8 @@ place of the op where something else than its gradient is asked for: forward-mod
 """
 
 import functools
+import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -122,6 +124,29 @@ def differentiate(
         torch.library.register_vmap(op, batched, lib=_library)
     elif definition is not None:
         _library.impl(name, definition, "FuncTorchBatched")
+
+
+def refuse_gradients(name: str, instead: str, mutated: Sequence[int] = ()) -> None:
+    """Let op `name` raise NotImplementedError, saying what to do `instead`, where a derivative of it is asked for.
+
+    Arguments number `mutated` are written to, which autograd is told.
+    """
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def autograd(*args: Any) -> Any:
+        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
+            raise NotImplementedError(f"{NAMESPACE}::{name} has no derivative: {instead}")
+        for index in mutated:
+            torch.autograd.graph.increment_version(args[index])
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _library.impl(name, autograd, "Autograd")
+
+
+def triton_launchers(module: str) -> Any:
+    """The module of Triton launchers; None where there is no Triton, and PyTorch computes on every device."""
+    return importlib.import_module(module) if importlib.util.find_spec("triton") else None
 
 
 def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> tuple[Tensor, ...]:

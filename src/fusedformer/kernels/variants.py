@@ -1,7 +1,11 @@
 """One Triton kernel as it is shipped: all that an ahead-of-time compile needs, as data."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+CONSTEXPR = "constexpr"
+_MULTIPLE_OF_16 = [["tt.divisibility", 16]]
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,36 @@ class Variant:
     attrs: dict[tuple[int, ...], list[Any]]
     num_warps: int
     num_stages: int
+
+
+def specialize(
+    arguments: Sequence[str], constants: dict[str | tuple[int, ...], Any], kind_of: Callable[[str], Any]
+) -> tuple[dict[str, Any], dict[tuple[int, ...], list[Any]]]:
+    """Signature and attrs of a kernel with these arguments, pointers and strides taken for multiples of 16.
+
+    Args:
+        arguments: names, in order.
+        constants: values of compile-time arguments, by name; those of absent arguments and of dense last strides are
+            added, by path.
+        kind_of: gives the Triton type of any other argument; that of a tuple is a tuple, a named one if it is not
+            strides.
+    """
+    signature: dict[str, Any] = {}
+    attrs: dict[tuple[int, ...], list[Any]] = {}
+
+    def settle(kind: Any, path: tuple[int, ...], in_strides: bool = False) -> None:
+        if isinstance(kind, tuple):
+            for index, part in enumerate(kind):
+                settle(part, (*path, index), not hasattr(kind, "_fields"))
+        elif kind == CONSTEXPR:
+            constants[path] = 1 if in_strides else None
+        elif kind.startswith("*") or in_strides:
+            attrs[path] = _MULTIPLE_OF_16
+
+    for index, argument in enumerate(arguments):
+        if argument in constants:
+            signature[argument] = CONSTEXPR
+        else:
+            signature[argument] = kind_of(argument)
+            settle(signature[argument], (index,))
+    return signature, attrs
