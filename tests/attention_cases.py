@@ -10,7 +10,7 @@ from oracle import assert_within_budget
 from torch import Tensor
 
 from fusedformer.kernels import emulation
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.philox import philox
 
 DIFFERENTIABLE = ("q", "k", "v", "bias", "alibi_slopes", "sinks")

@@ -12,7 +12,7 @@ import torch
 from oracle import assert_within_budget
 from torch import Tensor
 
-from fusedformer.kernels.attention_decode import flash_attn_with_kvcache
+from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 
 CAPACITY = 100
 NOT_A_PAGE = 10**6

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 
 pytestmark = pytest.mark.op("attention")
 

@@ -11,8 +11,8 @@ from conftest import World
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fusedformer.kernels.attention import attention, prepare
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels.attention.inputs import Call
+from fusedformer.kernels.attention.op import attention, prepare
 
 pytestmark = pytest.mark.op("attention")
 

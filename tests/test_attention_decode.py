@@ -11,9 +11,9 @@ from conftest import World, emulated_world
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fusedformer.kernels import attention_decode_inputs, attention_decode_launch
-from fusedformer.kernels.attention_decode import flash_attn_with_kvcache
-from fusedformer.kernels.attention_decode_launch import MAX_SPLITS, SHORTEST_SPLIT, split_count
+from fusedformer.kernels.attention.decode import inputs, launch
+from fusedformer.kernels.attention.decode.launch import MAX_SPLITS, SHORTEST_SPLIT, split_count
+from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 
 # The interpreter computes with NumPy, which warns of what these tests provoke.
 pytestmark = [pytest.mark.op("attention"), pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
@@ -345,7 +345,7 @@ def test_bad_input(keywords: dict[str, Any], message: str) -> None:
 
 def test_checks_of_values_can_be_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU; on the CPU they are always on."""
-    monkeypatch.setattr(attention_decode_inputs, "CHECKS_VALUES", True)
+    monkeypatch.setattr(inputs, "CHECKS_VALUES", True)
     problem = make(Case((37, 70), page_size=16), world.device)
     problem.keywords["block_table"][1, 0] = -1
     with pytest.raises(ValueError, match=r"block_table\[1\] has page -1"):
@@ -368,5 +368,5 @@ def test_every_gpu_dtype_and_head_dimension_has_a_tile(arch: int) -> None:
         for head_dim in range(1, longest + 1):
             for rows in (0, 1, 17, 1000):
                 for is_paged in (False, True):
-                    tile = attention_decode_launch.decode_tile(arch, dtype, head_dim, rows, is_paged)
+                    tile = launch.decode_tile(arch, dtype, head_dim, rows, is_paged)
                     assert {tile.block_m, tile.block_n} <= {16, 32, 64, 128}

@@ -8,7 +8,7 @@ from attention_cases import SEED, Case, make_inputs
 from conftest import World, emulated_world
 from torch import Tensor
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.philox import philox
 
 pytestmark = pytest.mark.op("attention")

@@ -10,7 +10,7 @@ import torch
 from attention_cases import DIFFERENTIABLE, Case, check, check_inputs, make_inputs, make_tensors
 from conftest import HAS_GPU, World
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 
 pytestmark = pytest.mark.op("attention")
 

@@ -9,7 +9,7 @@ from attention_cases import DIFFERENTIABLE, Case, Inputs, make_inputs, make_tens
 from conftest import World, emulated_world
 from torch import Tensor
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 
 # The interpreter computes with NumPy, which warns of what these tests provoke.
 pytestmark = [pytest.mark.op("attention"), pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]

@@ -13,8 +13,8 @@ from conftest import World
 from torch import Tensor
 
 from fusedformer.kernels import emulation
-from fusedformer.kernels.attention import attention, attention_backward
-from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
+from fusedformer.kernels.attention.op import attention, attention_backward
+from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
 
 pytestmark = pytest.mark.op("attention")
 
@@ -170,7 +170,7 @@ def test_emulation_needs_the_interpreter() -> None:
     script = """
 import torch
 from fusedformer.kernels import emulation
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 with emulation.emulated():
     attention(*[torch.zeros(1, 2, 1, 16)] * 3)
 """

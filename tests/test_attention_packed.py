@@ -8,8 +8,8 @@ from attention_cases import DIFFERENTIABLE, Case, Inputs, check, make_inputs, ru
 from conftest import World, emulated_world
 from torch import Tensor
 
-from fusedformer.kernels.attention import attention
-from fusedformer.kernels.attention_packing_kernel import pack
+from fusedformer.kernels.attention.op import attention
+from fusedformer.kernels.attention.packing_kernel import pack
 
 # The interpreter computes with NumPy, which warns of the NaN put in here.
 pytestmark = [pytest.mark.op("attention"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fusedformer.kernels import attention_tuning, attention_variants
+from fusedformer.kernels.attention import tuning
+from fusedformer.kernels.attention import variants as attention_variants
 
 pytestmark = pytest.mark.op("attention")
 
@@ -16,9 +17,9 @@ def test_every_gpu_dtype_and_head_dimension_has_a_tile(arch: int) -> None:
     for kernel in KERNELS:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for head_dim in range(1, 513):
-                exact = attention_tuning.is_elementwise(kernel, arch, dtype, head_dim)
+                exact = tuning.is_elementwise(kernel, arch, dtype, head_dim)
                 for busy in (False, True):
-                    tile = attention_tuning.tile(kernel, arch, dtype, head_dim, busy, exact)
+                    tile = tuning.tile(kernel, arch, dtype, head_dim, busy, exact)
                     if exact:
                         continue
                     # A tile of a product has 16 rows and columns at least, and powers of two.
@@ -26,8 +27,8 @@ def test_every_gpu_dtype_and_head_dimension_has_a_tile(arch: int) -> None:
 
 
 def test_a_gpu_without_rows_gets_those_of_a_smaller_chip() -> None:
-    def tile(arch: int) -> attention_tuning.Tile:
-        return attention_tuning.tile("fwd", arch, torch.bfloat16, 128, False)
+    def tile(arch: int) -> tuning.Tile:
+        return tuning.tile("fwd", arch, torch.bfloat16, 128, False)
 
     assert tile(89) == tile(120)
     assert tile(103) == tile(100)
@@ -39,7 +40,7 @@ def test_variants_cover_the_table(arch: int) -> None:
     variants = attention_variants.variants(arch)
     assert len({(variant.kernel, variant.name) for variant in variants}) == len(variants)
     shipped = {
-        attention_tuning.Tile(
+        tuning.Tile(
             variant.constexprs["BLOCK_M"],
             variant.constexprs.get("BLOCK_N", 16),  # the rows kernel has none
             variant.num_warps,
@@ -49,5 +50,5 @@ def test_variants_cover_the_table(arch: int) -> None:
         if "decode" not in variant.module
     }
     # What is plain has no bias, and so no gradient of it.
-    rows = [row for row in attention_tuning.TABLE if arch in row.archs and row.kernel != "dbias"]
+    rows = [row for row in tuning.TABLE if arch in row.archs and row.kernel != "dbias"]
     assert {tile for row in rows for tile in (row.tile, row.busy)} <= shipped

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.softmax import softmax

@@ -9,9 +9,9 @@ import torch
 from conftest import World
 from torch import Tensor
 
-from fusedformer.kernels import flash_attn
-from fusedformer.kernels.attention import attention
-from fusedformer.kernels.attention_decode import flash_attn_with_kvcache
+from fusedformer.kernels.attention import flash_attn
+from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
+from fusedformer.kernels.attention.op import attention
 
 pytestmark = pytest.mark.op("attention")
 

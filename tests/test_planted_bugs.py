@@ -55,14 +55,14 @@ BUGS = [
     ),
     Bug(
         "causal mask off by one",
-        "src/fusedformer/kernels/attention_scores.py",
+        "src/fusedformer/kernels/attention/scores.py",
         "j <= i + (diagonal + right)",
         "j < i + (diagonal + right)",
         ATTENTION_TESTS,
     ),
     Bug(
         "window bound off by one",
-        "src/fusedformer/kernels/attention_tiles.py",
+        "src/fusedformer/kernels/attention/tiles.py",
         "first = tl.maximum(start_m + diagonal - left, 0)",
         "first = tl.maximum(end_m + diagonal - left, 0)",
         ("tests/test_attention_features.py", "-k", "test_windows"),
@@ -70,7 +70,7 @@ BUGS = [
     ),
     Bug(
         "wrong key head of a group",
-        "src/fusedformer/kernels/attention_fwd_kernel.py",
+        "src/fusedformer/kernels/attention/fwd_kernel.py",
         "k_ptr = head_ptr(k_ptr, k_strides, batch, head // group, first_k)",
         "k_ptr = head_ptr(k_ptr, k_strides, batch, head % group, first_k)",
         ATTENTION_TESTS,
@@ -78,7 +78,7 @@ BUGS = [
     ),
     Bug(
         "key gradient without its scale",
-        "src/fusedformer/kernels/attention_bwd_kernel.py",
+        "src/fusedformer/kernels/attention/bwd_kernel.py",
         "seqlen_k, dk * scoring.scale, HEAD_DIM",
         "seqlen_k, dk, HEAD_DIM",
         ATTENTION_TESTS,
@@ -86,7 +86,7 @@ BUGS = [
     ),
     Bug(
         "strides of rows and dimensions swapped",
-        "src/fusedformer/kernels/attention_tiles.py",
+        "src/fusedformer/kernels/attention/tiles.py",
         "rows * strides[1] + dims * strides[3]",
         "rows * strides[3] + dims * strides[1]",
         ATTENTION_TESTS,
@@ -95,7 +95,7 @@ BUGS = [
     ),
     Bug(
         "offset of 32 bits",
-        "src/fusedformer/kernels/attention_tiles.py",
+        "src/fusedformer/kernels/attention/tiles.py",
         "rows = (start + tl.arange(0, BLOCK)).to(tl.int64)[:, None]",
         "rows = (start + tl.arange(0, BLOCK)).to(tl.int32)[:, None]",
         ("tests/test_attention_hidden.py", "-k", "past_32_bits and row"),
@@ -104,7 +104,7 @@ BUGS = [
     ),
     Bug(
         "dropout of key and query exchanged",
-        "src/fusedformer/kernels/attention_scores.py",
+        "src/fusedformer/kernels/attention/scores.py",
         "tl.load(scoring.seed_ptr), j, i,",
         "tl.load(scoring.seed_ptr), i, j,",
         ("tests/test_attention_dropout.py", "-k", "index_choose"),
@@ -112,7 +112,7 @@ BUGS = [
     ),
     Bug(
         "last tile of a packed sequence missing",
-        "src/fusedformer/kernels/attention_packing_kernel.py",
+        "src/fusedformer/kernels/attention/packing_kernel.py",
         "(ends - begins + BLOCK - 1) // BLOCK",
         "(ends - begins) // BLOCK",
         ("tests/test_attention_packed.py", "-k", "test_lengths and tiles"),
@@ -153,7 +153,7 @@ BUGS = [
     ),
     Bug(
         "read past the last key",
-        "src/fusedformer/kernels/attention_tiles.py",
+        "src/fusedformer/kernels/attention/tiles.py",
         "tl.arange(0, BLOCK)[:, None] < length",
         "tl.arange(0, BLOCK)[:, None] <= length",
         (*GUARD_TESTS, "attention and end"),

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.kernels import aten, attention_reference, reference
+from fusedformer.kernels import aten, reference
+from fusedformer.kernels.attention import aten as attention_aten
+from fusedformer.kernels.attention import reference as attention_reference
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -98,8 +100,8 @@ def test_fallback_attention(seqlen_q: int, seqlen_k: int, causal: bool, bottom_r
     out, lse = attention_reference.attention_fwd(q, k, v, *settings)
     dout = randn(*out.shape, seed=3)
     expected = (out, lse, *attention_reference.attention_bwd(dout, None, out, lse, wanted, q, k, v, *settings))
-    forward = aten.attention_fwd(q, k, v, *settings)
-    got = (*forward, *aten.attention_bwd(dout, None, out, lse, wanted, q, k, v, *settings))
+    forward = attention_aten.attention_fwd(q, k, v, *settings)
+    got = (*forward, *attention_aten.attention_bwd(dout, None, out, lse, wanted, q, k, v, *settings))
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other)
         assert mine.is_contiguous()
@@ -109,7 +111,7 @@ def test_fallback_attention_hides_nan() -> None:
     q, k, v = (randn(1, 9, 2, 8, seed=seed) for seed in range(3))
     k[:, 5], v[:, 6] = math.nan, math.inf
     settings = (*(None,) * 7, 0.3, 0.0, 0.0, None, 0, False)
-    got = aten.attention_fwd(q, k, v, *settings)
+    got = attention_aten.attention_fwd(q, k, v, *settings)
     expected = attention_reference.attention_fwd(q, k, v, *settings)
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other, equal_nan=True)

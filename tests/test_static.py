@@ -11,7 +11,7 @@ from fusedformer import build
 from fusedformer.benchmarks.report.tables import static_table
 from fusedformer.benchmarks.static import cache, collect, cuda, sass, triton
 from fusedformer.benchmarks.static.row import SHARED_LIMIT, StaticRow, parse_warnings
-from fusedformer.kernels import attention_variants
+from fusedformer.kernels.attention import variants as attention_variants
 from fusedformer.kernels.variants import Variant
 
 OPS = [pytest.param(op, marks=pytest.mark.op(op)) for op in collect.known_ops()]

@@ -1,11 +1,8 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
-from fusedformer.kernels.attention import attention, attention_backward
-from fusedformer.kernels.attention_adapters import scaled_dot_product_attention
-from fusedformer.kernels.attention_decode import flash_attn_with_kvcache
-from fusedformer.kernels.explain import explain
-from fusedformer.kernels.flash_attn import (
+from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
+from fusedformer.kernels.attention.flash_attn import (
     flash_attn_func,
     flash_attn_kvpacked_func,
     flash_attn_qkvpacked_func,
@@ -13,6 +10,9 @@ from fusedformer.kernels.flash_attn import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
+from fusedformer.kernels.attention.op import attention, attention_backward
+from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
+from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Inputs:

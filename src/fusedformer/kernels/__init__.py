@@ -1,1 +1,1 @@
-"""The ops: one file each, with its checks, its registration, its gradients and, for Triton, its device code."""
+"""The ops: one file each, with its checks, its registration and its gradients; attention, a folder of them."""

@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fusedformer.kernels import attention_tuning as tuning
 from fusedformer.kernels import emulation, library
-from fusedformer.kernels.attention_extras import Extras
+from fusedformer.kernels.attention import tuning
+from fusedformer.kernels.attention.extras import Extras
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _without_kernel(op: str, device: torch.device) -> tuple[str, tuple[str, ...]
 
 
 def _attention_notes(arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Iterator[str]:
-    from fusedformer.kernels.attention_launch import Problem, precision
+    from fusedformer.kernels.attention.launch import Problem, precision
 
     problem = Problem(q, k, v, Extras(*settings), arch)
     exact = problem.launches[0][0]

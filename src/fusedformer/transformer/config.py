@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from fusedformer.kernels.attention_inputs import MAX_HEAD_DIM
+from fusedformer.kernels.attention.inputs import MAX_HEAD_DIM
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 NormPosition = Literal["pre", "post"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusedformer.kernels.attention import attention
+from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.nn import GELU, LayerNorm
 from fusedformer.transformer.checks import check_mask, check_tokens

@@ -28,7 +28,7 @@ from fusedformer.kernels.variants import Variant
 
 ARCHS = tuple(SHARED_LIMIT)
 # By op, the module whose function `variants(arch)` lists what is shipped.
-TRITON_OPS = {"attention": "fusedformer.kernels.attention_variants"}
+TRITON_OPS = {"attention": "fusedformer.kernels.attention.variants"}
 
 
 @dataclass(frozen=True)

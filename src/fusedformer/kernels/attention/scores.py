@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-from fusedformer.kernels.attention_tiles import INF, LOG2_E
+from fusedformer.kernels.attention.tiles import INF, LOG2_E
 from fusedformer.kernels.triton_compat import device_function
 
 
@@ -20,7 +20,6 @@ class Scoring(NamedTuple):
 
     scale: Any
     scale_log2: Any  # scale * log2(e)
-    is_plain: Any  # constexpr: scores are scaled and no more, and the scale is positive
     softcap_log2: Any = None  # softcap * log2(e)
     bias_ptr: Any = None  # (B, H, Sq, Sk), any float dtype
     bias_strides: Any = None
@@ -30,6 +29,8 @@ class Scoring(NamedTuple):
     mask_strides: Any = None
     seed_ptr: Any = None  # (1,) int64
     dropout_p: Any = None
+    # Last, for Triton 3.6 learns what the tuples in a tuple hold only when it comes to a compile-time field after them.
+    is_plain: Any = tl.constexpr(True)  # scores are scaled and no more, and the scale is positive
 
 
 @device_function

@@ -1,14 +1,14 @@
 """The gradient of attention's bias: that of the scores, summed wherever the bias is broadcast.
 
-Legend and rules: attention_tiles.py; formulas: attention_bwd_kernel.py. FLOPs: 2 B H Sq Sk (D + Dv). Memory: the
+Legend and rules: tiles.py; formulas: bwd_kernel.py. FLOPs: 2 B H Sq Sk (D + Dv). Memory: the
 gradient once, and for each of its tiles the rows of Q, K, V and dO that met in it.
 """
 
 import triton
 import triton.language as tl
 
-from fusedformer.kernels.attention_bwd_kernel import weights_and_gradients
-from fusedformer.kernels.attention_tiles import head_ptr, load_rows, scores_of
+from fusedformer.kernels.attention.bwd_kernel import weights_and_gradients
+from fusedformer.kernels.attention.tiles import head_ptr, load_rows, scores_of
 from fusedformer.kernels.triton_compat import device_function
 
 

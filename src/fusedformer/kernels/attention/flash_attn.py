@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from fusedformer.kernels import library
-from fusedformer.kernels.attention import attention
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels.attention.inputs import Call
+from fusedformer.kernels.attention.op import attention
 
 
 def flash_attn_func(

@@ -1,6 +1,6 @@
 """Attention against a cache of keys on the device: append to it, attend to it in splits, combine the splits.
 
-Legend: attention_tiles.py, and Sn new keys, R rotary dimension, splits: into how many parts the keys are divided, for
+Legend: tiles.py, and Sn new keys, R rotary dimension, splits: into how many parts the keys are divided, for
 programs enough to read them at full speed. A row is a pair of a query and one of the `group` query heads that share a
 key head: row r is query r // group and head r % group, so that a tile of BLOCK_M rows reads each key once for all of
 them. A cache is (pages, page size, Hkv, D); without a block table each sequence has one page to itself.
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from fusedformer.kernels.attention_fwd_kernel import LOWEST
-from fusedformer.kernels.attention_scores import factor, score, sees
-from fusedformer.kernels.attention_tiles import INF, LN_2, add_weighted, all_finite, scores_of
+from fusedformer.kernels.attention.fwd_kernel import LOWEST
+from fusedformer.kernels.attention.scores import factor, score, sees
+from fusedformer.kernels.attention.tiles import INF, LN_2, add_weighted, all_finite, scores_of
 from fusedformer.kernels.triton_compat import device_function, narrow
 
 
@@ -28,7 +28,8 @@ class PlacePointers(NamedTuple):
     leftpad_ptr: Any = None  # (B,) int32: keys at its beginning that nobody sees
     rows_ptr: Any = None  # (B,) int32: the page of each sequence
     table_ptr: Any = None  # (B, pages of a sequence) int32: its pages, in order
-    table_strides: Any = None
+    table_stride: Any = None
+    page_stride: Any = None
 
 
 class Rotary(NamedTuple):
@@ -39,6 +40,8 @@ class Rotary(NamedTuple):
     cos_strides: Any = None
     sin_strides: Any = None
     positions: Any = None
+    # Last, for the reason that `Scoring` gives.
+    interleaved: Any = tl.constexpr(True)  # pairs are (0, 1), (2, 3), ..., not (0, R / 2), (1, R / 2 + 1), ...
 
 
 @device_function
@@ -56,8 +59,7 @@ def _key_places(places, batch, j, inside, page_size):
     if places.table_ptr is None:
         return _value_of(places.rows_ptr, batch, batch).to(tl.int64), j.to(tl.int64)
     else:
-        strides = places.table_strides
-        entries = (j // page_size).to(tl.int64) * strides[1] + batch * strides[0]
+        entries = (j // page_size).to(tl.int64) * places.page_stride + batch * places.table_stride
         pages = tl.load(places.table_ptr + entries, mask=inside, other=0)
         return pages.to(tl.int64), (j % page_size).to(tl.int64)
 
@@ -101,21 +103,18 @@ def _angles(ptr, strides, position, pair, inside):
 @device_function
 def _load_rotated(
     ptr, offsets, stride, inside, position, rotary,
-    INTERLEAVED: tl.constexpr, ROTARY_DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROTARY_DIM: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Rows at `position`, (m, BLOCK_D) float32; of each pair of dimensions (x, y): x cos - y sin, x sin + y cos.
-
-    Interleaved pairs are (0, 1), (2, 3), ..., others (0, R / 2), (1, R / 2 + 1), ...
-    """
+    """Rows at `position`, (m, BLOCK_D) float32; of each pair of dimensions (x, y): x cos - y sin, x sin + y cos."""
     x = _load_tile(ptr, offsets, stride, inside, HEAD_DIM, BLOCK_D).to(tl.float32)
     if rotary.cos_ptr is None:
         return x
     else:
         dims = tl.arange(0, BLOCK_D)
         half: tl.constexpr = ROTARY_DIM // 2
-        pair = dims // 2 if INTERLEAVED else dims % half
-        is_first = dims % 2 == 0 if INTERLEAVED else dims < half
-        step = tl.where(is_first, 1, -1) * (1 if INTERLEAVED else half)
+        pair = dims // 2 if rotary.interleaved else dims % half
+        is_first = dims % 2 == 0 if rotary.interleaved else dims < half
+        step = tl.where(is_first, 1, -1) * (1 if rotary.interleaved else half)
         turns = inside[:, None] & (dims < ROTARY_DIM)[None, :]
         known = turns & (position < rotary.positions)[:, None]
         cos = _angles(rotary.cos_ptr, rotary.cos_strides, position, pair, known)
@@ -155,7 +154,6 @@ def attention_append_kernel(
     v_cache_strides,
     rotated_strides,
     ADVANCE: tl.constexpr,  # query i is at position length + i, not all of them at position length
-    INTERLEAVED: tl.constexpr,
     ROTARY_DIM: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
@@ -174,9 +172,7 @@ def attention_append_kernel(
         inside = (new < seqlen_new) & (position >= 0) & (position < capacity)
         page, row = _key_places(places, batch, position, inside, page_size)
         offsets = batch * k_strides[0] + new.to(tl.int64) * k_strides[1] + head * k_strides[2]
-        k = _load_rotated(
-            k_ptr, offsets, k_strides[3], inside, position, rotary, INTERLEAVED, ROTARY_DIM, HEAD_DIM, BLOCK_D
-        )
+        k = _load_rotated(k_ptr, offsets, k_strides[3], inside, position, rotary, ROTARY_DIM, HEAD_DIM, BLOCK_D)
         offsets = page * k_cache_strides[0] + row * k_cache_strides[1] + head * k_cache_strides[2]
         _store_tile(k_cache_ptr, offsets, k_cache_strides[3], inside, k, HEAD_DIM, BLOCK_D)
         offsets = batch * v_strides[0] + new.to(tl.int64) * v_strides[1] + head * v_strides[2]
@@ -189,9 +185,7 @@ def attention_append_kernel(
         inside = i < seqlen_q
         position = length + (i if ADVANCE else i * 0)
         offsets = batch * q_strides[0] + i.to(tl.int64) * q_strides[1] + head * q_strides[2]
-        q = _load_rotated(
-            q_ptr, offsets, q_strides[3], inside, position, rotary, INTERLEAVED, ROTARY_DIM, HEAD_DIM, BLOCK_D
-        )
+        q = _load_rotated(q_ptr, offsets, q_strides[3], inside, position, rotary, ROTARY_DIM, HEAD_DIM, BLOCK_D)
         offsets = batch * rotated_strides[0] + i.to(tl.int64) * rotated_strides[1] + head * rotated_strides[2]
         _store_tile(rotated_ptr, offsets, rotated_strides[3], inside, q, HEAD_DIM, BLOCK_D)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fusedformer.kernels import library
-from fusedformer.kernels.attention import attend
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels.attention.inputs import Call
+from fusedformer.kernels.attention.op import attend
 
 _SDPA = Call("scaled_dot_product_attention", "query", "key", "value", "attn_mask", "attn_mask")
 

@@ -3,8 +3,8 @@
 Legend: B batch, Sq and Sk lengths of queries and keys, H query heads, Hkv key heads, D head dimension of q and k, Dv
 of v. FLOPs: forward 2 B H Sq Sk (D + Dv); backward 2.5 times that, and 3.5 as it is computed here, without atomics;
 half of it when causal. Memory: the scores are never stored; backward needs q, k, v, out and a float32 for each query.
-Checks: attention_inputs.py. Device code: attention_fwd_kernel.py, attention_bwd_kernel.py (Triton), launched by
-attention_launch.py. Definition: attention_reference.py. Further signatures: attention_adapters.py.
+Checks: inputs.py. Device code: fwd_kernel.py, bwd_kernel.py (Triton), launched by launch.py. Definition: reference.py.
+Further signatures: sdpa.py, flash_attn.py.
 Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-2", 2023.
 """
 
@@ -16,8 +16,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, attention_extras, attention_inputs, attention_reference, library
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels import library
+from fusedformer.kernels.attention import aten, inputs, reference
+from fusedformer.kernels.attention.extras import SCHEMA, Extras
+from fusedformer.kernels.attention.inputs import Call
 from fusedformer.kernels.reference import accumulate_dtype
 
 LAYOUTS = ("bshd", "bhsd")
@@ -171,12 +173,12 @@ def attention_backward(
     layout = _layout(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
     named = {"q": q, "k": k, "v": v, "dout": dout, "out": out}
     q, k, v, dout, out = (_to_bshd(call, name, x, layout) for name, x in named.items())
-    attention_inputs.check_qkv(call, q, k, v)
+    inputs.check_qkv(call, q, k, v)
     if dropout_p and seed is None:
         raise call.error(f"dropout_p is {dropout_p} and seed is None, expected the seed of the forward")
     rows = {"lse": lse} if dlse is None else {"lse": lse, "dlse": dlse}
     rows = {name: x.unsqueeze(0) if layout == PACKED else x for name, x in rows.items()}
-    attention_inputs.check_results(call, q, v, {"dout": dout, "out": out}, rows)
+    inputs.check_results(call, q, v, {"dout": dout, "out": out}, rows)
     settings = prepare(
         call, q, k, mask=mask, bias=bias, alibi_slopes=alibi_slopes, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -232,8 +234,8 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tupl
     Raises:
         ValueError: as `attention`.
     """
-    q, k, v = attention_inputs.autocast(q, k, v)
-    attention_inputs.check_qkv(call, q, k, v)
+    q, k, v = inputs.autocast(q, k, v)
+    inputs.check_qkv(call, q, k, v)
     return torch.ops.fusedformer.attention_fwd.default(q, k, v, *prepare(call, q, k, **settings))
 
 
@@ -245,27 +247,27 @@ def prepare(
     causal: bool = False, window: Sequence[int | None] | None = None, scale: float | None = None,
     softcap: float = 0.0, dropout_p: float = 0.0, bottom_right: bool = True,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """Settings of `attention`, checked, as the ops take them after q, k and v: see `attention_extras.Extras`.
+    """Settings of `attention`, checked, as the ops take them after q, k and v: see `extras.Extras`.
 
     Without `bottom_right` the first query faces the first key, not the last the last.
     """
-    attention_inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
+    inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
     sequences, heads = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1, q.shape[2]
-    slopes = attention_inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
+    slopes = inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
-    dropout_p = attention_inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
+    dropout_p = inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
     return (
-        attention_inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
-        attention_inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
+        inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
+        inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
         None if slopes is None else slopes.expand(sequences, heads),
-        attention_inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
-        attention_inputs.random_seed(call, seed, dropout_p, q),
+        inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
+        inputs.random_seed(call, seed, dropout_p, q),
         cu_seqlens_q,
         cu_seqlens_k,
-        attention_inputs.number(call, "scale", scale, -math.inf, math.inf),
-        attention_inputs.number(call, "softcap", softcap, 0, math.inf),
+        inputs.number(call, "scale", scale, -math.inf, math.inf),
+        inputs.number(call, "softcap", softcap, 0, math.inf),
         dropout_p,
-        *attention_inputs.window_sides(call, window, causal),
+        *inputs.window_sides(call, window, causal),
         bottom_right,
     )
 
@@ -279,7 +281,7 @@ def _bwd_fake(
     dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, wanted: list[bool],
     q: Tensor, k: Tensor, v: Tensor, *settings: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    extras = attention_extras.Extras(*settings)
+    extras = Extras(*settings)
     flags = (wanted[0], wanted[1], wanted[1], *wanted[2:])
     tensors = (q, k, v, extras.bias, extras.slopes, extras.sinks)
     return tuple(
@@ -320,8 +322,8 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
     def backward(*tensors: Tensor) -> tuple[Tensor, ...]:
         dout, dlse, *inputs = (given | dict(zip(variable, tensors))).values()
-        out, lse = attention_reference.attention_fwd(*inputs, *ctx.settings, guard=False)
-        return attention_reference.attention_bwd(
+        out, lse = reference.attention_fwd(*inputs, *ctx.settings, guard=False)
+        return reference.attention_bwd(
             dout, dlse, out, lse, ctx.wanted, *inputs, *ctx.settings, guard=False
         )  # fmt: skip
 
@@ -330,23 +332,23 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return dout, dlse, None, None, None, *rest, *(None,) * 6
 
 
-_launch = library.triton_launchers("fusedformer.kernels.attention_launch")
+_launch = library.triton_launchers("fusedformer.kernels.attention.launch")
 library.define(
-    f"attention_fwd(Tensor q, Tensor k, Tensor v, {attention_extras.SCHEMA}) -> (Tensor, Tensor)",
+    f"attention_fwd(Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor)",
     fallback=aten.attention_fwd,
     fake=_fwd_fake,
     launch=_launch and _launch.attention_fwd,
 )
 library.define(
     "attention_bwd(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool[] wanted, Tensor q, Tensor k, Tensor v,"
-    f" {attention_extras.SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f" {SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fallback=aten.attention_bwd,
     fake=_bwd_fake,
     launch=_launch and _launch.attention_bwd,
 )
 library.differentiate(
-    "attention_fwd", _fwd_gradient, _save_fwd, functools.partial(attention_reference.attention_fwd, guard=False)
+    "attention_fwd", _fwd_gradient, _save_fwd, functools.partial(reference.attention_fwd, guard=False)
 )
 library.differentiate(
-    "attention_bwd", _bwd_gradient, _save_bwd, functools.partial(attention_reference.attention_bwd, guard=False)
+    "attention_bwd", _bwd_gradient, _save_bwd, functools.partial(reference.attention_bwd, guard=False)
 )

@@ -1,10 +1,10 @@
-"""Attention backward on the device: the gradients of attention_fwd_kernel.py, from its inputs, outputs and log-sum-exp.
+"""Attention backward on the device: the gradients of fwd_kernel.py, from its inputs, outputs and log-sum-exp.
 
     p = exp(s - lse)    dp = dO v^T    ds = p * (dp - delta)    delta = rowsum(dO * out) - dlse
     dv = p^T dO         dk = scale * ds^T q                     dq = scale * ds k
 
 Dropout multiplies p in dv, and dp, by 0 or 1 / (1 - dropout_p); a softcap multiplies ds in dq and dk by its derivative.
-Legend and rules: attention_tiles.py; scores: attention_scores.py. FLOPs: dQ 2 B H Sq Sk (2 D + Dv), dK and dV
+Legend and rules: tiles.py; scores: scores.py. FLOPs: dQ 2 B H Sq Sk (2 D + Dv), dK and dV
 4 B H Sq Sk (D + Dv), half when causal; the scores are computed in both kernels, which is the price of sums that no two
 programs share. Source: Dao, "FlashAttention-2", 2023, algorithm 2.
 """
@@ -12,8 +12,8 @@ programs share. Source: Dao, "FlashAttention-2", 2023, algorithm 2.
 import triton
 import triton.language as tl
 
-from fusedformer.kernels.attention_scores import distance, factor, kept, score, sees
-from fusedformer.kernels.attention_tiles import (
+from fusedformer.kernels.attention.scores import distance, factor, kept, score, sees
+from fusedformer.kernels.attention.tiles import (
     INF,
     LOG2_E,
     add_weighted,

@@ -1,6 +1,6 @@
 """Attention forward on the device: out = softmax(score) v and the log-sum-exp of the scores, which stay on chip.
 
-Legend and rules: attention_tiles.py; scores: attention_scores.py. FLOPs: 2 B H Sq Sk (D + Dv), half when causal.
+Legend and rules: tiles.py; scores: scores.py. FLOPs: 2 B H Sq Sk (D + Dv), half when causal.
 Memory: Q, K, V and out once, and K and V again, through the L2 cache, for every further tile of queries.
 Source: Dao, "FlashAttention-2", 2023, algorithm 1; Milakov, Gimelshein, "Online normalizer calculation for softmax",
 2018; sinks: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2024.
@@ -9,8 +9,8 @@ Source: Dao, "FlashAttention-2", 2023, algorithm 1; Milakov, Gimelshein, "Online
 import triton
 import triton.language as tl
 
-from fusedformer.kernels.attention_scores import factor, kept, score, sees
-from fusedformer.kernels.attention_tiles import (
+from fusedformer.kernels.attention.scores import factor, kept, score, sees
+from fusedformer.kernels.attention.tiles import (
     INF,
     LN_2,
     LOG2_E,

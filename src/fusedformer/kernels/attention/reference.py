@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusedformer.kernels.attention_extras import Extras
+from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.philox import philox
 from fusedformer.kernels.reference import accumulate_dtype
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import attention_inputs, library
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels import library
+from fusedformer.kernels.attention import inputs
+from fusedformer.kernels.attention.inputs import Call
 
 MAX_SPLITS = 128
 # Values on a GPU are not looked at, which would wait for it, unless this is set.
@@ -70,7 +71,7 @@ def check_cache(call: Call, q: Tensor, k_cache: Tensor, v_cache: Tensor, new: di
         listed = ", ".join(name for name, tensor in given.items() if tensor.requires_grad)
         raise call.error(f"{listed} requires grad, but the cache is for inference only: use attention() for gradients")
     # Batches differ between q and a cache: what is compared here are tensors without any.
-    attention_inputs.check_qkv(call, q[:0], k_cache[:0], v_cache[:0])
+    inputs.check_qkv(call, q[:0], k_cache[:0], v_cache[:0])
     if k_cache.shape[0] != v_cache.shape[0]:
         raise call.error(f"k_cache has {k_cache.shape[0]} rows or pages, v_cache has {v_cache.shape[0]}")
     missing = [name for name, tensor in new.items() if tensor is None]

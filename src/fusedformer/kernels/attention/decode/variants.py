@@ -5,18 +5,24 @@ from typing import Any
 
 import torch
 
-from fusedformer.kernels import attention_decode_kernel, attention_decode_launch
-from fusedformer.kernels.attention_decode_kernel import PlacePointers, Rotary
-from fusedformer.kernels.attention_decode_launch import APPEND_TILE, COMBINE_TILE
-from fusedformer.kernels.attention_launch import constexprs
-from fusedformer.kernels.attention_scores import Scoring
-from fusedformer.kernels.attention_tuning import EXACT, Tile
+from fusedformer.kernels.attention.decode import launch
+from fusedformer.kernels.attention.decode.kernel import (
+    PlacePointers,
+    Rotary,
+    attention_append_kernel,
+    attention_combine_kernel,
+    attention_decode_kernel,
+)
+from fusedformer.kernels.attention.decode.launch import APPEND_TILE, COMBINE_TILE
+from fusedformer.kernels.attention.launch import constexprs
+from fusedformer.kernels.attention.scores import Scoring
+from fusedformer.kernels.attention.tuning import EXACT, Tile
 from fusedformer.kernels.variants import CONSTEXPR, Variant, specialize
 
 _KERNELS = {
-    "append": attention_decode_kernel.attention_append_kernel,
-    "decode": attention_decode_kernel.attention_decode_kernel,
-    "combine": attention_decode_kernel.attention_combine_kernel,
+    "append": attention_append_kernel,
+    "decode": attention_decode_kernel,
+    "combine": attention_combine_kernel,
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FLOAT32_POINTERS = ("lse_ptr", "part_ptr", "part_lse_ptr")
@@ -77,14 +83,18 @@ def variant(arch: int, setting: Setting, tile: Tile | None = None) -> Variant:
     values = {
         "EXACT": setting.exact, "REPAIR": setting.exact and "splits" not in features, "PRECISION": "ieee",
         "HEAD_DIM": setting.head_dim, "HEAD_DIM_V": setting.head_dim,
-        "ADVANCE": True, "INTERLEAVED": "halves" not in features,
+        "ADVANCE": True,
         "ROTARY_DIM": setting.head_dim if "rotary" in features else 0,
     }  # fmt: skip
     constants = dict[str | tuple[int, ...], Any](constexprs(kernel, values, tile).items())
     signature, attrs = specialize(kernel.arg_names, constants, lambda argument: _kind(argument, setting))
-    if "scoring" in signature:
-        path = (kernel.arg_names.index("scoring"), Scoring._fields.index("is_plain"))
-        constants[path] = not {"alibi", "softcap"} & features
+    for argument, index, value in (
+        ("scoring", Scoring._fields.index("is_plain"), not {"alibi", "softcap"} & features),
+        ("rotary", Rotary._fields.index("interleaved"), "halves" not in features),
+        ("places", PlacePointers._fields.index("page_stride"), 1 if "paged" in features else None),
+    ):
+        if argument in signature:
+            constants[kernel.arg_names.index(argument), index] = value
     return Variant(
         op="attention_decode",
         kernel=kernel.__name__,
@@ -104,7 +114,7 @@ def _tile(arch: int, setting: Setting) -> Tile:
     if setting.exact:
         return EXACT["fwd"]
     is_paged = "paged" in setting.features
-    return attention_decode_launch.decode_tile(arch, setting.dtype, setting.head_dim, setting.rows, is_paged)
+    return launch.decode_tile(arch, setting.dtype, setting.head_dim, setting.rows, is_paged)
 
 
 def _kind(argument: str, setting: Setting) -> Any:
@@ -117,12 +127,16 @@ def _kind(argument: str, setting: Setting) -> Any:
     if argument == "places":
         leftpad = "*i32" if "leftpad" in features else CONSTEXPR
         if "paged" in features:
-            return PlacePointers("*i32", leftpad, CONSTEXPR, "*i32", ("i32", CONSTEXPR))
-        return PlacePointers("*i32", leftpad, "*i32", CONSTEXPR, CONSTEXPR)
+            return PlacePointers("*i32", leftpad, CONSTEXPR, "*i32", "i32", CONSTEXPR)
+        return PlacePointers("*i32", leftpad, "*i32", *[CONSTEXPR] * 3)
     if argument == "rotary":
         table = f"*{_TYPES[setting.dtype]}"
         strides = ("i32", CONSTEXPR)
-        return Rotary(table, table, strides, strides, "i32") if "rotary" in features else Rotary(*[CONSTEXPR] * 5)
+        return (
+            Rotary(table, table, strides, strides, "i32", CONSTEXPR)
+            if "rotary" in features
+            else Rotary(*[CONSTEXPR] * 6)
+        )
     needed = {
         "left": {"window"},
         "right": {"window", "causal"},

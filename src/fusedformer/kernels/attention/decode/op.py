@@ -1,7 +1,6 @@
 """Attention against a cache of keys, for inference: append, rotate, attend; the cache dense or in pages.
 
-Checks: attention_decode_inputs.py. Device code: attention_decode_kernel.py (Triton), launched by
-attention_decode_launch.py. Definition: attention_decode_reference.py.
+Checks: inputs.py. Device code: kernel.py (Triton), launched by launch.py. Definition: reference.py.
 Source: Dao, "FlashAttention-2", 2023, and "Flash-Decoding for long-context inference", 2023.
 """
 
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import attention_decode_inputs as inputs
-from fusedformer.kernels import attention_decode_reference, attention_inputs, library
-from fusedformer.kernels.attention_inputs import Call
+from fusedformer.kernels import library
+from fusedformer.kernels.attention import inputs as attention_inputs
+from fusedformer.kernels.attention.decode import inputs, reference
+from fusedformer.kernels.attention.inputs import Call
 from fusedformer.kernels.reference import accumulate_dtype
 
 _CALL = Call("flash_attn_with_kvcache", "q", "k_cache", "v_cache")
@@ -123,18 +123,18 @@ def _decode_fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Any) -> tuple[
     return q.new_empty((*q.shape[:-1], v_cache.shape[-1])), lse
 
 
-_launch = library.triton_launchers("fusedformer.kernels.attention_decode_launch")
+_launch = library.triton_launchers("fusedformer.kernels.attention.decode.launch")
 library.define(
     "attention_append(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? cos, Tensor? sin,"
     f" bool interleaved, bool advance, {inputs.SCHEMA}) -> Tensor",
-    fallback=attention_decode_reference.attention_append,
+    fallback=reference.attention_append,
     fake=_append_fake,
     launch=_launch and _launch.attention_append,
 )
 library.define(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? slopes, float scale, float softcap,"
     f" SymInt? left, SymInt? right, int num_splits, {inputs.SCHEMA}) -> (Tensor, Tensor)",
-    fallback=attention_decode_reference.attention_decode,
+    fallback=reference.attention_decode,
     fake=_decode_fake,
     launch=_launch and _launch.attention_decode,
 )

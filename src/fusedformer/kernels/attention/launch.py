@@ -9,18 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedformer.kernels import attention_tuning as tuning
-from fusedformer.kernels.attention_bwd_bias_kernel import attention_bwd_bias_kernel
-from fusedformer.kernels.attention_bwd_kernel import (
+from fusedformer.kernels.attention import tuning
+from fusedformer.kernels.attention.bwd_bias_kernel import attention_bwd_bias_kernel
+from fusedformer.kernels.attention.bwd_kernel import (
     attention_bwd_dkdv_kernel,
     attention_bwd_dq_kernel,
     attention_bwd_rows_kernel,
 )
-from fusedformer.kernels.attention_extras import Extras
-from fusedformer.kernels.attention_fwd_kernel import attention_fwd_kernel
-from fusedformer.kernels.attention_packing_kernel import pack
-from fusedformer.kernels.attention_scores import Scoring
-from fusedformer.kernels.attention_tiles import Packing
+from fusedformer.kernels.attention.extras import Extras
+from fusedformer.kernels.attention.fwd_kernel import attention_fwd_kernel
+from fusedformer.kernels.attention.packing_kernel import pack
+from fusedformer.kernels.attention.scores import Scoring
+from fusedformer.kernels.attention.tiles import Packing
 from fusedformer.kernels.triton_compat import INTERPRETED
 
 LOG2_E = math.log2(math.e)
@@ -96,7 +96,7 @@ class Problem:
         if extras.seed is not None:
             settings |= {"seed_ptr": extras.seed, "dropout_p": extras.dropout_p}
         is_plain = extras.is_scaled_only and extras.scale > 0
-        return Scoring(extras.scale, extras.scale * LOG2_E, tl.constexpr(is_plain), **settings)
+        return Scoring(extras.scale, extras.scale * LOG2_E, **settings, is_plain=tl.constexpr(is_plain))
 
     @property
     def sequences(self) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import attention_reference
-from fusedformer.kernels.attention_decode_inputs import Places
+from fusedformer.kernels.attention import reference
+from fusedformer.kernels.attention.decode.inputs import Places
 from fusedformer.kernels.reference import accumulate_dtype
 
 
@@ -53,7 +53,7 @@ def attention_decode(
         first = 0 if places.leftpad is None else int(places.leftpad[sequence])
         page, row = _key_places(places, k_cache, sequence, max(first, 0), _length(places, sequence))
         one = slice(sequence, sequence + 1)
-        out[one], lse[one] = attention_reference.attention_fwd(
+        out[one], lse[one] = reference.attention_fwd(
             q[one], k_cache[page, row][None], v_cache[page, row][None],
             None, None, None if slopes is None else slopes[one], None, None, None, None,
             scale, softcap, 0.0, left, right, True,

@@ -11,18 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fusedformer.kernels import attention_tuning as tuning
-from fusedformer.kernels.attention_decode_inputs import MAX_SPLITS, Places
-from fusedformer.kernels.attention_decode_kernel import (
+from fusedformer.kernels.attention import tuning
+from fusedformer.kernels.attention.decode.inputs import MAX_SPLITS, Places
+from fusedformer.kernels.attention.decode.kernel import (
     PlacePointers,
     Rotary,
     attention_append_kernel,
     attention_combine_kernel,
     attention_decode_kernel,
 )
-from fusedformer.kernels.attention_launch import LOG2_E, arch_of, precision, run
-from fusedformer.kernels.attention_scores import Scoring
-from fusedformer.kernels.attention_tuning import Tile
+from fusedformer.kernels.attention.launch import LOG2_E, arch_of, precision, run
+from fusedformer.kernels.attention.scores import Scoring
+from fusedformer.kernels.attention.tuning import Tile
 
 SHORTEST_SPLIT = 256  # keys: below, the float32 row that a split writes is no longer small beside the keys it reads
 PROGRAMS_PER_PROCESSOR = 4
@@ -74,13 +74,13 @@ def attention_append(
     rotary = Rotary()
     rotated = None
     if cos is not None and sin is not None:
-        rotary = Rotary(cos, sin, cos.stride(), sin.stride(), len(cos))
+        rotary = Rotary(cos, sin, cos.stride(), sin.stride(), len(cos), tl.constexpr(interleaved))
         rotated = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     block = APPEND_TILE.block_m
     key_tiles = triton.cdiv(k.shape[1] * k.shape[2], block)
     tiles = key_tiles + (0 if rotated is None else triton.cdiv(q.shape[1] * q.shape[2], block))
     values = {
-        "ADVANCE": advance, "INTERLEAVED": interleaved, "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[1],
+        "ADVANCE": advance, "ROTARY_DIM": 0 if cos is None else 2 * cos.shape[1],
         "HEAD_DIM": k.shape[3], "HEAD_DIM_V": v.shape[3],
     }  # fmt: skip
     run(
@@ -118,7 +118,7 @@ def attention_decode(
             attention_combine_kernel, lse.numel(), COMBINE_TILE, problem.values,
             parts, part_lse, out, lse, heads, seqlen_q, splits, lse.numel(),
         )  # fmt: skip
-    # Where the queries of a tile do not see the same keys, hidden NaN may have leaked: see attention_tiles.py.
+    # Where the queries of a tile do not see the same keys, hidden NaN may have leaked: see tiles.py.
     if seqlen_q > 1 and not exact and (left is not None or right is not None):
         problem.launch(tuning.EXACT["fwd"], out[None], lse[None], exact=True, repair=True)
     return out, lse
@@ -228,7 +228,7 @@ def _scoring(slopes: Tensor | None, scale: float, softcap: float) -> Scoring:
         settings |= {"slopes_ptr": slopes, "slopes_strides": slopes.stride()}
     if softcap:
         settings["softcap_log2"] = softcap * LOG2_E
-    return Scoring(scale, scale * LOG2_E, tl.constexpr(not settings and scale > 0), **settings)
+    return Scoring(scale, scale * LOG2_E, **settings, is_plain=tl.constexpr(not settings and scale > 0))
 
 
 def _pointers(places: Places) -> PlacePointers:
@@ -236,7 +236,7 @@ def _pointers(places: Places) -> PlacePointers:
         None if x is None else x.contiguous() for x in (places.lengths, places.leftpad, places.rows)
     )
     table = places.block_table
-    return PlacePointers(lengths, leftpad, rows, table, None if table is None else table.stride())
+    return PlacePointers(lengths, leftpad, rows, table, *(() if table is None else table.stride()))
 
 
 def _processors(q: Tensor) -> int:

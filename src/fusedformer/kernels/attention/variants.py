@@ -5,24 +5,19 @@ from typing import Any
 
 import torch
 
-from fusedformer.kernels import (
-    attention_bwd_bias_kernel,
-    attention_bwd_kernel,
-    attention_decode_variants,
-    attention_fwd_kernel,
-    attention_tuning,
-)
-from fusedformer.kernels.attention_launch import constexprs
-from fusedformer.kernels.attention_scores import Scoring
-from fusedformer.kernels.attention_tiles import Packing
+from fusedformer.kernels.attention import bwd_bias_kernel, bwd_kernel, fwd_kernel, tuning
+from fusedformer.kernels.attention.decode import variants as decode_variants
+from fusedformer.kernels.attention.launch import constexprs
+from fusedformer.kernels.attention.scores import Scoring
+from fusedformer.kernels.attention.tiles import Packing
 from fusedformer.kernels.variants import CONSTEXPR, Variant, specialize
 
 _KERNELS = {
-    "fwd": attention_fwd_kernel.attention_fwd_kernel,
-    "rows": attention_bwd_kernel.attention_bwd_rows_kernel,
-    "dq": attention_bwd_kernel.attention_bwd_dq_kernel,
-    "dkdv": attention_bwd_kernel.attention_bwd_dkdv_kernel,
-    "dbias": attention_bwd_bias_kernel.attention_bwd_bias_kernel,
+    "fwd": fwd_kernel.attention_fwd_kernel,
+    "rows": bwd_kernel.attention_bwd_rows_kernel,
+    "dq": bwd_kernel.attention_bwd_dq_kernel,
+    "dkdv": bwd_kernel.attention_bwd_dkdv_kernel,
+    "dbias": bwd_bias_kernel.attention_bwd_bias_kernel,
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _FLOAT32_POINTERS = ("lse_ptr", "dlse_ptr", "delta_ptr", "shift_ptr", "sinks_ptr", "dslopes_ptr", "dbias_ptr")
@@ -87,14 +82,14 @@ def variants(arch: int) -> list[Variant]:
     pairs = [(kernel, setting) for setting in _SETTINGS + _EXACT_SETTINGS for kernel in ("fwd", "dq", "dkdv")]
     pairs += [("dbias", setting) for setting in _BIAS_SETTINGS]
     pairs += [("rows", Setting(dtype, 256)) for dtype in (_B, _F)]
-    return [variant(kernel, arch, setting) for kernel, setting in pairs] + attention_decode_variants.variants(arch)
+    return [variant(kernel, arch, setting) for kernel, setting in pairs] + decode_variants.variants(arch)
 
 
-def variant(name: str, arch: int, setting: Setting, tile: attention_tuning.Tile | None = None) -> Variant:
+def variant(name: str, arch: int, setting: Setting, tile: tuning.Tile | None = None) -> Variant:
     """One kernel for one setting, with the tile of the table or another."""
     kernel = _KERNELS[name]
     longest = max(setting.head_dim, setting.head_dim_v or 0)
-    tile = tile or attention_tuning.tile(
+    tile = tile or tuning.tile(
         name, arch, setting.dtype, longest, bool(_FEATURES.keys() & set(setting.features)), setting.exact
     )
     values: dict[str, Any] = {
