@@ -33,7 +33,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate not in APPROXIMATIONS:
         raise ValueError(f"gelu: approximate is {approximate!r}, expected one of {APPROXIMATIONS}")
     library.check_dtype("gelu", x=x)
-    return torch.ops.fusedformer.gelu_fwd(x, approximate == "tanh")
+    return gelu_fwd(x, approximate == "tanh")
 
 
 def _fwd_fake(x: Tensor, tanh: bool) -> Tensor:
@@ -51,7 +51,7 @@ def _save_fwd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _fwd_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
     (x,) = ctx.saved_tensors
-    return torch.ops.fusedformer.gelu_bwd(dy, x, ctx.tanh), None
+    return gelu_bwd(dy, x, ctx.tanh), None
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -66,7 +66,7 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *library.vjp(backward, ctx.saved_tensors, grad), None
 
 
-library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake)
-library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_bwd, fake=_bwd_fake)
+gelu_fwd = library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake)
+gelu_bwd = library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_bwd, fake=_bwd_fake)
 library.differentiate("gelu_fwd", _fwd_gradient, _save_fwd, reference.gelu_fwd, row_wise=True)
 library.differentiate("gelu_bwd", _bwd_gradient, _save_bwd, reference.gelu_bwd, row_wise=True)

@@ -34,7 +34,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     """
     _check(x, weight, bias, eps)
     weight, bias = _parameters_of_one_dtype(x, weight, bias)
-    y, _, _ = torch.ops.fusedformer.layer_norm_fwd(x, weight, bias, eps)
+    y, _, _ = layer_norm_fwd(x, weight, bias, eps)
     return y
 
 
@@ -96,7 +96,7 @@ def _fwd_gradient(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, 
         return None, None, None, None
     x, weight, mean, rstd = ctx.saved_tensors
     _, needs_dweight, needs_dbias, _ = ctx.needs_input_grad
-    dx, dweight, dbias = torch.ops.fusedformer.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
+    dx, dweight, dbias = layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
     return dx, dweight if needs_dweight else None, dbias if needs_dbias else None, None
 
 
@@ -126,12 +126,12 @@ def _bwd_definition(
     return reference.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
 
 
-library.define(
+layer_norm_fwd = library.define(
     "layer_norm_fwd(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
     fallback=aten.layer_norm_fwd,
     fake=_fwd_fake,
 )
-library.define(
+layer_norm_bwd = library.define(
     "layer_norm_bwd(Tensor dy, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, bool needs_dweight,"
     " bool needs_dbias) -> (Tensor, Tensor, Tensor)",
     fallback=aten.layer_norm_bwd,

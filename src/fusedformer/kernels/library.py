@@ -8,9 +8,10 @@
     Autograd                    the op's gradient, itself an op with a derivative of its own
     FuncTorchBatched            torch.vmap
 
-CUDA tensors without the extension end at the second line too: the same function, through PyTorch. What each op has
-to compute is written out in kernels/reference.py, which runs in tests, for the derivatives of backward ops, and in
-place of the op where something else than its gradient is asked for: forward-mode AD, torch.func.grad, vmap.
+Python asks an op by the `Op` that `define` returns, which comes to the same and spares most calls the way through the
+dispatcher. CUDA tensors without the extension end at the second line too: the same function, through PyTorch. What
+each op has to compute is written out in kernels/reference.py, which runs in tests, for the derivatives of backward ops,
+and in place of the op where something else than its gradient is asked for: forward-mode AD, torch.func.grad, vmap.
 """
 
 import functools
@@ -32,6 +33,62 @@ NAMESPACE = "fusedformer"
 DEVICE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+_PLAIN_TYPES = frozenset({int, float, bool, list, type(None)})
+# Dispatch keys that are in force for the thread although nobody has asked for anything.
+_USUAL_KEYS = torch._C._dispatch_tls_local_include_set().raw_repr()
+
+
+class Op:
+    """One op, to be called: by the dispatcher, or, where that would only choose it, by the implementation itself.
+
+    A call through the dispatcher costs several microseconds for each key whose implementation is Python, which a small
+    tensor's kernel does not. It is for whoever else has a say: a mode, a transform, a tracer, a profiler, a subclass.
+    """
+
+    def __init__(self, name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any] | None) -> None:
+        self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self._on_cpu, self._on_cuda = on_cpu, on_cuda
+        self.function: Any = None  # torch.autograd.Function, of a differentiable op
+        self.mutated: Sequence[int] = ()  # arguments that it writes to
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or _is_watched():
+            return self._dispatched(*args)
+        requires_grad = False
+        for arg in args:
+            kind = type(arg)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                requires_grad = requires_grad or arg.requires_grad
+            elif kind not in _PLAIN_TYPES:  # a subclass of Tensor, a symbolic size
+                return self._dispatched(*args)
+        if requires_grad and torch.is_grad_enabled():
+            return self._dispatched(*args) if self.function is None else self.function.apply(*args)
+        for index in self.mutated:
+            torch.autograd.graph.increment_version(args[index])
+        return self.compute(*args)
+
+    def compute(self, *args: Any) -> Any:
+        """The op's result, with no gradient; `args` as the dispatcher would hand them on."""
+        first = args[0]
+        if first.is_cpu and not _is_watched():
+            return self._on_cpu(*args)
+        if first.is_cuda and self._on_cuda is not None and not _is_watched():
+            return self._on_cuda(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._dispatched(*args)
+
+
+def _is_watched() -> bool:
+    """Whether somebody beside the caller may want to see an op, or to do something else in its place."""
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS != 0  # modes, transforms, tracers
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+_ops: dict[str, Op] = {}
 
 
 def define(
@@ -40,8 +97,8 @@ def define(
     fallback: Callable[..., Any],
     fake: Callable[..., Any],
     launch: Callable[..., Any] | None = None,
-) -> None:
-    """Define one op.
+) -> Op:
+    """Define one op, and return it.
 
     Args:
         schema: the op's schema without a namespace, and without default values.
@@ -54,10 +111,13 @@ def define(
     if launch is None:
         emulation.declare(schema)
     emulated = launch or functools.partial(emulation.call, name)
-    _library.impl(name, functools.partial(_without_kernel, emulated, fallback), "CompositeExplicitAutograd")
+    without_kernel = functools.partial(_without_kernel, emulated, fallback)
+    _library.impl(name, without_kernel, "CompositeExplicitAutograd")
     if launch is not None:
         _library.impl(name, launch, "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    _ops[name] = Op(name, without_kernel, launch)
+    return _ops[name]
 
 
 def _without_kernel(emulated: Callable[..., Any], fallback: Callable[..., Any], first: Tensor, *args: Any) -> Any:
@@ -99,8 +159,7 @@ def differentiate(
             return op(*args)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*args)
+        output = _ops[name].compute(*args)
         save(ctx, args, output)
         return output
 
@@ -118,6 +177,7 @@ def differentiate(
     function: Any = type(name, (torch.autograd.Function,), {
         "forward": staticmethod(forward), "backward": staticmethod(backward)
     })  # fmt: skip
+    _ops[name].function = function
     transformed = definition or no_definition
     _library.impl(name, autograd, "Autograd")
     if row_wise:
@@ -132,6 +192,7 @@ def refuse_gradients(name: str, instead: str, mutated: Sequence[int] = ()) -> No
     Arguments number `mutated` are written to, which autograd is told.
     """
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    _ops[name].mutated = mutated
 
     def autograd(*args: Any) -> Any:
         if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:

@@ -39,8 +39,8 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         raise ValueError(f"softmax: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
     library.check_dtype("softmax", x=x)
     if dim in (-1, x.dim() - 1):
-        return torch.ops.fusedformer.softmax_fwd(x)
-    return torch.ops.fusedformer.softmax_fwd(x.movedim(dim, -1)).movedim(-1, dim)
+        return softmax_fwd(x)
+    return softmax_fwd(x.movedim(dim, -1)).movedim(-1, dim)
 
 
 def _fwd_fake(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def _save_fwd(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 def _fwd_gradient(ctx: Any, dy: Tensor) -> Tensor:
     (y,) = ctx.saved_tensors
-    return torch.ops.fusedformer.softmax_bwd(dy, y)
+    return softmax_bwd(dy, y)
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -68,7 +68,7 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return library.vjp(reference.softmax_bwd, ctx.saved_tensors, grad)
 
 
-library.define("softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake)
-library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.softmax_bwd, fake=_bwd_fake)
+softmax_fwd = library.define("softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake)
+softmax_bwd = library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.softmax_bwd, fake=_bwd_fake)
 library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd, reference.softmax_fwd, row_wise=True)
 library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd, reference.softmax_bwd, row_wise=True)

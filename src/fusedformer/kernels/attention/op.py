@@ -185,9 +185,7 @@ def attention_backward(
         causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
     )  # fmt: skip
     wanted = [True, True, False, False, False]
-    gradients = torch.ops.fusedformer.attention_bwd.default(
-        dout, rows.get("dlse"), out, rows["lse"], wanted, q, k, v, *settings
-    )
+    gradients = attention_bwd(dout, rows.get("dlse"), out, rows["lse"], wanted, q, k, v, *settings)
     dq, dk, dv = (_from_bshd(x, layout) for x in gradients[:3])
     return dq, dk, dv
 
@@ -236,7 +234,7 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tupl
     """
     q, k, v = inputs.autocast(q, k, v)
     inputs.check_qkv(call, q, k, v)
-    return torch.ops.fusedformer.attention_fwd.default(q, k, v, *prepare(call, q, k, **settings))
+    return attention_fwd(q, k, v, *prepare(call, q, k, **settings))
 
 
 def prepare(
@@ -302,7 +300,7 @@ def _fwd_gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[T
         dout = torch.zeros_like(out)
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[1] or needs[2], needs[4], needs[5], needs[6]]
-    gradients = torch.ops.fusedformer.attention_bwd.default(dout, dlse, out, lse, wanted, *tensors, *ctx.settings)
+    gradients = attention_bwd(dout, dlse, out, lse, wanted, *tensors, *ctx.settings)
     flags = (*needs[:3], *needs[4:7])
     dq, dk, dv, *others = (gradient if flag else None for gradient, flag in zip(gradients, flags))
     return dq, dk, dv, None, *others, *(None,) * 9
@@ -333,13 +331,13 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _launch = library.triton_launchers("fusedformer.kernels.attention.launch")
-library.define(
+attention_fwd = library.define(
     f"attention_fwd(Tensor q, Tensor k, Tensor v, {SCHEMA}) -> (Tensor, Tensor)",
     fallback=aten.attention_fwd,
     fake=_fwd_fake,
     launch=_launch and _launch.attention_fwd,
 )
-library.define(
+attention_bwd = library.define(
     "attention_bwd(Tensor dout, Tensor? dlse, Tensor out, Tensor lse, bool[] wanted, Tensor q, Tensor k, Tensor v,"
     f" {SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fallback=aten.attention_bwd,

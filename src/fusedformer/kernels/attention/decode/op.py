@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fusedformer.kernels import library
@@ -102,15 +101,13 @@ def flash_attn_with_kvcache(
     where = (places.lengths, places.length, places.leftpad, places.rows, places.block_table)
     if k is not None:
         advance = left is not None or right is not None
-        rotated = torch.ops.fusedformer.attention_append(
+        rotated = attention_append(
             q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, rotary_interleaved, advance, *where
         )
         q = q if rotary_cos is None else rotated
         where = (places.lengths, places.length + k.shape[1], *where[2:])
     slopes = None if slopes is None else slopes.expand(len(q), heads)
-    out, lse = torch.ops.fusedformer.attention_decode(
-        q, k_cache, v_cache, slopes, scale, softcap, left, right, splits, *where
-    )
+    out, lse = attention_decode(q, k_cache, v_cache, slopes, scale, softcap, left, right, splits, *where)
     return (out, lse) if return_softmax_lse else out
 
 
@@ -124,14 +121,14 @@ def _decode_fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Any) -> tuple[
 
 
 _launch = library.triton_launchers("fusedformer.kernels.attention.decode.launch")
-library.define(
+attention_append = library.define(
     "attention_append(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? cos, Tensor? sin,"
     f" bool interleaved, bool advance, {inputs.SCHEMA}) -> Tensor",
     fallback=reference.attention_append,
     fake=_append_fake,
     launch=_launch and _launch.attention_append,
 )
-library.define(
+attention_decode = library.define(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? slopes, float scale, float softcap,"
     f" SymInt? left, SymInt? right, int num_splits, {inputs.SCHEMA}) -> (Tensor, Tensor)",
     fallback=reference.attention_decode,
