@@ -61,7 +61,7 @@ def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
     """As `reference.gelu_fwd`."""
     approximate = "tanh" if tanh else "none"
     y = torch.nn.functional.gelu(x, approximate=approximate)
-    if _is_known_finite(y):
+    if is_known_finite(y):
         return y.contiguous()
     # ATen multiplies infinity by 0, and overflows beside it, where y is 0 or x since long.
     near = x.clamp(-100.0, 100.0)
@@ -72,12 +72,12 @@ def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     """As `reference.gelu_bwd`."""
     approximate = "tanh" if tanh else "none"
     dx = _aten.gelu_backward(dy, x, approximate=approximate)
-    if not _is_known_finite(dx):
+    if not is_known_finite(dx):
         dx = _aten.gelu_backward(dy, x.clamp(-100.0, 100.0), approximate=approximate)
     return dx.contiguous()
 
 
-def _is_known_finite(x: Tensor) -> bool:
+def is_known_finite(x: Tensor) -> bool:
     """Whether all of `x` is finite, at the price of one sum; unknown on devices that would have to be waited for."""
     if not x.is_cpu:
         return False

@@ -65,15 +65,18 @@ class Op:
             return self._dispatched(*args) if self.function is None else self.function.apply(*args)
         for index in self.mutated:
             torch.autograd.graph.increment_version(args[index])
-        return self.compute(*args)
+        return self._compute(args, False)
 
     def compute(self, *args: Any) -> Any:
         """The op's result, with no gradient; `args` as the dispatcher would hand them on."""
-        first = args[0]
-        if first.is_cpu and not _is_watched():
-            return self._on_cpu(*args)
-        if first.is_cuda and self._on_cuda is not None and not _is_watched():
-            return self._on_cuda(*args)
+        return self._compute(args, _is_watched())
+
+    def _compute(self, args: Sequence[Any], is_watched: bool) -> Any:
+        if not is_watched:
+            if args[0].is_cpu:
+                return self._on_cpu(*args)
+            if self._on_cuda is not None and args[0].is_cuda:
+                return self._on_cuda(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self._dispatched(*args)
 

@@ -1,6 +1,6 @@
 """The arguments of the attention ops after q, k and v, in the order of their schemas."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ SCHEMA = (
 )
 
 
-@dataclass(frozen=True)
-class Extras:
+class Extras(NamedTuple):
     """What makes one attention differ from another; None, 0.0 for softcap and dropout: without it.
 
     B sequences; q is (B, Sq, H, D), k (B, Sk, Hkv, D), or of packed sequences (1, sum of Sq, H, D) and so on.
@@ -36,6 +35,12 @@ class Extras:
     def is_packed(self) -> bool:
         """Whether sequences of different lengths lie one after the other."""
         return self.starts_q is not None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is nothing but scaled products, and a window."""
+        tensors = self[: Extras._fields.index("scale")]
+        return self.softcap == 0 and all(tensor is None for tensor in tensors)
 
     @property
     def is_scaled_only(self) -> bool:

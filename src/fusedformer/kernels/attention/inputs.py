@@ -32,29 +32,43 @@ class Call:
 
 def check_qkv(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError unless (B, Sq, H, D), (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv) tensors fit together."""
+    if not (q.dtype == k.dtype == v.dtype in library.DEVICE_DTYPES and q.device == k.device == v.device):
+        _check_kind(call, q, k, v)
+    batch, _, heads, head_dim = q.shape
+    k_batch, seqlen_k, kv_heads, k_head_dim = k.shape
+    v_batch, v_seqlen, v_heads, v_head_dim = v.shape
+    if k_batch != batch:
+        raise _unequal(call, call.k, k_batch, call.q, batch, "batch size")
+    if v_batch != k_batch:
+        raise _unequal(call, call.v, v_batch, call.k, k_batch, "batch size")
+    if v_seqlen != seqlen_k:
+        raise _unequal(call, call.v, v_seqlen, call.k, seqlen_k, "length")
+    if v_heads != kv_heads:
+        raise _unequal(call, call.v, v_heads, call.k, kv_heads, "number of heads")
+    if k_head_dim != head_dim:
+        raise _unequal(call, call.k, k_head_dim, call.q, head_dim, "head dimension")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise call.error(f"{call.q} has head dimension {head_dim}, expected 1 to {MAX_HEAD_DIM}")
+    if not 1 <= v_head_dim <= MAX_HEAD_DIM:
+        raise call.error(f"{call.v} has head dimension {v_head_dim}, expected 1 to {MAX_HEAD_DIM}")
+    if heads != kv_heads and (kv_heads == 0 or heads == 0 or heads % kv_heads):
+        raise call.error(
+            f"{call.q} has {heads} heads, {call.k} has {kv_heads}: query heads must be a multiple of key heads"
+        )
+
+
+def _check_kind(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError unless all have one dtype that attention takes, and are on one device."""
     named = {call.q: q, call.k: k, call.v: v}
     library.check_dtype(call.function, **named)
     library.check_device(call.function, **named)
     if len({tensor.dtype for tensor in named.values()}) > 1:
         listed = ", ".join(f"{name} is {library.short(tensor.dtype)}" for name, tensor in named.items())
         raise call.error(f"{listed}: all must have one dtype")
-    for name, size, other, wanted, what in (
-        (call.k, k.shape[0], call.q, q.shape[0], "batch size"),
-        (call.v, v.shape[0], call.k, k.shape[0], "batch size"),
-        (call.v, v.shape[1], call.k, k.shape[1], "length"),
-        (call.v, v.shape[2], call.k, k.shape[2], "number of heads"),
-        (call.k, k.shape[3], call.q, q.shape[3], "head dimension"),
-    ):
-        if size != wanted:
-            raise call.error(f"{name} has {what} {size}, {other} has {wanted}: they must be equal")
-    for name, head_dim in ((call.q, q.shape[3]), (call.v, v.shape[3])):
-        if not 1 <= head_dim <= MAX_HEAD_DIM:
-            raise call.error(f"{name} has head dimension {head_dim}, expected 1 to {MAX_HEAD_DIM}")
-    heads, kv_heads = q.shape[2], k.shape[2]
-    if heads != kv_heads and (kv_heads == 0 or heads == 0 or heads % kv_heads):
-        raise call.error(
-            f"{call.q} has {heads} heads, {call.k} has {kv_heads}: query heads must be a multiple of key heads"
-        )
+
+
+def _unequal(call: Call, name: str, size: int, other: str, wanted: int, what: str) -> ValueError:
+    return call.error(f"{name} has {what} {size}, {other} has {wanted}: they must be equal")
 
 
 def check_results(call: Call, q: Tensor, v: Tensor, results: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
@@ -73,6 +87,8 @@ def check_results(call: Call, q: Tensor, v: Tensor, results: dict[str, Tensor], 
 
 def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> None:
     """Raise ValueError unless both or none of two int32 vectors of one length are there, on q's device."""
+    if not any(tensor is not None for tensor in starts.values()):
+        return
     given = {name: tensor for name, tensor in starts.items() if tensor is not None}
     if len(given) == 1:
         raise call.error(f"{next(iter(given))} is given alone, expected both of {' and '.join(starts)}")
@@ -122,7 +138,7 @@ def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Se
 
 def number(call: Call, name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
     """`value` as a float, if it is a number between `low` and `high` and finite."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # Comparisons alone, for `torch.compile` traces these of a number that follows from a dynamic shape too.
     is_inside = is_number and low <= value <= high and -math.inf < value < math.inf
     if not is_inside or (open_high and value == high):
@@ -134,7 +150,7 @@ def number(call: Call, name: str, value: Any, low: float, high: float, *, open_h
 def window_sides(call: Call, window: Any, causal: bool) -> tuple[int | None, int | None]:
     """How many keys to the left and to the right of the one it faces a query sees; None for all of them."""
     if window is None:
-        window = (None, None)
+        return None, (0 if causal else None)
     is_pair = isinstance(window, Sequence) and len(window) == 2
     if not is_pair or not all(side is None or (isinstance(side, int) and side >= -1) for side in window):
         raise call.error(f"window is {window!r}, expected two numbers of keys (left, right), None or -1 for all")
@@ -146,6 +162,8 @@ def window_sides(call: Call, window: Any, causal: bool) -> tuple[int | None, int
 
 def random_seed(call: Call, seed: Tensor | None, dropout_p: float, q: Tensor) -> Tensor | None:
     """The seed of dropout, drawn from PyTorch's generator of the device where none is given; None without dropout."""
+    if seed is None and dropout_p == 0:
+        return None
     if seed is not None:
         library.check_tensor(call.function, "seed", seed)
         library.check_device(call.function, **{call.q: q, "seed": seed})
@@ -159,6 +177,8 @@ def random_seed(call: Call, seed: Tensor | None, dropout_p: float, q: Tensor) ->
 
 def autocast(*tensors: Tensor) -> list[Tensor]:
     """Under `torch.autocast` what matrix products take there: the lower precision, but for float64."""
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return list(tensors)
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)

@@ -70,6 +70,7 @@ class Problem:
         self.q, self.k, self.v, self.extras = q, k, v, extras
         self.left, self.right = extras.window(q, k)
         self.arch = arch
+        self._packed: dict[tuple[bool, int], Tensor] = {}
         hides = any(x is not None for x in (self.left, self.right, extras.mask, extras.bias))
         # Each launch: whether it is exact, and a repair. Where something is hidden and could be NaN, one follows.
         self.launches = [(False, False), (True, True)] if hides else [(False, False)]
@@ -83,7 +84,11 @@ class Problem:
     @functools.cached_property
     def scoring(self) -> Scoring:
         """What the kernels do to raw scores."""
-        extras, pairs = self.extras, (self.sequences, self.q.shape[2], self.q.shape[1], self.k.shape[1])
+        extras = self.extras
+        is_plain = extras.is_scaled_only and extras.scale > 0
+        if is_plain and extras.mask is None and extras.seed is None:
+            return Scoring(extras.scale, extras.scale * LOG2_E)
+        pairs = (self.sequences, self.q.shape[2], self.q.shape[1], self.k.shape[1])
         mask = None if extras.mask is None else extras.mask.view(torch.uint8)
         settings: dict[str, Any] = {}
         given = (("mask", mask, pairs), ("bias", extras.bias, pairs), ("slopes", extras.slopes, pairs[:2]))
@@ -95,7 +100,6 @@ class Problem:
             settings["softcap_log2"] = extras.softcap * LOG2_E
         if extras.seed is not None:
             settings |= {"seed_ptr": extras.seed, "dropout_p": extras.dropout_p}
-        is_plain = extras.is_scaled_only and extras.scale > 0
         return Scoring(extras.scale, extras.scale * LOG2_E, **settings, is_plain=tl.constexpr(is_plain))
 
     @property
@@ -129,7 +133,7 @@ class Problem:
             if starts is None:
                 packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
             else:
-                slots = pack(starts, side.shape[1], block)
+                slots = self._slots(starts, side.shape[1], block)
                 packing, tiles = Packing(self.extras.starts_q, self.extras.starts_k, slots, len(slots)), len(slots)
             run(
                 kernel, tiles * side.shape[2], tile, self.values(exact, repair),
@@ -149,6 +153,13 @@ class Problem:
             "HEAD_DIM": self.q.shape[3], "HEAD_DIM_V": self.v.shape[3],
         }  # fmt: skip
 
+    def _slots(self, starts: Tensor, length: int, block: int) -> Tensor:
+        """`pack`, once for all launches that need the same."""
+        key = (starts is self.extras.starts_q, block)
+        if key not in self._packed:
+            self._packed[key] = pack(starts, length, block)
+        return self._packed[key]
+
     def _strides(self, x: Tensor) -> tuple[int, ...]:
         """Packed sequences are no batch: the kernel finds their first rows itself."""
         return (0, *x.stride()[1:]) if self.extras.is_packed else x.stride()
@@ -159,9 +170,13 @@ def run(kernel: Any, programs: int, tile: tuning.Tile, values: dict[str, Any], *
     if programs == 0:
         return
     with torch.cuda.device_of(args[0]):
-        kernel[(programs,)](
-            *args, **constexprs(kernel, values, tile), num_warps=tile.num_warps, num_stages=tile.num_stages
-        )
+        kernel[(programs,)](*args, **_options(kernel, tile, tuple(values.items())))
+
+
+@functools.cache
+def _options(kernel: Any, tile: tuning.Tile, values: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """What a launch is told by name."""
+    return constexprs(kernel, dict(values), tile) | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
 def constexprs(kernel: Any, values: dict[str, Any], tile: tuning.Tile) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from fusedformer.kernels.reference import accumulate_dtype
 
 LAYOUTS = ("bshd", "bhsd")
 PACKED = "packed"
+_ATTENTION, _BACKWARD = Call("attention"), Call("attention_backward")
 
 
 @overload
@@ -103,11 +104,12 @@ def attention(  # type: ignore[misc]  # the settings are written out below, once
 
     Source: Dao, "FlashAttention-2", 2023.
     """
-    call = Call("attention")
-    layout = _layout(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
-    q, k, v = (_to_bshd(call, name, x, layout) for name, x in (("q", q), ("k", k), ("v", v)))
+    layout = _layout(_ATTENTION, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
+    q = _to_bshd(_ATTENTION, "q", q, layout)
+    k = _to_bshd(_ATTENTION, "k", k, layout)
+    v = _to_bshd(_ATTENTION, "v", v, layout)
     out, lse = attend(
-        call, q, k, v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
+        _ATTENTION, q, k, v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
     )  # fmt: skip
@@ -169,7 +171,7 @@ def attention_backward(
     Raises:
         ValueError: as `attention`, or the shape or dtype of dout, out, lse or dlse does not fit.
     """
-    call = Call("attention_backward")
+    call = _BACKWARD
     layout = _layout(call, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
     named = {"q": q, "k": k, "v": v, "dout": dout, "out": out}
     q, k, v, dout, out = (_to_bshd(call, name, x, layout) for name, x in named.items())
@@ -250,14 +252,17 @@ def prepare(
     Without `bottom_right` the first query faces the first key, not the last the last.
     """
     inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
-    sequences, heads = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1, q.shape[2]
-    slopes = inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
+    heads = q.shape[2]
+    if alibi_slopes is not None:
+        sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
+        alibi_slopes = inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
+        alibi_slopes = alibi_slopes.expand(sequences, heads)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     dropout_p = inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
     return (
         inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
         inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
-        None if slopes is None else slopes.expand(sequences, heads),
+        alibi_slopes,
         inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
         inputs.random_seed(call, seed, dropout_p, q),
         cu_seqlens_q,

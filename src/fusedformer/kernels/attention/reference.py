@@ -8,7 +8,6 @@ Everything is made of differentiable PyTorch. With `guard=False` hidden NaN is n
 data, so that a gradient of these functions can be traced; the exception are packed sequences, whose lengths are read.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -70,7 +69,7 @@ def _sequences(extras: Extras) -> Iterator[tuple[int, slice, slice, Extras]]:
     starts_q, starts_k = extras.starts_q.tolist(), extras.starts_k.tolist()
     for index in range(len(starts_q) - 1):
         slopes = None if extras.slopes is None else extras.slopes[index : index + 1]
-        own = dataclasses.replace(extras, starts_q=None, starts_k=None, slopes=slopes)
+        own = extras._replace(starts_q=None, starts_k=None, slopes=slopes)
         yield index, slice(*starts_q[index : index + 2]), slice(*starts_k[index : index + 2]), own
 
 

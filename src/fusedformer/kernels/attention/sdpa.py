@@ -58,16 +58,21 @@ def scaled_dot_product_attention(
     mask = None if attn_mask is None else _mask_of_rank_4(attn_mask, (*q.shape[:-1], k.shape[-2]))
     is_additive = mask is not None and mask.dtype != torch.bool
     out, _ = attend(
-        _SDPA, *(x.flatten(0, -4).transpose(1, 2) for x in (q, k, v)),
+        _SDPA, *((x if x.dim() == 4 else x.flatten(0, -4)).transpose(1, 2) for x in (q, k, v)),
         mask=None if is_additive else mask, bias=mask if is_additive else None,
         causal=is_causal, scale=scale, dropout_p=dropout_p, bottom_right=False,
     )  # fmt: skip
-    rank = max(tensor.dim() for tensor in named.values())
-    return out.transpose(1, 2).reshape(*q.shape[q.dim() - rank : -1], v.shape[-1])
+    out = out.transpose(1, 2)
+    rank = max(query.dim(), key.dim(), value.dim())
+    return out if rank == 4 else out.reshape(*q.shape[q.dim() - rank : -1], v.shape[-1])
 
 
 def _broadcast(named: dict[str, Tensor], enable_gqa: bool) -> Sequence[Tensor]:
     """At least four dimensions for each tensor, and the same leading ones; with `enable_gqa` heads may differ."""
+    query, key, value = named.values()
+    shared = slice(0, 1) if enable_gqa else slice(0, 2)
+    if query.dim() == key.dim() == value.dim() == 4 and query.shape[shared] == key.shape[shared] == value.shape[shared]:
+        return query, key, value
     rank = max(4, *(tensor.dim() for tensor in named.values()))
     padded = [tensor[(None,) * (rank - tensor.dim())] for tensor in named.values()]
     common = rank - 3 if enable_gqa else rank - 2
