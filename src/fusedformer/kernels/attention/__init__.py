@@ -4,8 +4,8 @@ op.py               `attention` and `attention_backward`: arguments, registratio
 sdpa.py             the same by PyTorch's signature; flash_attn.py: by flash-attn's
 inputs.py           checks; extras.py: what the op takes beside q, k and v
 launch.py           one call's launches; tuning.py: the tile of each
-fwd_kernel.py, bwd_kernel.py, bwd_bias_kernel.py, packing_kernel.py
-                    the kernels; tiles.py and scores.py: what they share
+fwd_kernel.py, bwd_*_kernel.py, packing_kernel.py
+                    the kernels; tiles.py, scores.py and bwd_kernel.py: what they share
 reference.py        the definition; aten.py: on a CPU, through PyTorch
 variants.py         what the static world compiles
 decode/             the same for a cache of keys: `flash_attn_with_kvcache`

@@ -22,9 +22,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tens
     left, right = extras.window(q, k)
     if _flash_fits(q, k, v, extras, left, right):
         causal = right is not None
-        out, lse = _flash_fwd(
-            _heads_first(q), _heads_first(k), _heads_first(v), 0.0, causal, scale=extras.scale
-        )
+        out, lse = _flash_fwd(_heads_first(q), _heads_first(k), _heads_first(v), 0.0, causal, scale=extras.scale)
         if not causal or is_known_finite(out):
             return out.transpose(1, 2).contiguous(), lse.contiguous()
     return reference.attention_fwd(q, k, v, *settings)
@@ -40,9 +38,7 @@ def attention_bwd(
     if dlse is None and _flash_fits(q, k, v, extras, left, right):
         causal = right is not None
         heads_first = (_heads_first(x) for x in (dout, q, k, v, out))
-        gradients = _flash_bwd(
-            *heads_first, lse, 0.0, causal, scale=extras.scale
-        )
+        gradients = _flash_bwd(*heads_first, lse, 0.0, causal, scale=extras.scale)
         if not causal or all(map(is_known_finite, gradients)):
             none = q.new_empty(0)
             flags = (wanted[0], wanted[1], wanted[1])

@@ -63,54 +63,16 @@ def _fwd_tiles(
     return acc, total, peak
 
 
-@triton.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "left", "right"])
-def attention_fwd_kernel(
-    q_ptr,  # (B, Sq, H, D)
-    k_ptr,  # (B, Sk, Hkv, D)
-    v_ptr,  # (B, Sk, Hkv, Dv)
-    scoring,  # Scoring
-    packing,  # Packing
-    sinks_ptr,  # (H,) float32, or None
-    out_ptr,  # (B, Sq, H, Dv)
-    lse_ptr,  # (B, H, Sq) float32, its last dimension dense
-    heads,
-    group,
-    seqlen_q,
-    seqlen_k,
-    left,  # or None
-    right,  # or None
-    q_strides,
-    k_strides,
-    v_strides,
-    out_strides,
-    lse_strides,
-    BOTTOM_RIGHT: tl.constexpr,  # the last query faces the last key
-    EXACT: tl.constexpr,  # sums that leave hidden products out instead of matrix products
-    REPAIR: tl.constexpr,  # only of tiles that are not finite
-    PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """One program computes BLOCK_M queries of one head."""
-    batch, head, tile, first_q, seqlen_q, first_k, seqlen_k, diagonal = place(
-        packing, seqlen_q, heads, seqlen_q, seqlen_k, BOTTOM_RIGHT, BLOCK_M
-    )
-    if batch < 0:
-        return
-    start_m = (tl.cdiv(seqlen_q, BLOCK_M) - 1 - tile) * BLOCK_M  # last rows first: when causal, they take longest
-    out_ptr = head_ptr(out_ptr, out_strides, batch, head, first_q)
-    if REPAIR:
-        if all_finite(load_rows(out_ptr, out_strides, start_m, seqlen_q, HEAD_DIM_V, BLOCK_M, BLOCK_DV, True)):
-            return
-    q_ptr = head_ptr(q_ptr, q_strides, batch, head, first_q)
-    k_ptr = head_ptr(k_ptr, k_strides, batch, head // group, first_k)
-    v_ptr = head_ptr(v_ptr, v_strides, batch, head // group, first_k)
+@device_function
+def _fwd_rows(
+    start_m, q_ptr, k_ptr, v_ptr, scoring, sinks_ptr, out_ptr, lse_ptr, finite_ptr, batch, head, heads,
+    seqlen_q, seqlen_k, diagonal, left, right, q_strides, k_strides, v_strides, out_strides,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Write BLOCK_M queries of the head that the pointers are at, and at `finite_ptr` whether all of it is finite."""
     q = load_rows(q_ptr, q_strides, start_m, seqlen_q, HEAD_DIM, BLOCK_M, BLOCK_D, True)
-
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
@@ -145,7 +107,73 @@ def attention_fwd_kernel(
     if scoring.seed_ptr is not None:
         out *= 1.0 / (1.0 - scoring.dropout_p)
     store_rows(out_ptr, out_strides, start_m, seqlen_q, out, HEAD_DIM_V, BLOCK_M, BLOCK_DV)
+    if finite_ptr is not None:
+        tl.store(finite_ptr + tl.program_id(0).to(tl.int64), all_finite(out).to(tl.int8))
     lse = tl.where(sees_none, -INF, (peak + tl.log2(total)) * LN_2)
-    rows = start_m + tl.arange(0, BLOCK_M)
-    offsets = batch * lse_strides[0] + head * lse_strides[1] + first_q + rows
-    tl.store(lse_ptr + offsets, lse, mask=rows < seqlen_q)
+    rows = (start_m + tl.arange(0, BLOCK_M)).to(tl.int64)
+    tl.store(lse_ptr + rows, lse, mask=rows < seqlen_q)
+
+
+@triton.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "left", "right"])
+def attention_fwd_kernel(
+    q_ptr,  # (B, Sq, H, D)
+    k_ptr,  # (B, Sk, Hkv, D)
+    v_ptr,  # (B, Sk, Hkv, Dv)
+    scoring,  # Scoring
+    packing,  # Packing
+    sinks_ptr,  # (H,) float32, or None
+    out_ptr,  # (B, Sq, H, Dv)
+    lse_ptr,  # (B, H, Sq) float32, its last dimension dense
+    finite_ptr,  # (programs,) int8: whether its tile is finite; None where nothing is hidden
+    heads,
+    group,
+    seqlen_q,
+    seqlen_k,
+    left,  # or None
+    right,  # or None
+    q_strides,
+    k_strides,
+    v_strides,
+    out_strides,
+    lse_strides,
+    BOTTOM_RIGHT: tl.constexpr,  # the last query faces the last key
+    EXACT: tl.constexpr,  # sums that leave hidden products out instead of matrix products
+    REPAIR: tl.constexpr,  # only of tiles that are not finite
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    TILE: tl.constexpr,  # queries of a program; BLOCK_M, but in a repair those of the first launch
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program computes TILE queries of one head."""
+    batch, head, tile, first_q, seqlen_q, first_k, seqlen_k, diagonal = place(
+        packing, seqlen_q, heads, seqlen_q, seqlen_k, BOTTOM_RIGHT, TILE
+    )
+    if batch < 0:
+        return
+    if REPAIR:
+        if tl.load(finite_ptr + tl.program_id(0).to(tl.int64)) != 0:
+            return
+    start_m = (tl.cdiv(seqlen_q, TILE) - 1 - tile) * TILE  # last rows first: when causal, they take longest
+    q_ptr = head_ptr(q_ptr, q_strides, batch, head, first_q)
+    k_ptr = head_ptr(k_ptr, k_strides, batch, head // group, first_k)
+    v_ptr = head_ptr(v_ptr, v_strides, batch, head // group, first_k)
+    out_ptr = head_ptr(out_ptr, out_strides, batch, head, first_q)
+    lse_ptr += batch * lse_strides[0] + head * lse_strides[1] + first_q
+    if REPAIR:
+        for part_m in tl.range(start_m, tl.minimum(start_m + TILE, seqlen_q), BLOCK_M):
+            if not all_finite(load_rows(out_ptr, out_strides, part_m, seqlen_q, HEAD_DIM_V, BLOCK_M, BLOCK_DV, True)):
+                _fwd_rows(
+                    part_m, q_ptr, k_ptr, v_ptr, scoring, sinks_ptr, out_ptr, lse_ptr, None, batch, head, heads,
+                    seqlen_q, seqlen_k, diagonal, left, right, q_strides, k_strides, v_strides, out_strides,
+                    EXACT, PRECISION, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+    else:
+        _fwd_rows(
+            start_m, q_ptr, k_ptr, v_ptr, scoring, sinks_ptr, out_ptr, lse_ptr, finite_ptr, batch, head, heads,
+            seqlen_q, seqlen_k, diagonal, left, right, q_strides, k_strides, v_strides, out_strides,
+            EXACT, PRECISION, HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+        )  # fmt: skip

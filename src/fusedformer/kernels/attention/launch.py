@@ -11,11 +11,9 @@ from torch import Tensor
 
 from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.bwd_bias_kernel import attention_bwd_bias_kernel
-from fusedformer.kernels.attention.bwd_kernel import (
-    attention_bwd_dkdv_kernel,
-    attention_bwd_dq_kernel,
-    attention_bwd_rows_kernel,
-)
+from fusedformer.kernels.attention.bwd_dkdv_kernel import attention_bwd_dkdv_kernel
+from fusedformer.kernels.attention.bwd_dq_kernel import attention_bwd_dq_kernel
+from fusedformer.kernels.attention.bwd_kernel import attention_bwd_rows_kernel
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.fwd_kernel import attention_fwd_kernel
 from fusedformer.kernels.attention.packing_kernel import pack
@@ -124,20 +122,25 @@ class Problem:
 
     def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
         """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
-        starts, side = (self.extras.starts_k, self.k) if name == "dkdv" else (self.extras.starts_q, self.q)
+        first = self.tile(name, exact=self.launches[0][0])
+        starts, side, block = (
+            (self.extras.starts_k, self.k, first.block_n)
+            if name == "dkdv"
+            else (self.extras.starts_q, self.q, first.block_m)
+        )
+        if starts is None:
+            packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
+        else:
+            slots = self._slots(starts, side.shape[1], block)
+            packing, tiles = Packing(self.extras.starts_q, self.extras.starts_k, slots, len(slots)), len(slots)
+        programs = tiles * side.shape[2]
+        finite = torch.empty(programs, dtype=torch.int8, device=side.device) if len(self.launches) > 1 else None
         strides = [self._strides(x) for x in (self.q, self.k, self.v, *tensors) if x is not None and x.dim() == 4]
         lse_strides = (0 if self.extras.is_packed else self.q.shape[2] * self.q.shape[1], self.q.shape[1])
         for exact, repair in self.launches:
-            tile = self.tile(name, exact)
-            block = tile.block_n if name == "dkdv" else tile.block_m
-            if starts is None:
-                packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
-            else:
-                slots = self._slots(starts, side.shape[1], block)
-                packing, tiles = Packing(self.extras.starts_q, self.extras.starts_k, slots, len(slots)), len(slots)
             run(
-                kernel, tiles * side.shape[2], tile, self.values(exact, repair),
-                self.q, self.k, self.v, self.scoring, packing, *tensors, *self.sizes, *strides, lse_strides,
+                kernel, programs, self.tile(name, exact), self.values(exact, repair) | {"TILE": block},
+                self.q, self.k, self.v, self.scoring, packing, *tensors, finite, *self.sizes, *strides, lse_strides,
             )  # fmt: skip
 
     @property

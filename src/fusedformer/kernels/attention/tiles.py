@@ -11,8 +11,9 @@ the other in one row dimension: their batch stride is 0, and `Packing` tells whe
   which no query sees a key are not visited.
 - No atomics: each sum is taken by one program in one order, so results repeat bit for bit.
 - Hidden values do not leak, not even NaN. A hidden weight is an exact 0, but 0 * NaN is NaN: where anything is hidden,
-  a second launch (`REPAIR`) computes each tile that is not finite again, by sums that leave hidden products out instead
-  of matrix products (`EXACT`). A leak cannot pass unseen, since a sum that holds NaN is never finite.
+  each program notes whether its tile is finite, and a second launch (`REPAIR`) computes the rows of those that are not
+  again, by sums that leave hidden products out instead of matrix products (`EXACT`). Its other programs return at once.
+  A leak cannot pass unseen, since a sum that holds NaN is never finite.
 - Offsets are 64-bit, and every stride may have any value.
 """
 

@@ -5,7 +5,14 @@ from typing import Any
 
 import torch
 
-from fusedformer.kernels.attention import bwd_bias_kernel, bwd_kernel, fwd_kernel, tuning
+from fusedformer.kernels.attention import (
+    bwd_bias_kernel,
+    bwd_dkdv_kernel,
+    bwd_dq_kernel,
+    bwd_kernel,
+    fwd_kernel,
+    tuning,
+)
 from fusedformer.kernels.attention.decode import variants as decode_variants
 from fusedformer.kernels.attention.launch import constexprs
 from fusedformer.kernels.attention.scores import Scoring
@@ -15,8 +22,8 @@ from fusedformer.kernels.variants import CONSTEXPR, Variant, specialize
 _KERNELS = {
     "fwd": fwd_kernel.attention_fwd_kernel,
     "rows": bwd_kernel.attention_bwd_rows_kernel,
-    "dq": bwd_kernel.attention_bwd_dq_kernel,
-    "dkdv": bwd_kernel.attention_bwd_dkdv_kernel,
+    "dq": bwd_dq_kernel.attention_bwd_dq_kernel,
+    "dkdv": bwd_dkdv_kernel.attention_bwd_dkdv_kernel,
     "dbias": bwd_bias_kernel.attention_bwd_bias_kernel,
 }
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -89,11 +96,13 @@ def variant(name: str, arch: int, setting: Setting, tile: tuning.Tile | None = N
     """One kernel for one setting, with the tile of the table or another."""
     kernel = _KERNELS[name]
     longest = max(setting.head_dim, setting.head_dim_v or 0)
-    tile = tile or tuning.tile(
-        name, arch, setting.dtype, longest, bool(_FEATURES.keys() & set(setting.features)), setting.exact
-    )
+    is_busy = bool(_FEATURES.keys() & set(setting.features))
+    tile = tile or tuning.tile(name, arch, setting.dtype, longest, is_busy, setting.exact)
+    is_repair = setting.exact and not tuning.is_elementwise(name, arch, setting.dtype, longest)
+    repaired = tuning.tile(name, arch, setting.dtype, longest, is_busy) if is_repair else tile
     values: dict[str, Any] = {
-        "BOTTOM_RIGHT": True, "EXACT": setting.exact, "REPAIR": setting.exact, "PRECISION": "ieee",
+        "BOTTOM_RIGHT": True, "EXACT": setting.exact, "REPAIR": is_repair, "PRECISION": "ieee",
+        "TILE": repaired.block_n if name == "dkdv" else repaired.block_m,
         "PER_BATCH": False, "PER_HEAD": True, "PER_QUERY": True, "PER_KEY": True,
         "HEAD_DIM": setting.head_dim, "HEAD_DIM_V": setting.head_dim_v or setting.head_dim,
     }  # fmt: skip
@@ -127,8 +136,11 @@ def _kind(argument: str, setting: Setting) -> Any:
     if argument == "packing":
         return Packing("*i32", "*i32", "*i32", "i32") if "packed" in features else Packing(*[CONSTEXPR] * 4)
     needed = {"left": {"window"}, "right": {"window", "causal"}, "sinks_ptr": {"sinks"}, "dslopes_ptr": {"alibi"}}
+    needed["finite_ptr"] = {"causal", "window", "mask", "bias"}
     if argument in needed and not needed[argument] & features:
         return CONSTEXPR
+    if argument == "finite_ptr":
+        return "*i8"
     if argument.endswith("_ptr"):
         return "*fp32" if argument in _FLOAT32_POINTERS else f"*{_TYPES[setting.dtype]}"
     if argument.endswith("_strides"):
