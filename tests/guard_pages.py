@@ -11,13 +11,14 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ["FUSEDFORMER_EMULATE"] = "1"
 
 import torch
 from torch import Tensor
 
-from fusedformer import attention, gelu, layer_norm, softmax
+from fusedformer import attention, flash_attn_with_kvcache, gelu, layer_norm, softmax
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = (1, 2, 7, 8, 33, 127, 1000, 1024, 1025, 4097)
@@ -51,12 +52,43 @@ def calls_of_attention() -> Iterator[Call]:
         mask = torch.rand(seqlen_q, seqlen_k) < 0.7
         yield functools.partial(attention, causal=True), inputs
         yield functools.partial(attention, mask=mask), inputs
+        yield functools.partial(attention, window=(3, 1), softcap=20.0, dropout_p=0.3), inputs
+        bias, slopes, sinks = (randn(*shape, dtype=torch.float32) for shape in [(2, seqlen_q, seqlen_k), (2,), (2,)])
+        yield _with_biases, [*inputs, bias, slopes, sinks]
+        yield _packed, [randn(*x.flatten(0, 1).shape, dtype=dtype) for x in inputs]
 
+
+def _with_biases(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, slopes: Tensor, sinks: Tensor) -> Tensor:
+    return attention(q, k, v, bias=bias, alibi_slopes=slopes, sinks=sinks)
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Three sequences, the second one empty, and rows after the last."""
+    starts_q, starts_k = (torch.tensor([0, len(x) // 3, len(x) // 3, len(x) - 1], dtype=torch.int32) for x in (q, k))
+    return attention(q, k, v, cu_seqlens_q=starts_q, cu_seqlens_k=starts_k, causal=True)
+
+
+def calls_of_decode() -> Iterator[Call]:
+    for dtype, page, seqlen_q in itertools.product((torch.float32, torch.bfloat16), (None, 8), (1, 3)):
+        q, k, v = (torch.randn(2, seqlen_q, heads, 24).to(dtype) for heads in (4, 2, 2))
+        cache = torch.randn((2, 33, 2, 24) if page is None else (9, page, 2, 24)).to(dtype)
+        cos, sin = torch.randn(40, 8).to(dtype), torch.randn(40, 8).to(dtype)
+        where: dict[str, Any] = {"cache_seqlens": torch.tensor([29, 5], dtype=torch.int32)}
+        if page is not None:
+            where["block_table"] = torch.tensor([[8, 0, 3, 5], [1, 7, 2, 4]], dtype=torch.int32)
+        settings: dict[str, Any]
+        for settings in ({}, {"window_size": (6, 0), "num_splits": 3}, {"rotary_cos": cos, "rotary_sin": sin}):
+            call = functools.partial(flash_attn_with_kvcache, causal=True, **where, **settings)
+            yield call, [q, cache, cache.clone(), k, v]
+
+
+CALLS = {"attention": calls_of_attention, "decode": calls_of_decode}
 
 if __name__ == "__main__":
     library, op, side = sys.argv[1:]
     ctypes.CDLL(library).guard_cpu_tensors(side == "end")
-    for function, inputs in calls_of_attention() if op == "attention" else calls_in_rows(op):
+    for function, inputs in CALLS[op]() if op in CALLS else calls_in_rows(op):
         print(op, *(f"{x.dtype} {tuple(x.shape)}" for x in inputs), flush=True)
         out = function(*inputs)
-        torch.autograd.grad(out, inputs, torch.ones_like(out))
+        if out.requires_grad:
+            torch.autograd.grad(out, inputs, torch.ones_like(out))

@@ -35,6 +35,7 @@ class Bug:
 SOFTMAX_TESTS = ("tests/test_softmax.py", "-k", "within_budget or alignment")
 LAYER_NORM_TESTS = ("tests/test_layer_norm.py", "-k", "many_rows or 4097")
 ATTENTION_TESTS = ("tests/test_attention.py", "-k", "shared or 70-100")
+DECODE_TESTS = ("tests/test_attention_decode.py", "-k", "test_features or test_splits")
 GELU_TESTS = ("tests/test_gelu.py", "-k", "tails")
 GUARD_TESTS = ("tests/test_guard_pages.py", "-k")
 
@@ -116,6 +117,40 @@ BUGS = [
         "(ends - begins + BLOCK - 1) // BLOCK",
         "(ends - begins) // BLOCK",
         ("tests/test_attention_packed.py", "-k", "test_lengths and tiles"),
+        slow=True,
+    ),
+    Bug(
+        "only the first rows of a tile repaired",
+        "src/fusedformer/kernels/attention/bwd_dq_kernel.py",
+        "for part_m in tl.range(start_m, tl.minimum(start_m + TILE, seqlen_q), BLOCK_M):",
+        "for part_m in tl.range(start_m, start_m + 1, TILE * 2):",
+        ("tests/test_attention_hidden.py", "-k", "hidden_keys and window"),
+        symptom="Mismatched elements",
+        slow=True,
+    ),
+    Bug(
+        "page of the neighbouring sequence",
+        "src/fusedformer/kernels/attention/decode/kernel.py",
+        "* places.page_stride + batch * places.table_stride",
+        "* places.page_stride",
+        DECODE_TESTS,
+        slow=True,
+    ),
+    Bug(
+        "new keys rotated by the place in the call",
+        "src/fusedformer/kernels/attention/decode/kernel.py",
+        "        position = length + new\n",
+        "        position = new\n",
+        DECODE_TESTS,
+        symptom="times its budget",
+        slow=True,
+    ),
+    Bug(
+        "splits combined without their peaks",
+        "src/fusedformer/kernels/attention/decode/kernel.py",
+        "weights = tl.exp(lse - new_peak)",
+        "weights = tl.exp(lse)",
+        DECODE_TESTS,
         slow=True,
     ),
     Bug(

@@ -12,7 +12,7 @@ from fusedformer.kernels.aten import is_known_finite
 from fusedformer.kernels.attention import reference
 from fusedformer.kernels.attention.extras import Extras
 
-_flash_fwd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_fwd = torch._scaled_dot_product_flash_attention_for_cpu
 _flash_bwd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 

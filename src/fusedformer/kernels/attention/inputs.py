@@ -86,9 +86,7 @@ def check_results(call: Call, q: Tensor, v: Tensor, results: dict[str, Tensor], 
 
 
 def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> None:
-    """Raise ValueError unless both or none of two int32 vectors of one length are there, on q's device."""
-    if not any(tensor is not None for tensor in starts.values()):
-        return
+    """Raise ValueError unless both of two int32 vectors of one length are there, on q's device."""
     given = {name: tensor for name, tensor in starts.items() if tensor is not None}
     if len(given) == 1:
         raise call.error(f"{next(iter(given))} is given alone, expected both of {' and '.join(starts)}")
