@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_cases import DIFFERENTIABLE, Case, check, check_inputs, make_inputs, make_tensors
 from conftest import HAS_GPU, World
+from torch import Tensor
 
 from fusedformer.kernels.attention.op import attention
 
@@ -175,3 +176,24 @@ def test_large_sizes(world: World, case: Case) -> None:
     if world.name != "gpu":
         pytest.skip("large sizes: on a GPU only")
     check(case, world.device)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sinks": torch.linspace(-1, 1, 8)[::2]},
+        {"alibi_slopes": torch.linspace(0, 1, 8).view(4, 2).T},
+        {"bias": torch.linspace(-1, 1, 2 * 4 * 9 * 9).view(2, 4, 9, 9).transpose(2, 3)},
+        {"bias": torch.linspace(-1, 1, 9 * 18).view(9, 18)[:, ::2]},
+        {"mask": (torch.arange(9 * 4 * 2 * 9).view(9, 4, 2, 9) % 5 > 0).permute(2, 1, 0, 3)},
+        {"seed": torch.arange(3)[1:2], "dropout_p": 0.5},
+        {name: torch.tensor([0, 9, 9, 8, 18, 7], dtype=torch.int32)[::2] for name in ("cu_seqlens_q", "cu_seqlens_k")},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_any_strides_beside_q_k_and_v(world: World, settings: dict[str, Any]) -> None:
+    settings = {name: x.to(world.device) if isinstance(x, Tensor) else x for name, x in settings.items()}
+    dense = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in settings.items()}
+    shape = (18, 4, 16) if "cu_seqlens_q" in settings else (2, 9, 4, 16)
+    q = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(world.device)
+    assert torch.equal(attention(q, q, q, **settings), attention(q, q, q, **dense))

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +85,11 @@ def check_results(call: Call, q: Tensor, v: Tensor, results: dict[str, Tensor], 
                 raise call.error(f"{name} is {given}, expected {library.short(dtype)} of shape {shape}")
 
 
-def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> None:
-    """Raise ValueError unless both of two int32 vectors of one length are there, on q's device."""
-    given = {name: tensor for name, tensor in starts.items() if tensor is not None}
+def starts(call: Call, q: Tensor, **named: Tensor | None) -> Iterator[Tensor]:
+    """The tensors, dense; ValueError unless both are int32 vectors of one length, on q's device."""
+    given = {name: tensor for name, tensor in named.items() if tensor is not None}
     if len(given) == 1:
-        raise call.error(f"{next(iter(given))} is given alone, expected both of {' and '.join(starts)}")
+        raise call.error(f"{next(iter(given))} is given alone, expected both of {' and '.join(named)}")
     for name, tensor in given.items():
         library.check_tensor(call.function, name, tensor)
         if tensor.dtype != torch.int32 or tensor.dim() != 1 or len(tensor) < 2:
@@ -99,6 +99,7 @@ def check_starts(call: Call, q: Tensor, starts: dict[str, Tensor | None]) -> Non
     if len({len(tensor) for tensor in given.values()}) > 1:
         lengths = ", ".join(f"{name} has {len(tensor)} elements" for name, tensor in given.items())
         raise call.error(f"{lengths}: they must have one more than there are sequences")
+    return (tensor.contiguous() for tensor in given.values())
 
 
 def pairwise(
@@ -120,7 +121,7 @@ def pairwise(
 
 
 def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Sequence[tuple[int, ...]]) -> Any:
-    """`tensor` in float32 (float64 for float64) if it has one of `shapes`."""
+    """`tensor` in float32 (float64 for float64) and dense, if it has one of `shapes`."""
     if tensor is None:
         return None
     library.check_tensor(call.function, name, tensor)
@@ -131,7 +132,7 @@ def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Se
         expected = " or ".join(map(str, shapes))
         given = f"{library.short(tensor.dtype)} of shape {tuple(tensor.shape)}"
         raise call.error(f"{name} is {given}, expected floating point of shape {expected}")
-    return tensor.to(accumulate_dtype(q.dtype))
+    return tensor.to(accumulate_dtype(q.dtype)).contiguous()
 
 
 def number(call: Call, name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:

@@ -252,7 +252,7 @@ def prepare(
     Without `bottom_right` the first query faces the first key, not the last the last.
     """
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
-        inputs.check_starts(call, q, {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k})
+        cu_seqlens_q, cu_seqlens_k = inputs.starts(call, q, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     heads = q.shape[2]
     if alibi_slopes is not None:
         sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
