@@ -193,7 +193,7 @@ def test_large_sizes(world: World, case: Case) -> None:
 )
 def test_any_strides_beside_q_k_and_v(world: World, settings: dict[str, Any]) -> None:
     settings = {name: x.to(world.device) if isinstance(x, Tensor) else x for name, x in settings.items()}
-    dense = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in settings.items()}
+    dense: dict[str, Any] = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in settings.items()}
     shape = (18, 4, 16) if "cu_seqlens_q" in settings else (2, 9, 4, 16)
     q = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(world.device)
     assert torch.equal(attention(q, q, q, **settings), attention(q, q, q, **dense))
