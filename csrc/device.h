@@ -51,9 +51,9 @@ void store_vector(void* address, const Vector& vector) {
   *static_cast<Vector*>(address) = vector;
 }
 
-template <class Vector>
-Vector opaque(const Vector& vector) {
-  return vector;
+template <class Value>
+Value opaque(const Value& value) {
+  return value;
 }
 
 inline float reciprocal(float value) { return 1.0f / value; }
@@ -117,11 +117,15 @@ __device__ void store_vector(void* address, const Vector& vector) {
 
 // The same words, of which the compiler does not know it: what was computed from them before, such as elements in
 // fp32, is computed again rather than kept in twice the registers.
-template <class Vector>
-__device__ Vector opaque(Vector vector) {
+template <class Value>
+__device__ Value opaque(const Value& value) {
+  unsigned words[sizeof(Value) / sizeof(unsigned)];
+  std::memcpy(words, &value, sizeof(Value));
 #pragma unroll
-  for (unsigned& word : vector.words) asm volatile("" : "+r"(word));
-  return vector;
+  for (unsigned& word : words) asm volatile("" : "+r"(word));
+  Value out;
+  std::memcpy(&out, words, sizeof(Value));
+  return out;
 }
 
 // To 1 ulp, of a normal number. In one instruction, where a division calls a subroutine for the rare cases.

@@ -49,7 +49,7 @@ inline constexpr Rung kLadder[] = {
     {32, 0, TeamKind::kLanes, 8, 4, 1},    // static: 4 loads in flight per thread, each of whole 128-byte lines
     {64, 0, TeamKind::kLanes, 16, 4, 1},   // static: as above
     {128, 0, TeamKind::kLanes, 32, 4, 1},  // static: as above
-    {256, 0, TeamKind::kLanes, 32, 8, 1},  // static: the longest row without a barrier: two tensors in 128 registers
+    {256, 0, TeamKind::kLanes, 32, 8, 1},  // static: the longest row without a barrier: two tensors in 168 registers
     {1024, 0, TeamKind::kBlocks, 256, 4, 1},     // static: 80 registers, 3 blocks of 256 threads to a processor
     {2048, 0, TeamKind::kBlocks, 256, 8, 1},     // static: 128 registers, 2 blocks of 256 threads to a processor
     {4096, 90, TeamKind::kBlocks, 256, 8, 2},    // static: as 2048
@@ -78,7 +78,7 @@ constexpr int block_threads(TeamKind team, int held) {
 
 // Blocks of that many threads that fit on a processor together: what limits a kernel's registers.
 constexpr int blocks_per_processor(TeamKind team, int held) {
-  if (team == TeamKind::kLanes) return held == 1 ? 10 : held == 4 ? 5 : 4;
+  if (team == TeamKind::kLanes) return held == 1 ? 8 : held == 4 ? 5 : 3;
   return held == 0 ? 2 : held == 4 ? 3 : 1;
 }
 

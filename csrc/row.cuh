@@ -83,13 +83,14 @@ class Columns {
 
   template <class Visit>
   __device__ void for_each_vector(Visit visit) const {
-    const auto count = static_cast<int>((cut_.tail - cut_.head) / kVectorWidth<T>);
+    // A row that is held is short enough for int. Opaque, so that a pass computes its addresses anew: those of all
+    // slots would take more registers than the vectors.
+    const int tail = static_cast<int>(cut_.tail), stride = threads_ * kVectorWidth<T>;
+    int column = static_cast<int>(cut_.head) + opaque(thread_) * kVectorWidth<T>;
 #pragma unroll
     for (int slot = 0; slot < kVectors; ++slot) {
-      const int vector = thread_ + slot * threads_;
-      if (vector < count) {
-        visit(Place<kVectorWidth<T>>{{}, cut_.head + std::int64_t{vector} * kVectorWidth<T>, slot});
-      }
+      if (column < tail) visit(Place<kVectorWidth<T>>{{}, column, slot});
+      column += stride;
     }
   }
 
