@@ -36,13 +36,15 @@ extern "C" int blocks_of_processor(int lanes, int held) {
 """
 Ints = NDArray[np.int64]
 
-LENGTHS = np.concatenate(
-    [
-        np.arange(1, 70_001),
-        # Around every power of two, where rungs end.
-        *(2**power + np.arange(-9, 10) for power in range(17, 22)),
-        np.array([100_003, 128_256, 151_936, 256_000, 1_000_003, 2**31 + 1, 2**40]),
-    ]
+LENGTHS = np.unique(
+    np.concatenate(
+        [
+            np.arange(1, 70_001),
+            # Around every power of two, where rungs end.
+            *(2**power + np.arange(-9, 10) for power in range(17, 22)),
+            np.array([100_003, 128_256, 151_936, 256_000, 1_000_003, 2**31 + 1, 2**40]),
+        ]
+    )
 )
 # arch, largest cluster: the last one is a GPU that refuses clusters of 16.
 MACHINES = [(80, 1), (90, 16), (100, 16), (120, 16), (90, 8)]
@@ -104,8 +106,7 @@ def test_a_team_holds_the_whole_row(library: ctypes.CDLL, size: int, machine: tu
     held = plans.held > 0
     assert (plans.capacity >= plans.vectors)[held].all()
     # And little more: half of it is used, except by rows so short that the smallest team is too large for them.
-    assert (plans.capacity <= 2 * plans.vectors)[held & (plans.vectors > 8) & (plans.lanes == 0)].all()
-    assert (plans.capacity <= 4 * plans.vectors)[held & (plans.vectors > 8)].all()
+    assert (plans.capacity <= 2 * plans.vectors)[held & (plans.vectors > 16)].all()
 
 
 def test_no_block_of_a_cluster_is_without_a_share(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:
@@ -156,7 +157,7 @@ def test_registers_suffice_for_two_tensors(library: ctypes.CDLL, lanes: int, hel
 
 
 def test_bytes_in_flight_have_no_cliff(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:
-    """Of many rows, each processor loads 16 KiB at a time or more, and no length much less than its neighbours."""
+    """Each processor loads 16 KiB of many rows at a time or more, 10 of tiny ones; none half of its neighbour's."""
     plans = plan(library, size, *machine)
     in_flight = np.zeros(len(LENGTHS))
     for is_lanes, held in SHAPES:
@@ -168,10 +169,10 @@ def test_bytes_in_flight_have_no_cliff(library: ctypes.CDLL, size: int, machine:
         in_flight[chosen] = (16 * blocks * plans.rows_per_block * np.minimum(vectors, plans.vectors) / plans.cluster)[
             chosen
         ]
-    usual = plans.vectors > 4
-    assert in_flight[usual].min() >= 10 * 1024
-    # Two lanes to the vector, or a warp of a block more, change it by a step.
-    assert (in_flight[1:] >= 0.5 * in_flight[:-1])[usual[:-1]].all()
+    assert in_flight[plans.vectors > 4].min() >= 10 * 1024
+    assert in_flight[plans.vectors > 16].min() >= 16 * 1024
+    held = (plans.held > 0) & (plans.vectors > 4)
+    assert (in_flight[1:] >= 0.5 * in_flight[:-1])[held[1:] & held[:-1]].all()
 
 
 def test_bits_do_not_depend_on_the_batch(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:
