@@ -46,7 +46,7 @@ inline constexpr std::int64_t kAnyLength = std::numeric_limits<std::int64_t>::ma
 // flight, about 32 KiB a processor being what an H200's latency asks for; nothing was measured on a GPU yet.
 inline constexpr Rung kLadder[] = {
     {8, 0, TeamKind::kLanes, 8, 1, 1},     // static: 4 rows to a warp, 3 shuffles a reduction instead of 5
-    {32, 0, TeamKind::kLanes, 8, 4, 1},    // static: 2 loads in flight per thread or more; 16 lanes of 1 have half the bytes
+    {32, 0, TeamKind::kLanes, 8, 4, 1},    // static: twice the bytes in flight of 16 lanes of 1
     {64, 0, TeamKind::kLanes, 16, 4, 1},   // static: as above
     {128, 0, TeamKind::kLanes, 32, 4, 1},  // static: as above
     {256, 0, TeamKind::kLanes, 32, 8, 1},  // static: the longest row without a barrier: two tensors in 168 registers

@@ -8,8 +8,9 @@
 //
 // The variance is of the centred row, in a second pass, for E[x^2] - E[x]^2 loses every digit at a large mean. The
 // sums over rows take two stages without atomics: each group of rows is summed by one block, in an order that depends
-// on the number of rows alone, and then the groups are. Traffic, in elements of a row that is held (row.cuh): 2 forward;
-// backward 3 for dx, and again 2 for dweight and dbias together, 1 for dbias alone. Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
+// on the number of rows alone, and then the groups are. Traffic, in elements of a row that is held (row.cuh): 2
+// forward; backward 3 for dx, and again 2 for dweight and dbias together, 1 for dbias alone.
+// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
 #include "launch.h"
 #include "row.cuh"
 

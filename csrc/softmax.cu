@@ -3,7 +3,8 @@
 //     y_i  = exp(x_i - max(x)) / sum_j exp(x_j - max(x))          dx_i = y_i (dy_i - sum_j dy_j y_j)
 //
 // One pass keeps max and sum together (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
-// algorithm 3), so that a row that is streamed is read twice and not three times, and a team meets once. Traffic, in elements of a row that is held (row.cuh): 2 forward, 3 backward.
+// algorithm 3), so that a row that is streamed is read twice and not three times, and a team meets once. Traffic, in
+// elements of a row that is held (row.cuh): 2 forward, 3 backward.
 //
 // A row of -inf alone gives 0 and gradient 0; a NaN or +inf makes its row NaN, and no other.
 #include "launch.h"

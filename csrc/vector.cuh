@@ -48,7 +48,7 @@ inline __device__ unsigned from_two_floats<__nv_bfloat16>(float first, float sec
 template <class T>
 inline constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
-// The elements as they lie in memory, in words: registers hold no less, and an element of 2 bytes would take a whole one.
+// The elements as they lie in memory, in words: an element of 2 bytes would take a whole register.
 template <class T>
 struct alignas(kVectorBytes) Vector {
   static constexpr int kWords = kVectorBytes / static_cast<int>(sizeof(unsigned));

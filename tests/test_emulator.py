@@ -263,12 +263,13 @@ def test_blocks_of_a_cluster_share_memory(library: ctypes.CDLL, seed: int, clust
 
 
 def test_a_missing_barrier_of_the_cluster_shows(library: ctypes.CDLL, seed: int) -> None:
+    """Either somebody stores where a block was, or reads what is not there yet."""
+    failure, out = "", [0.0]
     try:
         out = run(library, "ring_without_last_barrier", threads=32, blocks=16, cluster=8)
     except EmulatorError as error:
-        assert "which has exited" in str(error)
-    else:
-        assert any(value != value for value in out[:512])
+        failure = str(error)
+    assert "which has exited" in failure or any(value != value for value in out[:512])
 
 
 @pytest.mark.parametrize(

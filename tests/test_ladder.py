@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,8 +170,8 @@ def test_bytes_in_flight_have_no_cliff(library: ctypes.CDLL, size: int, machine:
         ]
     assert in_flight[plans.vectors > 4].min() >= 10 * 1024
     assert in_flight[plans.vectors > 16].min() >= 16 * 1024
-    held = (plans.held > 0) & (plans.vectors > 4)
-    assert (in_flight[1:] >= 0.5 * in_flight[:-1])[held[1:] & held[:-1]].all()
+    in_registers = (plans.held > 0) & (plans.vectors > 4)
+    assert (in_flight[1:] >= 0.5 * in_flight[:-1])[in_registers[1:] & in_registers[:-1]].all()
 
 
 def test_bits_do_not_depend_on_the_batch(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:

@@ -2,10 +2,10 @@
 // ill decides which one runs.
 //
 // A fiber runs until it meets others (a barrier, a shuffle); then any fiber that can go on may be next. Shared memory
-// starts each block as NaN, and another block's is only there from its first step to its last. So a missing barrier, a stale value or a lane left out of a mask shows in the result
-// or as an error, not only on the GPU where timing happens to bring it out. Every choice follows from a seed:
-// FUSEDFORMER_EMULATION_SEED, else one drawn for the process; errors name it. (A kernel that spins until another thread
-// writes would spin for ever: only meeting others lets them run.)
+// starts each block as NaN, and another block's is only there from its first step to its last. So a missing barrier, a
+// stale value or a lane left out of a mask shows in the result or as an error, not only on the GPU where timing happens
+// to bring it out. Every choice follows from a seed: FUSEDFORMER_EMULATION_SEED, else one drawn for the process; errors
+// name it. (A kernel that spins until another thread writes would spin for ever: only meeting others lets them run.)
 #pragma once
 
 #include <array>
