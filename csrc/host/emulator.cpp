@@ -161,11 +161,13 @@ class Grid {
     }
   }
 
-  // Lets a warp run far ahead of the others: as long as it can, or until a one in sixteen chance ends it.
+  // Lets a warp run far ahead of the others: every second time as long as it can, else until a one in sixteen chance
+  // ends it, so that one warp reaches the next barrier while another has not done a step since the last.
   void run_warp(unsigned index) {
     Warp& warp = block_->warps[index];
     blockIdx = block_->index;
     block_->has_begun = true;
+    const bool to_the_end = random_() % 2 == 0;
     do {
       const unsigned lane = random_.pick(warp.ready);
       warp.ready &= ~(1u << lane);
@@ -173,7 +175,7 @@ class Grid {
       threadIdx = unravel(current_->position, shape_.block);
       block_->fibers.resume(current_->position, enter_fiber);
       if (!failure_.empty()) throw_error(failure_);
-    } while (warp.ready != 0 && random_() % 16 != 0);
+    } while (warp.ready != 0 && (to_the_end || random_() % 16 != 0));
   }
 
   static void enter_fiber();
