@@ -134,15 +134,6 @@ BUGS = [
         slow=True,
     ),
     Bug(
-        "vector of a shifted input past the row's end",
-        "csrc/vector.cuh",
-        "second + kVectorWidth<T> <= n_",
-        "second <= n_",
-        (*GUARD_TESTS, "layer_norm and end"),
-        symptom="Segmentation fault",
-        slow=True,
-    ),
-    Bug(
         "shifted input off by an element",
         "csrc/vector.cuh",
         "const int bits = lead % kPerWord",
