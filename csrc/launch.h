@@ -7,8 +7,9 @@
 #include <algorithm>
 
 #include "device.h"
+#include "ladder.h"
 #include "ops.h"
-#include "reduce.cuh"
+#include "row.cuh"
 
 namespace fusedformer {
 
@@ -34,42 +35,81 @@ cudaError_t dispatch(DType dtype, Launch launch) {
 
 struct LaunchShape {
   dim3 grid;
-  unsigned threads;  // of a block
+  unsigned threads;  // of a block, or of each of its groups
   std::size_t shared_bytes = 0;
+  unsigned groups = 1;   // of a block: blockDim.y
+  unsigned cluster = 1;  // blocks that share their memory
 };
+
+// Lets the kernel be launched in clusters of more than every GPU has; an error where this one has none that large.
+template <class Kernel>
+cudaError_t allow_large_cluster(Kernel kernel, const cudaLaunchConfig_t& config) {
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  int clusters = 0;
+  if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  return error != cudaSuccess || clusters > 0 ? error : cudaErrorInvalidClusterSize;
+}
 
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
-  config.blockDim = dim3(shape.threads);
+  config.blockDim = dim3{shape.threads, shape.groups};
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  if (shape.cluster > 1) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {shape.cluster, 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+  if (shape.cluster > kPortableCluster) {
+    if (const cudaError_t error = allow_large_cluster(kernel, config); error != cudaSuccess) return error;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Enough blocks for `work` items, unless that is so many that each block had better loop.
 inline unsigned grid_for(std::int64_t work, std::int64_t work_per_block) {
   return static_cast<unsigned>(std::min(ceil_div(work, work_per_block), kMaxBlocks));
 }
 
-// Chooses how many threads share a row of n elements and calls launch(Type<WarpPerRow or BlockPerRow>, shape), where
-// Value is what the kernel reduces over a row.
-template <class Value, class Launch>
-cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch) {
-  constexpr int kLongestWarpRow = 1024, kLongestSmallBlockRow = 8192;
-  constexpr unsigned kWarpsOfRows = 4, kSmallBlock = 256, kLargeBlock = 1024;
-  if (rows == 0) return cudaSuccess;
-  if (n <= kLongestWarpRow) {
-    const LaunchShape shape = {dim3(grid_for(rows, kWarpsOfRows)), kWarpsOfRows * kWarpSize,
-                               WarpPerRow::kSharedBytes<Value>};
-    return launch(Type<WarpPerRow>{}, shape);
+// Calls launch(Type<RowShape>, shape) with the shape of the plan; the numbers held are those of the ladder's rungs.
+template <class Launch>
+cudaError_t launch_plan(const RowPlan& plan, std::int64_t rows, Launch launch) {
+  const auto cluster = static_cast<unsigned>(plan.cluster), threads = static_cast<unsigned>(plan.threads);
+  const dim3 grid{cluster * grid_for(rows, plan.rows_per_block)};
+  if (plan.team == TeamKind::kLanes) {
+    const LaunchShape shape = {grid, threads, 0, static_cast<unsigned>(plan.rows_per_block)};
+    if (plan.held == 1) return launch(Type<RowShape<Lanes, 1>>{}, shape);
+    if (plan.held == 4) return launch(Type<RowShape<Lanes, 4>>{}, shape);
+    if (plan.held == 8) return launch(Type<RowShape<Lanes, 8>>{}, shape);
+  } else {
+    const LaunchShape shape = {grid, threads, Blocks::shared_bytes(plan.threads, plan.cluster), 1, cluster};
+    if (plan.held == 0) return launch(Type<RowShape<Blocks, 0>>{}, shape);
+    if (plan.held == 4) return launch(Type<RowShape<Blocks, 4>>{}, shape);
+    if (plan.held == 8) return launch(Type<RowShape<Blocks, 8>>{}, shape);
   }
-  const LaunchShape shape = {dim3(grid_for(rows, 1)), n <= kLongestSmallBlockRow ? kSmallBlock : kLargeBlock,
-                             BlockPerRow::kSharedBytes<Value>};
-  return launch(Type<BlockPerRow>{}, shape);
+  return cudaErrorInvalidValue;
+}
+
+// Chooses how threads share rows of n elements of type T, and calls launch(Type<RowShape>, shape) (row.cuh).
+template <class T, class Launch>
+cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch) {
+  if (rows == 0) return cudaSuccess;
+  Machine machine = current_machine();
+  if (const std::optional<Rung> forced = forced_rung()) {
+    const std::int64_t vectors = vectors_of_row(n, sizeof(T));
+    if (vectors > forced->longest) return cudaErrorInvalidValue;
+    return launch_plan(fit_rung(*forced, rows, vectors, machine.processors), rows, launch);
+  }
+  const RowPlan plan = plan_row(rows, n, sizeof(T), machine);
+  const cudaError_t error = launch_plan(plan, rows, launch);
+  if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
+  cudaGetLastError();  // this GPU, or the part of it that is ours, has no room for so large a cluster
+  machine.largest_cluster = kPortableCluster;
+  return launch_plan(plan_row(rows, n, sizeof(T), machine), rows, launch);
 }
 
 }  // namespace fusedformer

@@ -8,39 +8,16 @@
 //
 // The variance is of the centred row, in a second pass, for E[x^2] - E[x]^2 loses every digit at a large mean. The
 // sums over rows take two stages without atomics: each group of rows is summed by one block, in an order that depends
-// on the number of rows alone, and then the groups are. Each pass over a row streams it from memory, later ones from
-// cache while the row fits there. Ideal traffic: 2 elements read and written each forward; backward 3 for dx, and again
-// 2 for dweight and dbias together, 1 for dbias alone. Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
+// on the number of rows alone, and then the groups are. Traffic, in elements of a row that is held (row.cuh): 2
+// forward; backward 3 for dx, and again 2 for dweight and dbias together, 1 for dbias alone.
+// Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
 #include "launch.h"
-#include "reduce.cuh"
-#include "vector.cuh"
+#include "row.cuh"
 
 namespace fusedformer {
 
-// One row of `weight` or `bias`, or of the number that stands for it where there is none.
-template <class W>
-class ParameterReader {
- public:
-  __device__ ParameterReader(const W* row, const RowCut& cut, float otherwise)
-      : reader_(row, row == nullptr ? RowCut{} : cut), given_(row != nullptr), otherwise_(otherwise) {}
-
-  template <int kColumns>
-  __device__ Floats<kColumns> load(Width<kColumns> width, std::int64_t column) const {
-    if (given_) return reader_.load(width, column);
-    Floats<kColumns> out;
-#pragma unroll
-    for (float& value : out.values) value = otherwise_;
-    return out;
-  }
-
- private:
-  RowReader<W> reader_;
-  bool given_;
-  float otherwise_;
-};
-
-template <class T, class W, class Team>
-__global__ void __launch_bounds__(1024)
+template <class T, class W, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     layer_norm_fwd_kernel(const T* __restrict__ x,       // (rows, n)
                           const W* __restrict__ weight,  // (n,) or null
                           const W* __restrict__ bias,    // (n,) or null
@@ -48,35 +25,35 @@ __global__ void __launch_bounds__(1024)
                           float* __restrict__ mean,      // (rows,)
                           float* __restrict__ rstd,      // (rows,)
                           std::int64_t rows, std::int64_t n, float eps) {
-  const Team team;
+  typename Shape::Team team;
   for (std::int64_t row = team.first_row(); row < rows; row += team.row_stride()) {
-    const RowCut cut = cut_row(y + row * n, n);
-    const RowReader<T> x_row(x + row * n, cut);
-    const ParameterReader<W> weight_row(weight, cut, 1.0f), bias_row(bias, cut, 0.0f);
+    const Columns<T, Shape> columns(team, y + row * n, n);
+    const Row<T, Shape> x_row(x + row * n, columns);
+    const ParameterReader<W> weight_row(weight, columns.cut(), 1.0f), bias_row(bias, columns.cut(), 0.0f);
     const RowWriter<T> y_row(y + row * n);
 
     Sums<1> sum;
-    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
+    columns.for_each([&](auto place) {
 #pragma unroll
-      for (const float value : x_row.load(width, column).values) sum.values[0] += value;
+      for (const float value : x_row.load(place).values) sum.values[0] += value;
     });
     const float row_mean = team.reduce(sum).values[0] / n;
 
     Sums<1> squares;
-    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
+    columns.for_each([&](auto place) {
 #pragma unroll
-      for (const float value : x_row.load(width, column).values) {
+      for (const float value : x_row.load(place).values) {
         squares.values[0] += (value - row_mean) * (value - row_mean);
       }
     });
     const float row_rstd = 1.0f / sqrtf(team.reduce(squares).values[0] / n + eps);
 
-    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
-      auto values = x_row.load(width, column);
-      const auto weights = weight_row.load(width, column), biases = bias_row.load(width, column);
+    columns.for_each([&](auto place) {
+      auto values = x_row.load(place);
+      const auto weights = weight_row.load(place), biases = bias_row.load(place);
 #pragma unroll
-      for (int i = 0; i < width.kCount; ++i) values[i] = (values[i] - row_mean) * row_rstd * weights[i] + biases[i];
-      y_row.store(column, values);
+      for (int i = 0; i < place.kCount; ++i) values[i] = (values[i] - row_mean) * row_rstd * weights[i] + biases[i];
+      y_row.store(place.column, values);
     });
     if (team.thread() == 0) {
       mean[row] = row_mean;
@@ -85,8 +62,8 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-template <class T, class W, class Team>
-__global__ void __launch_bounds__(1024)
+template <class T, class W, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     layer_norm_bwd_input_kernel(const T* __restrict__ dy,        // (rows, n)
                                 const T* __restrict__ x,         // (rows, n)
                                 const W* __restrict__ weight,    // (n,) or null
@@ -94,20 +71,20 @@ __global__ void __launch_bounds__(1024)
                                 const float* __restrict__ rstd,  // (rows,)
                                 T* __restrict__ dx,              // (rows, n)
                                 std::int64_t rows, std::int64_t n) {
-  const Team team;
+  typename Shape::Team team;
   for (std::int64_t row = team.first_row(); row < rows; row += team.row_stride()) {
-    const RowCut cut = cut_row(dx + row * n, n);
-    const RowReader<T> dy_row(dy + row * n, cut), x_row(x + row * n, cut);
-    const ParameterReader<W> weight_row(weight, cut, 1.0f);
+    const Columns<T, Shape> columns(team, dx + row * n, n);
+    const Row<T, Shape> dy_row(dy + row * n, columns), x_row(x + row * n, columns);
+    const ParameterReader<W> weight_row(weight, columns.cut(), 1.0f);
     const RowWriter<T> dx_row(dx + row * n);
     const float row_mean = mean[row], row_rstd = rstd[row];
 
     Sums<2> sums;  // of g and of g x_hat
-    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
-      const auto dys = dy_row.load(width, column), weights = weight_row.load(width, column);
-      const auto xs = x_row.load(width, column);
+    columns.for_each([&](auto place) {
+      const auto dys = dy_row.load(place), weights = weight_row.load(place);
+      const auto xs = x_row.load(place);
 #pragma unroll
-      for (int i = 0; i < width.kCount; ++i) {
+      for (int i = 0; i < place.kCount; ++i) {
         sums.values[0] += dys[i] * weights[i];
         sums.values[1] += dys[i] * weights[i] * ((xs[i] - row_mean) * row_rstd);
       }
@@ -115,15 +92,15 @@ __global__ void __launch_bounds__(1024)
     sums = team.reduce(sums);
 
     const float mean_g = sums.values[0] / n, mean_g_x_hat = sums.values[1] / n;
-    for_each_column<T>(team, cut, [&](auto width, std::int64_t column) {
-      const auto dys = dy_row.load(width, column), weights = weight_row.load(width, column);
-      auto values = x_row.load(width, column);
+    columns.for_each([&](auto place) {
+      const auto dys = dy_row.load(place), weights = weight_row.load(place);
+      auto values = x_row.load(place);
 #pragma unroll
-      for (int i = 0; i < width.kCount; ++i) {
+      for (int i = 0; i < place.kCount; ++i) {
         const float x_hat = (values[i] - row_mean) * row_rstd;
         values[i] = row_rstd * (dys[i] * weights[i] - mean_g - x_hat * mean_g_x_hat);
       }
-      dx_row.store(column, values);
+      dx_row.store(place.column, values);
     });
   }
 }
@@ -230,8 +207,8 @@ cudaError_t layer_norm_fwd(DType dtype, DType weight_dtype, const void* x, const
   return dispatch_weight(dtype, weight_dtype, [&](auto element, auto weight_element) {
     using T = typename decltype(element)::type;
     using W = typename decltype(weight_element)::type;
-    return dispatch_row<Sums<1>>(rows, n, [&](auto team, const LaunchShape& shape) {
-      return launch(layer_norm_fwd_kernel<T, W, typename decltype(team)::type>, shape, stream,
+    return dispatch_row<T>(rows, n, [&](auto row_shape, const LaunchShape& shape) {
+      return launch(layer_norm_fwd_kernel<T, W, typename decltype(row_shape)::type>, shape, stream,
                     static_cast<const T*>(x), static_cast<const W*>(weight), static_cast<const W*>(bias),
                     static_cast<T*>(y), mean, rstd, rows, n, eps);
     });
@@ -244,8 +221,8 @@ cudaError_t layer_norm_bwd_input(DType dtype, DType weight_dtype, const void* dy
   return dispatch_weight(dtype, weight_dtype, [&](auto element, auto weight_element) {
     using T = typename decltype(element)::type;
     using W = typename decltype(weight_element)::type;
-    return dispatch_row<Sums<2>>(rows, n, [&](auto team, const LaunchShape& shape) {
-      return launch(layer_norm_bwd_input_kernel<T, W, typename decltype(team)::type>, shape, stream,
+    return dispatch_row<T>(rows, n, [&](auto row_shape, const LaunchShape& shape) {
+      return launch(layer_norm_bwd_input_kernel<T, W, typename decltype(row_shape)::type>, shape, stream,
                     static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const W*>(weight), mean, rstd,
                     static_cast<T*>(dx), rows, n);
     });

@@ -6,11 +6,14 @@
 //     | scalar | vector | vector | ... | vector | scalar |
 //
 // so a row of odd length, whose start is aligned differently in every row, is still stored in 128-bit accesses.
-// An input that is aligned as the output is loaded so too; another one is loaded element by element.
+// An input that is aligned as the output is loaded so too. Of another one, two neighbouring aligned vectors are loaded
+// and shifted, except at the row's ends, where one of them would reach beyond it: there, element by element.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <cstring>
 
 #include "device.h"
 
@@ -29,13 +32,27 @@ inline __device__ __half from_float<__half>(float value) { return __float2half_r
 template <>
 inline __device__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
 
+// Two elements of 2 bytes as they lie in memory, the first one lower.
+template <class T>
+__device__ unsigned from_two_floats(float first, float second);
+template <>
+inline __device__ unsigned from_two_floats<__half>(float first, float second) {
+  return bit_copy<unsigned>(__floats2half2_rn(first, second));
+}
+template <>
+inline __device__ unsigned from_two_floats<__nv_bfloat16>(float first, float second) {
+  return bit_copy<unsigned>(__floats2bfloat162_rn(first, second));
+}
+
 // Elements of type T in one vector access.
 template <class T>
 inline constexpr int kVectorWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
+// The elements as they lie in memory, in words: an element of 2 bytes would take a whole register.
 template <class T>
 struct alignas(kVectorBytes) Vector {
-  T elements[kVectorWidth<T>];
+  static constexpr int kWords = kVectorBytes / static_cast<int>(sizeof(unsigned));
+  unsigned words[kWords];
 };
 
 // A compile-time number of columns, passed as a value so that lambdas can take it.
@@ -59,7 +76,7 @@ struct RowCut {
 
 template <class T>
 __device__ RowCut cut_row(const T* output, std::int64_t n) {
-  const auto past_boundary = static_cast<int>(reinterpret_cast<std::uintptr_t>(output) % kVectorBytes / sizeof(T));
+  const auto past_boundary = static_cast<int>(address_of(output) % kVectorBytes / sizeof(T));
   std::int64_t head = (kVectorWidth<T> - past_boundary) % kVectorWidth<T>;
   if (head > n) head = n;
   return {n, head, head + (n - head) / kVectorWidth<T> * kVectorWidth<T>};
@@ -81,35 +98,105 @@ __device__ void for_each_column(const Team& team, const RowCut& cut, Visit visit
   }
 }
 
-// One row of an input, element type T: loads convert to fp32.
+template <class T>
+__device__ T element(const Vector<T>& vector, int i) {
+  constexpr int kPerWord = sizeof(unsigned) / sizeof(T), kBits = 8 * sizeof(T);
+  const unsigned shifted = vector.words[i / kPerWord] >> (i % kPerWord * kBits);
+  T out;
+  std::memcpy(&out, &shifted, sizeof(T));
+  return out;
+}
+
+template <class T>
+__device__ Floats<kVectorWidth<T>> to_floats(const Vector<T>& vector) {
+  Floats<kVectorWidth<T>> out;
+#pragma unroll
+  for (int i = 0; i < kVectorWidth<T>; ++i) out[i] = to_float(element(vector, i));
+  return out;
+}
+
+template <class T>
+__device__ Vector<T> from_floats(const Floats<kVectorWidth<T>>& values) {
+  Vector<T> out;
+#pragma unroll
+  for (int i = 0; i < out.kWords; ++i) {
+    if constexpr (sizeof(T) == sizeof(unsigned)) {
+      out.words[i] = bit_copy<unsigned>(values[i]);
+    } else {
+      out.words[i] = from_two_floats<T>(values[2 * i], values[2 * i + 1]);
+    }
+  }
+  return out;
+}
+
+// The vector that begins `lead` elements into the first of two neighbouring ones.
+template <class T>
+__device__ Vector<T> shift_vectors(const Vector<T>& first, const Vector<T>& second, int lead) {
+  constexpr int kWords = Vector<T>::kWords, kPerWord = sizeof(unsigned) / sizeof(T);
+  unsigned words[2 * kWords];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    words[i] = first.words[i];
+    words[kWords + i] = second.words[i];
+  }
+  // By 2 words and by 1, for registers have no run-time index; then by what is less than a word.
+#pragma unroll
+  for (int step = 2; step > 0; step /= 2) {
+#pragma unroll
+    for (int i = 0; i + step < 2 * kWords; ++i) words[i] = lead / kPerWord & step ? words[i + step] : words[i];
+  }
+  const int bits = lead % kPerWord * 8 * static_cast<int>(sizeof(T));
+  Vector<T> out;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    out.words[i] = static_cast<unsigned>((std::uint64_t{words[i + 1]} << 32 | words[i]) >> bits);
+  }
+  return out;
+}
+
+// One row of an input, element type T, at columns of the cut: loads convert to fp32, unless they are of a vector as it
+// is.
 template <class T>
 class RowReader {
  public:
-  __device__ RowReader(const T* row, const RowCut& cut) : row_(row), aligned_(is_vector_aligned(row + cut.head)) {}
+  __device__ RowReader(const T* row, const RowCut& cut)
+      : row_(row), n_(cut.n), lead_(static_cast<int>(address_of(row + cut.head) % kVectorBytes / sizeof(T))) {}
+
+  // Whether the cut's vectors are aligned here too.
+  __device__ bool is_aligned() const { return lead_ == 0; }
+  __device__ Vector<T> load_aligned(std::int64_t column) const { return load_vector<Vector<T>>(row_ + column); }
+  __device__ Vector<T> load_unaligned(std::int64_t column) const {
+    const std::int64_t first = column - lead_, second = first + kVectorWidth<T>;
+    if (first >= 0 && second + kVectorWidth<T> <= n_) {
+      return shift_vectors(load_aligned(first), load_aligned(second), lead_);
+    }
+    T elements[kVectorWidth<T>];
+#pragma unroll
+    for (int i = 0; i < kVectorWidth<T>; ++i) elements[i] = row_[column + i];
+    return bit_copy<Vector<T>>(elements);
+  }
 
   template <int kColumns>
   __device__ Floats<kColumns> load(Width<kColumns>, std::int64_t column) const {
     Floats<kColumns> out;
-    if constexpr (kColumns > 1) {
+    if constexpr (kColumns == 1) {
+      out[0] = to_float(row_[column]);
+    } else {
       static_assert(kColumns % kVectorWidth<T> == 0);
-      if (aligned_) {
 #pragma unroll
-        for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
-          const auto vector = load_vector<Vector<T>>(row_ + column + i);
+      for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
+        const auto values = to_floats(is_aligned() ? load_aligned(column + i) : load_unaligned(column + i));
 #pragma unroll
-          for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = to_float(vector.elements[j]);
-        }
-        return out;
+        for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
       }
     }
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) out[i] = to_float(row_[column + i]);
     return out;
   }
 
  private:
   const T* row_;
-  bool aligned_;
+  std::int64_t n_;
+  int lead_;  // elements from the aligned address before each vector
 };
 
 // One row of the output that the row was cut for: stores round to T, to nearest even.
@@ -124,10 +211,7 @@ class RowWriter {
       row_[column] = from_float<T>(values[0]);
     } else {
       static_assert(kColumns == kVectorWidth<T>);
-      Vector<T> vector;
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) vector.elements[i] = from_float<T>(values[i]);
-      store_vector(row_ + column, vector);
+      store_vector(row_ + column, from_floats<T>(values));
     }
   }
 

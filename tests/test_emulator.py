@@ -85,10 +85,68 @@ __global__ void block_order_kernel(float* out) {
   if (next == gridDim.x) next = 0;
 }
 
-#define CASE(kernel) \
-  if (which == #kernel) return launch(kernel##_kernel, LaunchShape{dim3(blocks), threads, shared_bytes}, nullptr, out)
+// Each block gives its rank to the next one.
+__global__ void ring_kernel(float* out) {
+  float* shared = shared_memory<float>();
+  cluster_arrive();
+  cluster_wait();
+  const unsigned next = (cluster_rank() + 1) % cluster_size();
+  store_in_block(shared + threadIdx.x, next, static_cast<float>(cluster_rank()));
+  cluster_arrive();
+  cluster_wait();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = shared[threadIdx.x];
+}
 
-cudaError_t run(const std::string& which, unsigned blocks, unsigned threads, std::size_t shared_bytes, float* out) {
+__global__ void ring_without_last_barrier_kernel(float* out) {
+  float* shared = shared_memory<float>();
+  cluster_arrive();
+  cluster_wait();
+  __syncthreads();
+  const unsigned next = (cluster_rank() + 1) % cluster_size();
+  store_in_block(shared + threadIdx.x, next, static_cast<float>(cluster_rank()));
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = shared[threadIdx.x];
+}
+
+__global__ void ring_without_first_barrier_kernel(float*) {
+  store_in_block(shared_memory<float>() + threadIdx.x, cluster_size() - 1 - cluster_rank(), 0.0f);
+  cluster_arrive();
+  cluster_wait();
+}
+
+__global__ void exit_before_neighbour_kernel(float*) {
+  if (cluster_rank() == 1) return;
+  cluster_arrive();
+  cluster_wait();
+  store_in_block(shared_memory<float>(), 1, 0.0f);
+}
+
+__global__ void past_the_cluster_kernel(float*) { store_in_block(shared_memory<float>(), cluster_size(), 0.0f); }
+
+__global__ void arrives_twice_kernel(float*) {
+  cluster_arrive();
+  cluster_arrive();
+}
+
+__global__ void waits_alone_kernel(float*) { cluster_wait(); }
+
+__global__ void two_kinds_of_barrier_kernel(float*) {
+  if (threadIdx.x < 32) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
+}
+
+#define CASE(kernel)                                                              \
+  if (which == #kernel) {                                                         \
+    const LaunchShape shape = {dim3(blocks), threads, shared_bytes, 1, cluster}; \
+    return launch(kernel##_kernel, shape, nullptr, out);                          \
+  }
+
+cudaError_t run(const std::string& which, unsigned blocks, unsigned threads, std::size_t shared_bytes, unsigned cluster,
+                float* out) {
   CASE(reverse);
   CASE(reverse_without_barrier);
   CASE(reverse_in_warp);
@@ -101,13 +159,21 @@ cudaError_t run(const std::string& which, unsigned blocks, unsigned threads, std
   CASE(past_shared_memory);
   CASE(misaligned);
   CASE(block_order);
+  CASE(ring);
+  CASE(ring_without_last_barrier);
+  CASE(ring_without_first_barrier);
+  CASE(exit_before_neighbour);
+  CASE(past_the_cluster);
+  CASE(arrives_twice);
+  CASE(waits_alone);
+  CASE(two_kinds_of_barrier);
   return cudaErrorInvalidValue;
 }
 
-extern "C" int run_case(const char* which, unsigned blocks, unsigned threads, unsigned shared_bytes, float* out,
-                        char* message, unsigned size) {
+extern "C" int run_case(const char* which, unsigned blocks, unsigned threads, unsigned shared_bytes,
+                        unsigned cluster, float* out, char* message, unsigned size) {
   try {
-    return run(which, blocks, threads, shared_bytes, out);
+    return run(which, blocks, threads, shared_bytes, cluster, out);
   } catch (const std::exception& error) {
     std::strncpy(message, error.what(), size - 1);
     return -1;
@@ -129,10 +195,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "cases.so"))
 
 
-def run(library: ctypes.CDLL, case: str, threads: int = 64, blocks: int = 1, shared_floats: int = 64) -> list[float]:
+def run(
+    library: ctypes.CDLL, case: str, threads: int = 64, blocks: int = 1, shared_floats: int = 64, cluster: int = 1
+) -> list[float]:
     out = (ctypes.c_float * 1024)(*([float("nan")] * 1024))
     message = ctypes.create_string_buffer(4096)
-    status = library.run_case(case.encode(), blocks, threads, 4 * shared_floats, out, message, len(message))
+    shape = (blocks, threads, 4 * shared_floats, cluster)
+    status = library.run_case(case.encode(), *shape, out, message, len(message))
     if status == -1:
         raise EmulatorError(message.value.decode())
     assert status == 0, f"cudaError {status}"
@@ -186,6 +255,43 @@ def test_reports(library: ctypes.CDLL, seed: int, case: str, message: str) -> No
     assert run(library, "reverse")[:64] == list(range(63, -1, -1)), "the emulator goes on after an error"
 
 
+@pytest.mark.parametrize("cluster", [2, 3, 16])
+def test_blocks_of_a_cluster_share_memory(library: ctypes.CDLL, seed: int, cluster: int) -> None:
+    out = run(library, "ring", threads=32, blocks=2 * cluster, cluster=cluster)
+    ranks = [(rank - 1) % cluster for rank in range(cluster)] * 2
+    assert out[: 64 * cluster] == [rank for rank in ranks for _ in range(32)]
+
+
+def test_a_missing_barrier_of_the_cluster_shows(library: ctypes.CDLL, seed: int) -> None:
+    """Either somebody stores where a block was, or reads what is not there yet."""
+    failure, out = "", [0.0]
+    try:
+        out = run(library, "ring_without_last_barrier", threads=32, blocks=16, cluster=8)
+    except EmulatorError as error:
+        failure = str(error)
+    assert "which has exited" in failure or any(value != value for value in out[:512])
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("ring_without_first_barrier", r"the shared memory of block \d of the cluster, which has not begun"),
+        ("exit_before_neighbour", r"the shared memory of block 1 of the cluster, which has exited, thread"),
+        ("past_the_cluster", r"the shared memory of block 4 of the cluster, which has 4"),
+        ("arrives_twice", r"a second arrival without a wait: cluster_arrive\S* at cases.cu"),
+        ("waits_alone", r"a wait without an arrival: cluster_wait"),
+        (
+            "two_kinds_of_barrier",
+            r"deadlock.*; block 3 of the cluster; threads 0-31 wait in cluster_wait.*; threads 32-63 wait in __sync",
+        ),
+    ],
+)
+def test_reports_of_clusters(library: ctypes.CDLL, seed: int, case: str, message: str) -> None:
+    with pytest.raises(EmulatorError, match=message):
+        run(library, case, blocks=4, cluster=4)
+    assert run(library, "ring", blocks=2, cluster=2)[:128] == [1] * 64 + [0] * 64, "the emulator goes on after an error"
+
+
 def test_same_seed_same_schedule(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     orders = []
     for seed in (1, 1, 2):
@@ -201,6 +307,20 @@ def test_same_seed_same_schedule(library: ctypes.CDLL, monkeypatch: pytest.Monke
 def test_refuses_what_cuda_would_not_launch(library: ctypes.CDLL, threads: int, shared_floats: int) -> None:
     with pytest.raises(AssertionError, match="cudaError 9"):
         run(library, "reverse", threads=threads, shared_floats=shared_floats)
+
+
+@pytest.mark.parametrize(("blocks", "cluster"), [(3, 2), (17, 17), (1, 2)])
+def test_refuses_clusters_that_cuda_would_not_launch(library: ctypes.CDLL, blocks: int, cluster: int) -> None:
+    with pytest.raises(AssertionError, match="cudaError 9"):
+        run(library, "ring", blocks=blocks, cluster=cluster)
+
+
+def test_large_clusters_have_to_be_asked_for(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch` asks; a GPU without room for one says so."""
+    monkeypatch.setenv("FUSEDFORMER_EMULATED_GPU", "90 132 8")
+    assert run(library, "ring", threads=32, blocks=8, cluster=8)[:32] == [7] * 32
+    with pytest.raises(AssertionError, match="cudaError 912"):
+        run(library, "ring", threads=32, blocks=16, cluster=16)
 
 
 @pytest.mark.parametrize("op", ["softmax", "attention"])

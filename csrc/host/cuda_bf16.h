@@ -19,3 +19,11 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   const std::uint32_t last_kept_bit = bits >> 16 & 1;
   return {static_cast<std::uint16_t>((bits + 0x7fff + last_kept_bit) >> 16)};
 }
+
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
+}

@@ -38,17 +38,52 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask,
   return value;
 }
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  union {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
+
+inline emulator::LaunchShape shape_of(const cudaLaunchConfig_t& config) {
+  const unsigned cluster = config.numAttrs == 0 ? 1 : config.attrs[0].val.clusterDim.x;
+  return {config.gridDim, config.blockDim, config.dynamicSmemBytes, cluster};
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed = 13 };
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  if (value != 0) emulator::allow_large_clusters(reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
+}
+
+// None where the GPU of $FUSEDFORMER_EMULATED_GPU has no room for one.
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t* config) {
+  const auto gpu = emulator::numbers_of<3>("FUSEDFORMER_EMULATED_GPU");
+  *clusters = !gpu || shape_of(*config).cluster <= static_cast<unsigned>((*gpu)[2]);
+  return cudaSuccess;
+}
 
 // Runs the kernel to its end; unlike CUDA, throws what it found wrong.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-  const emulator::LaunchShape shape = {config->gridDim, config->blockDim, config->dynamicSmemBytes};
-  if (!emulator::is_valid(shape)) return cudaErrorInvalidConfiguration;
-  emulator::run_grid(reinterpret_cast<const void*>(kernel), shape, [&] { kernel(args...); });
+  const emulator::LaunchShape shape = shape_of(*config);
+  const auto address = reinterpret_cast<const void*>(kernel);
+  if (!emulator::is_valid(address, shape)) return cudaErrorInvalidConfiguration;
+  emulator::run_grid(address, shape, [&] { kernel(args...); });
   return cudaSuccess;
 }

@@ -4,76 +4,21 @@
 #include <cxxabi.h>
 #include <dlfcn.h>
 
-#include <algorithm>
-#include <array>
-#include <bit>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
+#include <mutex>
 #include <numeric>
-#include <random>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
-#include "fibers.h"
+#include "block.h"
+#include "random.h"
 
 constinit thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 namespace {
-
-// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-
-  using result_type = std::uint64_t;
-  static constexpr result_type min() { return 0; }
-  static constexpr result_type max() { return ~result_type{0}; }
-
-  result_type operator()() {
-    std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-  }
-
-  // The number of a set bit; every one has its chance, though not the same.
-  unsigned pick(std::uint32_t bits) {
-    const auto turn = static_cast<int>((*this)() % 32);
-    return (std::countr_zero(std::rotr(bits, turn)) + turn) % 32;
-  }
-
- private:
-  std::uint64_t state_;
-};
-
-std::uint64_t current_seed() {
-  static const std::uint64_t drawn = std::random_device{}();
-  const char* chosen = std::getenv("FUSEDFORMER_EMULATION_SEED");
-  return chosen == nullptr || *chosen == '\0' ? drawn : std::strtoull(chosen, nullptr, 10);
-}
-
-// Where a thread waits for others.
-struct Meeting {
-  const char* call;
-  unsigned mask;
-  std::source_location where;
-
-  bool operator==(const Meeting& other) const {
-    return mask == other.mask && where.line() == other.where.line() && std::strcmp(call, other.call) == 0 &&
-           std::strcmp(where.file_name(), other.where.file_name()) == 0;
-  }
-
-  std::string text() const {
-    const std::string file = where.file_name();
-    char mask_text[16];
-    std::snprintf(mask_text, sizeof(mask_text), "(0x%08x)", mask);
-    return std::string(call) + mask_text + " at " + file.substr(file.find_last_of('/') + 1) + ":" +
-           std::to_string(where.line());
-  }
-};
 
 std::string text(const Index3& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
@@ -82,8 +27,6 @@ std::string text(const Index3& index) {
 Index3 unravel(unsigned position, const Index3& sizes) {
   return {position % sizes.x, position / sizes.x % sizes.y, position / sizes.x / sizes.y};
 }
-
-unsigned volume(const Index3& sizes) { return sizes.x * sizes.y * sizes.z; }
 
 std::string kernel_name(const void* address) {
   Dl_info info;
@@ -95,191 +38,175 @@ std::string kernel_name(const void* address) {
   return name.substr(begin, name.find('(') - begin);
 }
 
-struct Thread {
-  unsigned position;  // in the block
-  Meeting meeting = {};
-  std::uint64_t value = 0;  // brought to a warp_exchange, then taken from it
-  unsigned source = 0;
-};
+// The fibers of the first `count` blocks of a cluster; kept for the next launch.
+Block::BlockFibers& fibers_of(unsigned rank) {
+  thread_local std::vector<std::unique_ptr<Block::BlockFibers>> fibers;
+  while (fibers.size() <= rank) fibers.push_back(std::make_unique<Block::BlockFibers>());
+  return *fibers[rank];
+}
 
-// One bit for each lane.
-struct Warp {
-  std::uint32_t alive = 0;        // has not exited
-  std::uint32_t ready = 0;        // can go on
-  std::uint32_t in_exchange = 0;  // waits for lanes of its warp; one that is alive and in neither waits for the block
-};
-
-using BlockFibers = Fibers<kMaxThreads>;
-
-// A grid that runs, and the block of it that does.
+// A grid that runs, and the cluster of it that does: its blocks run together.
 class Grid {
  public:
-  Grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread, BlockFibers& fibers)
-      : kernel_(kernel), shape_(shape), thread_(thread), fibers_(fibers), shared_(shape.shared_bytes + kCanaryBytes) {}
+  Grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread)
+      : kernel_(kernel), shape_(shape), thread_(thread) {
+    for (unsigned rank = 0; rank < shape.cluster; ++rank) blocks_.emplace_back(fibers_of(rank));
+  }
 
   void run() {
     blockDim = shape_.block;
     gridDim = shape_.grid;
-    std::vector<unsigned> order(volume(shape_.grid));
+    std::vector<unsigned> order(volume(shape_.grid) / shape_.cluster);
     std::iota(order.begin(), order.end(), 0u);
     std::shuffle(order.begin(), order.end(), random_);
-    for (const unsigned block : order) run_block(block);
+    for (const unsigned cluster : order) run_cluster(cluster * shape_.cluster);
   }
 
-  void* shared_memory() { return shared_.data(); }
+  void* shared_memory() { return block_->shared.data(); }
   unsigned lane() const { return current_->position % kWarpSize; }
+  unsigned rank() const { return block_->rank; }
+  unsigned cluster_size() const { return shape_.cluster; }
   void run_thread() const { thread_(); }
 
   void meet_block(const Meeting& meeting) {
     current_->meeting = meeting;
-    ++at_barrier_;
-    release_barrier_if_complete();
-    fibers_.switch_back(current_->position);
+    ++block_->at_barrier;
+    release_barrier(*block_);
+    switch_back();
   }
 
   std::uint64_t meet_warp(const Meeting& meeting, std::uint64_t value, unsigned source) {
     if ((meeting.mask >> lane() & 1) == 0) fail("lane " + std::to_string(lane()) + " is not in " + meeting.text());
+    Thread& self = *current_;
+    self.meeting = meeting;
+    self.value = value;
+    self.source = source;
+    const unsigned warp = self.position / kWarpSize;
+    block_->warps[warp].in_exchange |= 1u << lane();
+    release_exchange(warp, meeting);
+    switch_back();
+    return self.value;
+  }
+
+  void arrive_in_cluster(const Meeting& meeting) {
+    if (current_->has_arrived) fail("a second arrival without a wait: " + meeting.text());
+    current_->has_arrived = true;
+    current_->arrived_at = barrier_number_;
+    ++arrived_;
+    complete_cluster_barrier();
+  }
+
+  void wait_for_cluster(const Meeting& meeting) {
+    if (!current_->has_arrived) fail("a wait without an arrival: " + meeting.text());
+    current_->has_arrived = false;
+    if (current_->arrived_at < barrier_number_) return;
     current_->meeting = meeting;
-    current_->value = value;
-    current_->source = source;
-    const unsigned warp = current_->position / kWarpSize;
-    warps_[warp].in_exchange |= 1u << lane();
-    release_exchange_if_complete(warp, meeting);
-    fibers_.switch_back(current_->position);
-    return current_->value;
+    block_->warps[current_->position / kWarpSize].in_cluster |= 1u << lane();
+    switch_back();
+  }
+
+  void* shared_memory_of(unsigned rank, void* own) {
+    const std::string who = "the shared memory of block " + std::to_string(rank) + " of the cluster, which ";
+    if (rank >= blocks_.size()) fail(who + "has " + std::to_string(blocks_.size()));
+    Block& other = blocks_[rank];
+    if (!other.has_begun) fail(who + "has not begun");
+    if (other.alive == 0) fail(who + "has exited");
+    return other.shared.data() + (static_cast<unsigned char*>(own) - block_->shared.data());
   }
 
   void exit_thread() {
-    const unsigned warp = current_->position / kWarpSize;
-    warps_[warp].alive &= ~(1u << lane());
+    Warp& warp = block_->warps[current_->position / kWarpSize];
+    warp.alive &= ~(1u << lane());
+    --block_->alive;
     --alive_;
-    for (std::uint32_t left = warps_[warp].in_exchange; left != 0; left &= left - 1) {
-      release_exchange_if_complete(warp, thread(warp, std::countr_zero(left)).meeting);
+    if (current_->has_arrived && current_->arrived_at == barrier_number_) --arrived_;
+    for (std::uint32_t left = warp.in_exchange; left != 0; left &= left - 1) {
+      const unsigned index = current_->position / kWarpSize;
+      release_exchange(index, block_->thread(index, std::countr_zero(left)).meeting);
     }
-    release_barrier_if_complete();
-    fibers_.switch_back(current_->position);
+    release_barrier(*block_);
+    complete_cluster_barrier();
+    switch_back();
   }
 
   [[noreturn]] void fail(const std::string& message) {
     failure_ = message + ", thread " + text(threadIdx);
-    fibers_.switch_back(current_->position);
+    switch_back();
     std::abort();  // not reached: the scheduler throws, and resumes nobody
   }
 
  private:
-  static constexpr std::size_t kCanaryBytes = 256;
-  static constexpr unsigned char kPoison = 0xff;  // NaN in every floating-point type
+  void switch_back() { block_->fibers.switch_back(current_->position); }
 
-  Thread& thread(unsigned warp, unsigned lane) { return threads_[warp * kWarpSize + lane]; }
-
-  void run_block(unsigned position) {
-    blockIdx = unravel(position, shape_.grid);
-    random_ = Random(seed_ ^ std::uint64_t{position} << 32);
-    std::fill(shared_.begin(), shared_.end(), kPoison);
-    start_threads();
+  void run_cluster(unsigned first) {
+    random_ = Random(seed_ ^ std::uint64_t{first} << 32);
+    alive_ = shape_.cluster * volume(shape_.block);
+    arrived_ = 0;
+    barrier_number_ = 0;
+    for (unsigned rank = 0; rank < shape_.cluster; ++rank) {
+      blocks_[rank].start(shape_, unravel(first + rank, shape_.grid), rank);
+    }
     while (alive_ > 0) {
       std::uint32_t candidates = 0;
-      for (unsigned warp = 0; warp < warps_.size(); ++warp) {
-        if (warps_[warp].ready != 0) candidates |= 1u << warp;
-      }
+      for (const Block& block : blocks_) candidates |= std::uint32_t{block.ready_warps() != 0} << block.rank;
       if (candidates == 0) throw_error("deadlock: no thread can go on" + list_waiting());
-      run_warp(random_.pick(candidates));
+      block_ = &blocks_[random_.pick(candidates)];
+      run_warp(random_.pick(block_->ready_warps()));
     }
-    const auto canary = shared_.end() - kCanaryBytes;
-    if (std::any_of(canary, shared_.end(), [](unsigned char byte) { return byte != kPoison; })) {
-      throw_error("a write past the block's " + std::to_string(shape_.shared_bytes) + " bytes of shared memory");
+    for (Block& block : blocks_) {
+      block_ = &block;
+      if (block.has_overrun()) {
+        throw_error("a write past the block's " + std::to_string(shape_.shared_bytes) + " bytes of shared memory");
+      }
     }
   }
 
-  void start_threads() {
-    alive_ = volume(shape_.block);
-    at_barrier_ = 0;
-    warps_.fill({});
-    threads_.clear();
-    for (unsigned position = 0; position < alive_; ++position) {
-      threads_.push_back({position});
-      warps_[position / kWarpSize].alive |= 1u << position % kWarpSize;
-    }
-    for (Warp& warp : warps_) warp.ready = warp.alive;
-  }
-
-  // Lets a warp run far ahead of the others: as long as it can, or until a one in sixteen chance ends it.
+  // Lets a warp run far ahead of the others: every second time as long as it can, else until a one in sixteen chance
+  // ends it, so that one warp reaches the next barrier while another has not done a step since the last.
   void run_warp(unsigned index) {
-    Warp& warp = warps_[index];
+    Warp& warp = block_->warps[index];
+    blockIdx = block_->index;
+    block_->has_begun = true;
+    const bool to_the_end = random_() % 2 == 0;
     do {
       const unsigned lane = random_.pick(warp.ready);
       warp.ready &= ~(1u << lane);
-      current_ = &thread(index, lane);
+      current_ = &block_->thread(index, lane);
       threadIdx = unravel(current_->position, shape_.block);
-      fibers_.resume(current_->position, enter_fiber);
+      block_->fibers.resume(current_->position, enter_fiber);
       if (!failure_.empty()) throw_error(failure_);
-    } while (warp.ready != 0 && random_() % 16 != 0);
+    } while (warp.ready != 0 && (to_the_end || random_() % 16 != 0));
   }
 
   static void enter_fiber();
 
-  void release_barrier_if_complete() {
-    if (at_barrier_ == 0 || at_barrier_ < alive_) return;
-    const Meeting* first = nullptr;
-    for (unsigned warp = 0; warp < warps_.size(); ++warp) {
-      for (std::uint32_t left = warps_[warp].alive; left != 0; left &= left - 1) {
-        const Meeting& meeting = thread(warp, std::countr_zero(left)).meeting;
-        if (first == nullptr) first = &meeting;
-        if (!(meeting == *first)) fail("divergent barrier" + list_waiting());
-      }
-    }
-    at_barrier_ = 0;
-    for (Warp& warp : warps_) warp.ready = warp.alive;
+  void release_barrier(Block& block) {
+    if (!block.release_barrier_if_complete()) fail("divergent barrier" + block.list_waiting());
   }
 
-  void release_exchange_if_complete(unsigned index, const Meeting& meeting) {
-    Warp& warp = warps_[index];
-    const std::uint32_t expected = meeting.mask & warp.alive;
-    if ((expected & ~warp.in_exchange) != 0) return;
-    std::array<std::uint64_t, kWarpSize> brought;
-    for (std::uint32_t left = expected; left != 0; left &= left - 1) {
-      const unsigned lane = std::countr_zero(left);
-      if (!(thread(index, lane).meeting == meeting)) return;
-      brought[lane] = thread(index, lane).value;
-    }
-    for (std::uint32_t left = expected; left != 0; left &= left - 1) {
-      Thread& taker = thread(index, std::countr_zero(left));
-      if (taker.source >= kWarpSize || (expected >> taker.source & 1) == 0) {
-        fail("lane " + std::to_string(taker.position % kWarpSize) + " reads lane " + std::to_string(taker.source) +
-             ", which takes no part in " + meeting.text());
-      }
-      taker.value = brought[taker.source];
-    }
-    warp.in_exchange &= ~expected;
-    warp.ready |= expected;
+  void release_exchange(unsigned warp, const Meeting& meeting) {
+    const std::string complaint = block_->release_exchange_if_complete(warp, meeting);
+    if (!complaint.empty()) fail(complaint);
   }
 
-  // "; threads 0-31 wait in __syncthreads(0xffffffff) at reduce.cuh:70; ..."
-  std::string list_waiting() {
+  void complete_cluster_barrier() {
+    if (arrived_ == 0 || arrived_ < alive_) return;
+    arrived_ = 0;
+    ++barrier_number_;
+    for (Block& block : blocks_) block.release_cluster();
+  }
+
+  std::string list_waiting() const {
     std::string out;
-    const unsigned threads = volume(shape_.block);
-    for (unsigned begin = 0, end; begin < threads; begin = end) {
-      const Meeting* meeting = waiting_at(begin);
-      end = begin + 1;
-      while (end < threads && same(meeting, waiting_at(end))) ++end;
-      const std::string range = end == begin + 1 ? std::to_string(begin)
-                                                 : std::to_string(begin) + "-" + std::to_string(end - 1);
-      out += "; threads " + range + (meeting == nullptr ? " have exited" : " wait in " + meeting->text());
+    for (const Block& block : blocks_) {
+      if (blocks_.size() > 1) out += "; block " + std::to_string(block.rank) + " of the cluster";
+      out += block.list_waiting();
     }
     return out;
   }
 
-  const Meeting* waiting_at(unsigned position) {
-    const bool alive = warps_[position / kWarpSize].alive >> position % kWarpSize & 1;
-    return alive ? &threads_[position].meeting : nullptr;
-  }
-
-  static bool same(const Meeting* a, const Meeting* b) {
-    return a == b || (a != nullptr && b != nullptr && *a == *b);
-  }
-
   [[noreturn]] void throw_error(const std::string& message) {
-    fibers_.abandon();
+    for (Block& block : blocks_) block.fibers.abandon();
     throw std::runtime_error("emulated kernel " + kernel_name(kernel_) + ", block " + text(blockIdx) + " of " +
                              text(shape_.grid) + ", FUSEDFORMER_EMULATION_SEED=" + std::to_string(seed_) + ": " +
                              message);
@@ -288,14 +215,13 @@ class Grid {
   const void* kernel_;
   const LaunchShape& shape_;
   const std::function<void()>& thread_;
-  BlockFibers& fibers_;
-  std::vector<Thread> threads_;
-  Thread* current_ = nullptr;  // the one that runs
-  std::vector<unsigned char> shared_;
+  std::vector<Block> blocks_;  // of the cluster
+  Block* block_ = nullptr;     // the one that runs
+  Thread* current_ = nullptr;  // of it
   const std::uint64_t seed_ = current_seed();
   Random random_{seed_};
-  std::array<Warp, kMaxThreads / kWarpSize> warps_;
-  unsigned alive_ = 0, at_barrier_ = 0;
+  unsigned alive_ = 0, arrived_ = 0;  // threads of the cluster: not exited, and at its barrier
+  std::uint64_t barrier_number_ = 0;  // barriers of the cluster that are complete
   std::string failure_;
 };
 
@@ -311,11 +237,27 @@ void Grid::enter_fiber() {
   }
 }
 
+// Kernels that may be launched in clusters larger than every GPU has.
+class LargeClusters {
+ public:
+  void allow(const void* kernel) {
+    const std::lock_guard lock(mutex_);
+    kernels_.insert(kernel);
+  }
+  bool are_allowed(const void* kernel) {
+    const std::lock_guard lock(mutex_);
+    return kernels_.contains(kernel);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<const void*> kernels_;
+} large_clusters;
+
 }  // namespace
 
 void run_grid(const void* kernel, const LaunchShape& shape, const std::function<void()>& thread) {
-  thread_local const auto fibers = std::make_unique<BlockFibers>();
-  Grid running(kernel, shape, thread, *fibers);
+  Grid running(kernel, shape, thread);
   grid = &running;
   running.run();
 }
@@ -331,10 +273,20 @@ std::uint64_t warp_exchange(const char* call, unsigned mask, std::uint64_t value
   return grid->meet_warp({call, mask, where}, value, source);
 }
 
-bool is_valid(const LaunchShape& shape) {
+unsigned cluster_rank() { return grid->rank(); }
+unsigned cluster_size() { return grid->cluster_size(); }
+void cluster_arrive(std::source_location where) { grid->arrive_in_cluster({"cluster_arrive", 0xffffffffu, where}); }
+void cluster_wait(std::source_location where) { grid->wait_for_cluster({"cluster_wait", 0xffffffffu, where}); }
+void* shared_memory_of(unsigned rank, void* own) { return grid->shared_memory_of(rank, own); }
+
+void allow_large_clusters(const void* kernel) { large_clusters.allow(kernel); }
+
+bool is_valid(const void* kernel, const LaunchShape& shape) {
   const auto some = [](const Index3& sizes) { return sizes.x > 0 && sizes.y > 0 && sizes.z > 0; };
+  const unsigned largest_cluster = large_clusters.are_allowed(kernel) ? kMaxCluster : kMaxPortableCluster;
   return some(shape.grid) && shape.grid.y <= 65535 && shape.grid.z <= 65535 && some(shape.block) &&
-         volume(shape.block) <= kMaxThreads && shape.shared_bytes <= kMaxSharedBytes;
+         volume(shape.block) <= kMaxThreads && shape.shared_bytes <= kMaxSharedBytes && shape.cluster > 0 &&
+         shape.cluster <= largest_cluster && shape.grid.x % shape.cluster == 0;
 }
 
 }  // namespace emulator

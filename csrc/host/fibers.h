@@ -19,7 +19,6 @@ class Fibers {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("the emulator could not reserve its stacks");
     stacks_ = static_cast<char*>(memory);
-    for (unsigned i = 0; i < kCount; ++i) mprotect(stacks_ + i * kStackBytes, kGuardBytes, PROT_NONE);
   }
   ~Fibers() { munmap(stacks_, kCount * kStackBytes); }
   Fibers(const Fibers&) = delete;
@@ -30,6 +29,8 @@ class Fibers {
     if (_setjmp(caller_) != 0) return;
     if (started_[i]) _longjmp(registers_[i], 1);
     started_[i] = true;
+    // Only now, for a process may have just some 65,000 areas of memory.
+    mprotect(stacks_ + i * kStackBytes, kGuardBytes, PROT_NONE);
     ucontext_t context;
     getcontext(&context);
     context.uc_stack.ss_sp = stacks_ + i * kStackBytes;
