@@ -222,6 +222,7 @@ BUGS = [
         "* places.page_stride + batch * places.table_stride",
         "* places.page_stride",
         DECODE_TESTS,
+        symptom="times its budget|Segmentation fault",
         slow=True,
     ),
     Bug(

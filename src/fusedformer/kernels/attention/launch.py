@@ -110,11 +110,13 @@ class Problem:
         create = torch.zeros if self.extras.is_packed else torch.empty
         return create(shape, dtype=dtype, device=self.q.device)
 
-    @property
+    @functools.cached_property
     def is_busy(self) -> bool:
-        """Whether scores take more than scaling."""
+        """Whether scores take more than scaling, or rows cannot be read 16 bytes at a time, so that registers are few."""
         extras = self.extras
-        return not extras.is_scaled_only or extras.mask is not None or extras.seed is not None
+        if not extras.is_scaled_only or extras.mask is not None or extras.seed is not None:
+            return True
+        return not all(map(_is_aligned, (self.q, self.k, self.v)))
 
     def tile(self, name: str, exact: bool = False) -> tuning.Tile:
         """The tile of a kernel."""
@@ -166,6 +168,12 @@ class Problem:
     def _strides(self, x: Tensor) -> tuple[int, ...]:
         """Packed sequences are no batch: the kernel finds their first rows itself."""
         return (0, *x.stride()[1:]) if self.extras.is_packed else x.stride()
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether Triton takes the strides for multiples of 16, and the last dimension for dense."""
+    *outer, last = x.stride()
+    return last == 1 and not any(stride % 16 for stride in outer)
 
 
 def run(kernel: Any, programs: int, tile: tuning.Tile, values: dict[str, Any], *args: Any) -> None:

@@ -136,7 +136,7 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy:
         arch: compute capability, 90 for 9.0; None for the interpreter.
         dtype: of q.
         head_dim: the larger one of q and v, 1 to 512, in float32 to `LONGEST_FLOAT32`.
-        busy: whether there is a mask or dropout, or scores are more than scaled products.
+        busy: whether there is a mask or dropout, scores are more than scaled products, or strides are not aligned.
         exact: whether sums are taken without matrix products: one tile serves everywhere.
     """
     if arch is None:
