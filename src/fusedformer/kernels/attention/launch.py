@@ -112,7 +112,7 @@ class Problem:
 
     @functools.cached_property
     def is_busy(self) -> bool:
-        """Whether scores take more than scaling, or rows cannot be read 16 bytes at a time, so that registers are few."""
+        """Whether registers are few: scores take more than scaling, or rows cannot be read 16 bytes at a time."""
         extras = self.extras
         if not extras.is_scaled_only or extras.mask is not None or extras.seed is not None:
             return True
