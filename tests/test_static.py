@@ -329,6 +329,11 @@ def test_compiler_that_hangs_is_a_failed_row(modules: Path, monkeypatch: pytest.
         assert pool.compile(matmul("planted_hang"), 90, seconds=0.5).skipped == "the time for it was spent"
 
 
+def test_sources_of_a_kernel_are_in_several_folders() -> None:
+    found = {path.stem for path in triton.sources("fusedformer.kernels.attention.decode.kernel")}
+    assert found == {"kernel", "fwd_kernel", "scores", "tiles", "triton_compat"}
+
+
 def test_sources_of_a_kernel_follow_its_imports(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (modules / "planted_kernel.py").write_text("import planted_tiles as tiles\n")
     (modules / "planted_tiles.py").write_text("def load():\n    from planted_types import dot\n")

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -157,7 +158,7 @@ def compile_variant(variant: Variant, arch: int) -> StaticRow:
 
 
 def sources(module: str) -> list[Path]:
-    """The file of a module and, transitively, those beside it that it imports: what its kernels are made of.
+    """The file of a module and, transitively, those of its package that it imports: what its kernels are made of.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -165,24 +166,25 @@ def sources(module: str) -> list[Path]:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no module {module!r}, which a kernel variant names")
+    root = Path(spec.origin).parents[module.count(".")]
     found: set[Path] = set()
     pending = [Path(spec.origin)]
     while pending:
         path = pending.pop()
         if path not in found and path.is_file():
             found.add(path)
-            pending += [path.with_name(f"{name.rpartition('.')[2]}.py") for name in _imports(path)]
+            pending += [root / f"{name.replace('.', '/')}.py" for name in _imports(path)]
     return sorted(found)
 
 
-def _imports(path: Path) -> list[str]:
-    names = []
+def _imports(path: Path) -> Iterator[str]:
+    """The dotted names that may be modules."""
     for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names += [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    return names
+            yield node.module
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            parent = f"{node.module}." if isinstance(node, ast.ImportFrom) and node.module else ""
+            yield from (parent + alias.name for alias in node.names)
 
 
 def main() -> None:
