@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
+from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
@@ -182,3 +183,36 @@ def static(
     if any(row.problems for row in rows):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)
+
+
+@app.command()
+def tune(
+    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="fwd, dq or dkdv.")],
+    head_dim: Annotated[int, typer.Option(help="Head dimension.")] = 128,
+    seqlen: Annotated[int, typer.Option(help="Queries and keys.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 4,
+    heads: Annotated[int, typer.Option(help="Heads.")] = 16,
+    jobs: Annotated[int, typer.Option(min=1, help="Compilers at a time.")] = 8,
+) -> None:
+    """Measure tiles of an attention kernel in bfloat16 on the GPU that is here; print the row of the best."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise typer.BadParameter("there is no CUDA device here to measure on", param_hint="tune")
+    from fusedformer.benchmarks import tune as tune_run  # imports Triton, which is not everywhere
+
+    try:
+        task = tune_run.Task(kernel, torch.bfloat16, head_dim, seqlen, batch, heads)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    major, minor = torch.cuda.get_device_capability()
+    arch, tiles = 10 * major + minor, tune_run.candidates(task.dtype.itemsize)
+    with Console() as console:
+        console.step(f"compiling {len(tiles)} tiles")
+        refused = tune_run.refusals(task, tiles, arch, jobs)
+        fitting = [tile for tile in tiles if tile not in refused]
+        trials = tune_run.tune(task, fitting, torch.device("cuda"), CudaClock(), progress=console.step)
+        trials += [tune_run.Trial(tile, refused=why) for tile, why in refused.items()]
+        console.table(tune_run.table(trials))
+        if trials[0].speedup is not None:
+            console.line(tune_run.row(task, trials[0], arch, torch.cuda.get_device_name()))

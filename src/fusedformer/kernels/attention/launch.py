@@ -42,7 +42,7 @@ def attention_bwd(
     _check_rows(q, v, dout, dlse, out, lse)
     dq, dk, dv, dbias, dslopes, dsinks = (q.new_empty(0) for _ in range(6))
     wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
-    delta, shift = _rows(problem, dout, dlse, out, lse)
+    delta, shift = query_rows(problem, dout, dlse, out, lse)
     if wants_dq or wants_dslopes:
         dq = problem.allocate(*q.shape, dtype=q.dtype)
         slope_rows = problem.allocate(*lse.shape) if wants_dslopes else None
@@ -206,7 +206,7 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def _rows(problem: Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def query_rows(problem: Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """rowsum(dout * out) - dlse, and lse in base 2, for each query; packed ones are rows like any other."""
     delta, shift = torch.empty((2, *lse.shape), dtype=torch.float32, device=lse.device)
     tile = problem.tile("rows")
