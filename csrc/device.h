@@ -38,7 +38,13 @@ void store_vector(void* address, const Vector& vector) {
   *static_cast<Vector*>(address) = vector;
 }
 
-inline float reciprocal(float value) { return 1.0f / value; }
+// 2^value; a subnormal result is 0.
+inline float exp2_flushed(float value) { return value < -126.0f ? 0.0f : exp2f(value); }
+
+// A subnormal result is 0, as the instruction has it.
+inline float reciprocal(float value) { return fabsf(value) > 0x1p126f ? 0.0f : 1.0f / value; }
+
+inline float min_or_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
 
 #else
 
@@ -59,6 +65,20 @@ __device__ Vector load_vector(const void* address) {
 template <class Vector>
 __device__ void store_vector(void* address, const Vector& vector) {
   *static_cast<Vector*>(address) = vector;
+}
+
+// 2^value to 2 ulp, in one instruction; a subnormal result is 0.
+inline __device__ float exp2_flushed(float value) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));
+  return out;
+}
+
+// fminf, which drops a NaN, that does not.
+inline __device__ float min_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
 }
 
 // To 1 ulp, of a normal number. In one instruction, where a division calls a subroutine for the rare cases.

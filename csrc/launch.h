@@ -32,6 +32,15 @@ cudaError_t dispatch(DType dtype, Launch launch) {
   return cudaErrorInvalidValue;
 }
 
+// Calls launch(Type<T>, Type<W>) with the types of an input and of its weight or bias, which is fp32 or T.
+template <class Launch>
+cudaError_t dispatch_weight(DType dtype, DType weight_dtype, Launch launch) {
+  return dispatch(dtype, [&](auto element) {
+    if (weight_dtype == DType::kFloat32) return launch(element, Type<float>{});
+    return weight_dtype == dtype ? launch(element, element) : cudaErrorInvalidValue;
+  });
+}
+
 struct LaunchShape {
   dim3 grid;
   unsigned threads;  // of a block
