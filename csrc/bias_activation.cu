@@ -25,17 +25,14 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
                                const B* __restrict__ bias,  // (n,)
                                T* __restrict__ y,           // (rows, n)
                                std::int64_t rows, std::int64_t n, std::int64_t rows_of_group) {
-  constexpr Width<kColumns> kWidth;
   const std::int64_t column = first_column<kColumns>();
   if (column >= n) return;
-  const auto biases = RowReader<B>(bias, {}).load(kWidth, column);
-  const RowReader<T> x_reader(x, {});
-  const RowWriter<T> y_writer(y);
+  const auto biases = load_floats<kColumns>(bias + column);
   for_each_row(rows, rows_of_group, [&](std::int64_t row) {
-    auto values = x_reader.load(kWidth, row * n + column);
+    auto values = load_floats<kColumns>(x + row * n + column);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) values[i] = Form::template at<T>(values[i] + biases[i]).value;
-    y_writer.store(row * n + column, values);
+    store_floats(y + row * n + column, values);
   });
 }
 
@@ -47,22 +44,19 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
                                T* __restrict__ dx,                   // (rows, n)
                                float* __restrict__ dbias_partials,   // (gridDim.y, n) or null
                                std::int64_t rows, std::int64_t n, std::int64_t rows_of_group) {
-  constexpr Width<kColumns> kWidth;
   const std::int64_t column = first_column<kColumns>();
   Floats<kColumns> dbias = {};
   if (column < n) {
-    const auto biases = RowReader<B>(bias, {}).load(kWidth, column);
-    const RowReader<T> dy_reader(dy, {}), x_reader(x, {});
-    const RowWriter<T> dx_writer(dx);
+    const auto biases = load_floats<kColumns>(bias + column);
     for_each_row(rows, rows_of_group, [&](std::int64_t row) {
-      auto values = dy_reader.load(kWidth, row * n + column);
-      const auto xs = x_reader.load(kWidth, row * n + column);
+      auto values = load_floats<kColumns>(dy + row * n + column);
+      const auto xs = load_floats<kColumns>(x + row * n + column);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) {
         values[i] = input_gradient<T, Form>(values[i], xs[i] + biases[i]);
         dbias[i] += values[i];
       }
-      dx_writer.store(row * n + column, values);
+      store_floats(dx + row * n + column, values);
     });
   }
   store_partials(dbias_partials, n, dbias);
@@ -70,11 +64,13 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
 
 // Calls launch(Type<T>, Type<B>, Type<Form>, Width<columns of a thread>).
 template <class Launch>
-cudaError_t dispatch_bias(DType dtype, DType bias_dtype, Activation activation, std::int64_t n, Launch launch) {
+cudaError_t dispatch_bias(DType dtype, DType bias_dtype, Activation activation, std::int64_t n,
+                          std::initializer_list<const void*> addresses, Launch launch) {
   return dispatch_weight(dtype, bias_dtype, [&](auto element, auto bias_element) {
+    using T = typename decltype(element)::type;
     return dispatch_form<GeluErf, GeluTanh, Relu>(activation, [&](auto form) {
-      return dispatch_columns<typename decltype(element)::type>(
-          n, [&](auto width) { return launch(element, bias_element, form, width); });
+      return dispatch_width<T>(allows_vectors<T>(n, addresses),
+                               [&](auto width) { return launch(element, bias_element, form, width); });
     });
   });
 }
@@ -83,14 +79,15 @@ cudaError_t bias_activation_fwd(DType dtype, DType bias_dtype, Activation activa
                                 void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream) {
   if (rows == 0 || n == 0) return cudaSuccess;
   const RowGroups groups = row_groups(rows, kMaxGroups);
-  return dispatch_bias(dtype, bias_dtype, activation, n, [&](auto element, auto bias_element, auto form, auto width) {
+  const auto launch_forward = [&](auto element, auto bias_element, auto form, auto width) {
     using T = typename decltype(element)::type;
     using B = typename decltype(bias_element)::type;
-    constexpr int kColumns = decltype(width)::kCount;
+    constexpr int kColumns = width.kCount;
     return launch(bias_activation_fwd_kernel<T, B, typename decltype(form)::type, kColumns>,
                   column_shape<kColumns>(n, groups.count), stream, static_cast<const T*>(x),
                   static_cast<const B*>(bias), static_cast<T*>(y), rows, n, groups.rows);
-  });
+  };
+  return dispatch_bias(dtype, bias_dtype, activation, n, {x, bias, y}, launch_forward);
 }
 
 namespace {
@@ -111,10 +108,10 @@ cudaError_t bias_activation_bwd(DType dtype, DType bias_dtype, Activation activa
                                 std::int64_t n, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
   const RowGroups groups = bwd_groups(rows, n);
-  return dispatch_bias(dtype, bias_dtype, activation, n, [&](auto element, auto bias_element, auto form, auto width) {
+  const auto launch_backward = [&](auto element, auto bias_element, auto form, auto width) {
     using T = typename decltype(element)::type;
     using B = typename decltype(bias_element)::type;
-    constexpr int kColumns = decltype(width)::kCount;
+    constexpr int kColumns = width.kCount;
     if (rows > 0) {
       const cudaError_t error = launch(bias_activation_bwd_kernel<T, B, typename decltype(form)::type, kColumns>,
                                        column_shape<kColumns>(n, groups.count), stream, static_cast<const T*>(dy),
@@ -123,7 +120,8 @@ cudaError_t bias_activation_bwd(DType dtype, DType bias_dtype, Activation activa
       if (error != cudaSuccess) return error;
     }
     return sum_partials(dbias_partials, static_cast<B*>(dbias), groups.count, n, stream);
-  });
+  };
+  return dispatch_bias(dtype, bias_dtype, activation, n, {dy, x, bias, dx}, launch_backward);
 }
 
 }  // namespace fusedformer

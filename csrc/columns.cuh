@@ -43,13 +43,6 @@ __device__ std::int64_t first_column() {
   return (std::int64_t{blockIdx.x} * kWarpSize + threadIdx.x % kWarpSize) * kColumns;
 }
 
-// Calls launch(Width<columns of a thread>) for rows whose starts are a multiple of `alignment` elements apart: a vector,
-// where that keeps every row aligned, or else one column, which neighbouring threads still read from one line.
-template <class T, class Launch>
-cudaError_t dispatch_columns(std::int64_t alignment, Launch launch) {
-  return alignment % kVectorWidth<T> == 0 ? launch(Width<kVectorWidth<T>>{}) : launch(Width<1>{});
-}
-
 // Calls visit(row) for this warp's rows of the block's group.
 template <class Visit>
 __device__ void for_each_row(std::int64_t rows, std::int64_t rows_of_group, Visit visit) {

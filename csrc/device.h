@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace fusedformer {
 
@@ -62,9 +63,13 @@ __device__ Vector load_vector(const void* address) {
   return *static_cast<const Vector*>(address);
 }
 
+// By name, for an assignment is split into narrower stores where the compiler has lost sight of the alignment.
 template <class Vector>
 __device__ void store_vector(void* address, const Vector& vector) {
-  *static_cast<Vector*>(address) = vector;
+  uint4 words;
+  static_assert(sizeof(Vector) == sizeof(words));
+  std::memcpy(&words, &vector, sizeof(words));
+  __stwb(static_cast<uint4*>(address), words);
 }
 
 // 2^value to 2 ulp, in one instruction; a subnormal result is 0.

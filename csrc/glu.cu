@@ -21,17 +21,14 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
     glu_fwd_kernel(const T* __restrict__ gate,  // (rows, n), as all below
                    const T* __restrict__ up, T* __restrict__ y, std::int64_t rows, std::int64_t n,
                    std::int64_t rows_of_group, std::int64_t gate_stride, std::int64_t up_stride) {
-  constexpr Width<kColumns> kWidth;
   const std::int64_t column = first_column<kColumns>();
   if (column >= n) return;
-  const RowReader<T> gate_reader(gate, {}), up_reader(up, {});
-  const RowWriter<T> y_writer(y);
   for_each_row(rows, rows_of_group, [&](std::int64_t row) {
-    const auto gates = gate_reader.load(kWidth, row * gate_stride + column);
-    auto values = up_reader.load(kWidth, row * up_stride + column);
+    const auto gates = load_floats<kColumns>(gate + row * gate_stride + column);
+    auto values = load_floats<kColumns>(up + row * up_stride + column);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) values[i] *= Form::template at<T>(gates[i]).value;
-    y_writer.store(row * n + column, values);
+    store_floats(y + row * n + column, values);
   });
 }
 
@@ -41,36 +38,35 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
                    const T* __restrict__ gate, const T* __restrict__ up, T* __restrict__ dgate, T* __restrict__ dup,
                    std::int64_t rows, std::int64_t n, std::int64_t rows_of_group, std::int64_t gate_stride,
                    std::int64_t up_stride, std::int64_t dgate_stride, std::int64_t dup_stride) {
-  constexpr Width<kColumns> kWidth;
   const std::int64_t column = first_column<kColumns>();
   if (column >= n) return;
-  const RowReader<T> dy_reader(dy, {}), gate_reader(gate, {}), up_reader(up, {});
-  const RowWriter<T> dgate_writer(dgate), dup_writer(dup);
   for_each_row(rows, rows_of_group, [&](std::int64_t row) {
-    auto dys = dy_reader.load(kWidth, row * n + column);
-    auto gates = gate_reader.load(kWidth, row * gate_stride + column);
-    const auto ups = up_reader.load(kWidth, row * up_stride + column);
+    auto dys = load_floats<kColumns>(dy + row * n + column);
+    auto gates = load_floats<kColumns>(gate + row * gate_stride + column);
+    const auto ups = load_floats<kColumns>(up + row * up_stride + column);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const ValueAndSlope form = Form::template at<T>(gates[i]);
       gates[i] = dys[i] * ups[i] * form.slope;
       dys[i] *= form.value;
     }
-    dgate_writer.store(row * dgate_stride + column, gates);
-    dup_writer.store(row * dup_stride + column, dys);
+    store_floats(dgate + row * dgate_stride + column, gates);
+    store_floats(dup + row * dup_stride + column, dys);
   });
 }
 
-// Calls launch(Type<T>, Type<Form>, Width<columns of a thread>); the strides are all those of rows.
+// Calls launch(Type<T>, Type<Form>, Width<columns of a thread>), for rows of n columns with these strides.
 template <class Launch>
 cudaError_t dispatch_glu(DType dtype, Activation activation, std::int64_t n,
-                         std::initializer_list<std::int64_t> strides, Launch launch) {
+                         std::initializer_list<std::int64_t> strides, std::initializer_list<const void*> addresses,
+                         Launch launch) {
   std::int64_t alignment = n;
   for (const std::int64_t stride : strides) alignment = std::gcd(alignment, stride);
   return dispatch(dtype, [&](auto element) {
+    using T = typename decltype(element)::type;
     return dispatch_form<GeluErf, GeluTanh, Silu>(activation, [&](auto form) {
-      return dispatch_columns<typename decltype(element)::type>(
-          alignment, [&](auto width) { return launch(element, form, width); });
+      return dispatch_width<T>(allows_vectors<T>(alignment, addresses),
+                               [&](auto width) { return launch(element, form, width); });
     });
   });
 }
@@ -79,14 +75,14 @@ cudaError_t glu_fwd(DType dtype, Activation activation, StridedRows<const void*>
                     void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream) {
   if (rows == 0 || n == 0) return cudaSuccess;
   const RowGroups groups = row_groups(rows, kMaxGroups);
-  const auto strides = {gate.row_stride, up.row_stride};
-  return dispatch_glu(dtype, activation, n, strides, [&](auto element, auto form, auto width) {
+  const auto launch_forward = [&](auto element, auto form, auto width) {
     using T = typename decltype(element)::type;
-    constexpr int kColumns = decltype(width)::kCount;
+    constexpr int kColumns = width.kCount;
     return launch(glu_fwd_kernel<T, typename decltype(form)::type, kColumns>, column_shape<kColumns>(n, groups.count),
                   stream, static_cast<const T*>(gate.data), static_cast<const T*>(up.data), static_cast<T*>(y), rows,
                   n, groups.rows, gate.row_stride, up.row_stride);
-  });
+  };
+  return dispatch_glu(dtype, activation, n, {gate.row_stride, up.row_stride}, {gate.data, up.data, y}, launch_forward);
 }
 
 cudaError_t glu_bwd(DType dtype, Activation activation, const void* dy, StridedRows<const void*> gate,
@@ -94,15 +90,16 @@ cudaError_t glu_bwd(DType dtype, Activation activation, const void* dy, StridedR
                     std::int64_t n, cudaStream_t stream) {
   if (rows == 0 || n == 0) return cudaSuccess;
   const RowGroups groups = row_groups(rows, kMaxGroups);
-  const auto strides = {gate.row_stride, up.row_stride, dgate.row_stride, dup.row_stride};
-  return dispatch_glu(dtype, activation, n, strides, [&](auto element, auto form, auto width) {
+  const auto launch_backward = [&](auto element, auto form, auto width) {
     using T = typename decltype(element)::type;
-    constexpr int kColumns = decltype(width)::kCount;
+    constexpr int kColumns = width.kCount;
     return launch(glu_bwd_kernel<T, typename decltype(form)::type, kColumns>, column_shape<kColumns>(n, groups.count),
                   stream, static_cast<const T*>(dy), static_cast<const T*>(gate.data), static_cast<const T*>(up.data),
                   static_cast<T*>(dgate.data), static_cast<T*>(dup.data), rows, n, groups.rows, gate.row_stride,
                   up.row_stride, dgate.row_stride, dup.row_stride);
-  });
+  };
+  return dispatch_glu(dtype, activation, n, {gate.row_stride, up.row_stride, dgate.row_stride, dup.row_stride},
+                      {dy, gate.data, up.data, dgate.data, dup.data}, launch_backward);
 }
 
 }  // namespace fusedformer

@@ -5,10 +5,12 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "device.h"
 #include "ops.h"
 #include "reduce.cuh"
+#include "vector.cuh"
 
 namespace fusedformer {
 
@@ -39,6 +41,19 @@ cudaError_t dispatch_weight(DType dtype, DType weight_dtype, Launch launch) {
     if (weight_dtype == DType::kFloat32) return launch(element, Type<float>{});
     return weight_dtype == dtype ? launch(element, element) : cudaErrorInvalidValue;
   });
+}
+
+// Whether vectors of T can be read and written at all of these addresses, and at any multiple of `stride` elements from
+// them.
+template <class T>
+bool allows_vectors(std::int64_t stride, std::initializer_list<const void*> addresses) {
+  return stride % kVectorWidth<T> == 0 && std::all_of(addresses.begin(), addresses.end(), is_vector_aligned);
+}
+
+// Calls launch(Width<elements that a thread takes at once>): a vector, or a single one, which its neighbour follows.
+template <class T, class Launch>
+cudaError_t dispatch_width(bool vectors, Launch launch) {
+  return vectors ? launch(Width<kVectorWidth<T>>{}) : launch(Width<1>{});
 }
 
 struct LaunchShape {

@@ -198,7 +198,8 @@ cudaError_t launch_partials(const T* dy, const T* x, const float* mean, const fl
     return launch(layer_norm_bwd_partials_kernel<T, kColumns>, column_shape<kColumns>(n, groups.count), stream, dy, x,
                   mean, rstd, dweight_partials, dbias_partials, rows, n, groups.rows);
   };
-  return dispatch_columns<T>(n, launch_columns);
+  // Neighbouring threads read neighbouring columns of one row: aligned in every row, or else one column each.
+  return dispatch_width<T>(n % kVectorWidth<T> == 0, launch_columns);
 }
 
 }  // namespace

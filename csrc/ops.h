@@ -19,7 +19,7 @@ cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, 
 cudaError_t softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
                         cudaStream_t stream);
 
-// The numbers are those of the schemas; kernels/activation.py has them too.
+// By their numbers in the schemas, which kernels/reference.py has too.
 enum class Activation { kGeluErf, kGeluTanh, kSilu, kRelu };
 
 // y = gelu(x); x, y: (n,); activation: one of the two GELUs.

@@ -53,6 +53,38 @@ struct Floats {
   __device__ float operator[](int i) const { return values[i]; }
 };
 
+// Neighbouring elements at an address that is aligned for vectors of them, or just one element.
+template <int kColumns, class T>
+__device__ Floats<kColumns> load_floats(const T* address) {
+  Floats<kColumns> out;
+  if constexpr (kColumns == 1) {
+    out[0] = to_float(*address);
+  } else {
+    static_assert(kColumns % kVectorWidth<T> == 0);
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
+      const auto vector = load_vector<Vector<T>>(address + i);
+#pragma unroll
+      for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = to_float(vector.elements[j]);
+    }
+  }
+  return out;
+}
+
+// Rounds to T, to nearest even.
+template <int kColumns, class T>
+__device__ void store_floats(T* address, const Floats<kColumns>& values) {
+  if constexpr (kColumns == 1) {
+    *address = from_float<T>(values[0]);
+  } else {
+    static_assert(kColumns == kVectorWidth<T>);
+    Vector<T> vector;
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) vector.elements[i] = from_float<T>(values[i]);
+    store_vector(address, vector);
+  }
+}
+
 struct RowCut {
   std::int64_t n, head, tail;
 };
@@ -89,19 +121,8 @@ class RowReader {
 
   template <int kColumns>
   __device__ Floats<kColumns> load(Width<kColumns>, std::int64_t column) const {
+    if (kColumns == 1 || aligned_) return load_floats<kColumns>(row_ + column);
     Floats<kColumns> out;
-    if constexpr (kColumns > 1) {
-      static_assert(kColumns % kVectorWidth<T> == 0);
-      if (aligned_) {
-#pragma unroll
-        for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
-          const auto vector = load_vector<Vector<T>>(row_ + column + i);
-#pragma unroll
-          for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = to_float(vector.elements[j]);
-        }
-        return out;
-      }
-    }
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) out[i] = to_float(row_[column + i]);
     return out;
@@ -112,7 +133,7 @@ class RowReader {
   bool aligned_;
 };
 
-// One row of the output that the row was cut for: stores round to T, to nearest even.
+// One row of the output that the row was cut for.
 template <class T>
 class RowWriter {
  public:
@@ -120,15 +141,7 @@ class RowWriter {
 
   template <int kColumns>
   __device__ void store(std::int64_t column, const Floats<kColumns>& values) const {
-    if constexpr (kColumns == 1) {
-      row_[column] = from_float<T>(values[0]);
-    } else {
-      static_assert(kColumns == kVectorWidth<T>);
-      Vector<T> vector;
-#pragma unroll
-      for (int i = 0; i < kColumns; ++i) vector.elements[i] = from_float<T>(values[i]);
-      store_vector(row_ + column, vector);
-    }
+    store_floats(row_ + column, values);
   }
 
  private:
