@@ -38,9 +38,11 @@ inline __device__ float near_zero(float x) { return fminf(fmaxf(x, -kFar), kFar)
 
 // x sigmoid(v), where v is given times -log2(e), and its derivative by x, where v' is given at near_zero(x).
 inline __device__ ValueAndSlope times_sigmoid(float x, float minus_v_log2, float v_slope) {
-  const float scaled = reciprocal(1.0f / kScale + exp2_flushed(minus_v_log2 - kScaleLog2));
+  const float decay = exp2_flushed(minus_v_log2 - kScaleLog2);
+  const float scaled = reciprocal(1.0f / kScale + decay);
   const float sigmoid = scaled * (1.0f / kScale);
-  return {not_far_below_zero(x) * sigmoid, sigmoid * ((1.0f - sigmoid) * (near_zero(x) * v_slope) + 1.0f)};
+  const float complement = scaled * fminf(decay, 0x1p126f);  // 1 - sigmoid; where decay overflows sigmoid is 0
+  return {not_far_below_zero(x) * sigmoid, sigmoid * (complement * (near_zero(x) * v_slope) + 1.0f)};
 }
 
 // kScale (c0 + c1 x + c2 x^2 + ...), by Horner's rule.
