@@ -13,8 +13,8 @@
 // made of exp2 and reciprocal, one instruction each.
 //
 // Lower tails keep their digits until the result underflows: nothing is the difference of two numbers near 1, and what
-// is small on the way is kept times 2^24, for exp2 and reciprocal flush subnormal numbers to 0. Far out the values are
-// the limits, 0 or x, with slopes 0 or 1, infinities included. NaN gives NaN.
+// is small on the way is kept times a power of two, for exp2 and reciprocal flush subnormal numbers to 0. Far out the
+// values are the limits, 0 or x, with slopes 0 or 1, infinities included. NaN gives NaN.
 //
 // Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; Elfwing et al., "Sigmoid-weighted linear units for
 // neural network function approximation", 2017.
@@ -25,7 +25,14 @@
 namespace fusedformer {
 
 inline constexpr float kLog2E = 1.44269504f;
-inline constexpr float kScaleLog2 = 24.0f, kScale = 0x1p24f;  // for what is small on the way to a result
+
+// The power of two. It is added to an exponent, which costs digits that only fp32 has: there results below 2^-118 are 0.
+template <class T>
+inline constexpr float kScaleLog2 = 24.0f, kScale = 0x1p24f;
+template <>
+inline constexpr float kScaleLog2<float> = 0.0f;
+template <>
+inline constexpr float kScale<float> = 1.0f;
 
 struct ValueAndSlope {
   float value, slope;
@@ -37,19 +44,20 @@ inline __device__ float not_far_below_zero(float x) { return fmaxf(x, -kFar); }
 inline __device__ float near_zero(float x) { return fminf(fmaxf(x, -kFar), kFar); }
 
 // x sigmoid(v), where v is given times -log2(e), and its derivative by x, where v' is given at near_zero(x).
-inline __device__ ValueAndSlope times_sigmoid(float x, float minus_v_log2, float v_slope) {
-  const float decay = exp2_flushed(minus_v_log2 - kScaleLog2);
-  const float scaled = reciprocal(1.0f / kScale + decay);
-  const float sigmoid = scaled * (1.0f / kScale);
+template <class T>
+__device__ ValueAndSlope times_sigmoid(float x, float minus_v_log2, float v_slope) {
+  const float decay = exp2_flushed(minus_v_log2 - kScaleLog2<T>);
+  const float scaled = reciprocal(1.0f / kScale<T> + decay);
+  const float sigmoid = scaled * (1.0f / kScale<T>);
   const float complement = scaled * fminf(decay, 0x1p126f);  // 1 - sigmoid; where decay overflows sigmoid is 0
   return {not_far_below_zero(x) * sigmoid, sigmoid * (complement * (near_zero(x) * v_slope) + 1.0f)};
 }
 
 // kScale (c0 + c1 x + c2 x^2 + ...), by Horner's rule.
-template <class... Higher>
+template <class T, class... Higher>
 __device__ float scaled_polynomial(float x, float c, Higher... higher) {
-  if constexpr (sizeof...(higher) == 0) return kScale * c;
-  else return scaled_polynomial(x, higher...) * x + kScale * c;
+  if constexpr (sizeof...(higher) == 0) return kScale<T> * c;
+  else return scaled_polynomial<T>(x, higher...) * x + kScale<T> * c;
 }
 
 // kScale exp(-a^2 / 2) / Phi(-a) for 0 <= a <= kFarthest: smooth, and soon almost a straight line, which is why a
@@ -63,8 +71,8 @@ template <>
 struct InverseTail<__nv_bfloat16> {
   static constexpr float kFarthest = 14.6f;
   static __device__ float at(float a) {
-    return scaled_polynomial(a, 1.9989808f, 1.6079136f, 0.25577837f, -0.044413738f, 0.0044180746f, -0.00022801454f,
-                             4.7005906e-6f);
+    return scaled_polynomial<__nv_bfloat16>(a, 1.9989808f, 1.6079136f, 0.25577837f, -0.044413738f, 0.0044180746f,
+                                            -0.00022801454f, 4.7005906e-6f);
   }
 };
 
@@ -72,8 +80,8 @@ template <>
 struct InverseTail<__half> {
   static constexpr float kFarthest = 8.0f;
   static __device__ float at(float a) {
-    return scaled_polynomial(a, 1.9999732f, 1.595112f, 0.27778265f, -0.05674078f, 0.007335854f, -0.0005346575f,
-                             1.6563763e-5f);
+    return scaled_polynomial<__half>(a, 1.9999732f, 1.595112f, 0.27778265f, -0.05674078f, 0.007335854f,
+                                     -0.0005346575f, 1.6563763e-5f);
   }
 };
 
@@ -86,9 +94,9 @@ struct GeluErf {
   template <class T>
   static __device__ ValueAndSlope at(float x) {
     const float a = min_or_nan(fabsf(x), InverseTail<T>::kFarthest);
-    const float bell = exp2_flushed(a * a * (-0.5f * kLog2E) + kScaleLog2);  // kScale exp(-a^2 / 2)
-    const float tail_of_bell = reciprocal(InverseTail<T>::at(a));            // Phi(-a) / bell
-    const float slope_below = bell * (tail_of_bell - a * (kInverseSqrtTwoPi / kScale));
+    const float bell = exp2_flushed(a * a * (-0.5f * kLog2E) + kScaleLog2<T>);  // kScale exp(-a^2 / 2)
+    const float tail_of_bell = reciprocal(InverseTail<T>::at(a));               // Phi(-a) / bell
+    const float slope_below = bell * (tail_of_bell - a * (kInverseSqrtTwoPi / kScale<T>));
     return {fmaxf(x, 0.0f) - a * (bell * tail_of_bell), x < 0.0f ? slope_below : 1.0f - slope_below};
   }
 };
@@ -107,7 +115,7 @@ struct GeluTanh {
   static __device__ ValueAndSlope at(float x) {
     constexpr float kLinear = 2.0f * 0.79788456f, kCubic = kLinear * 0.044715f;  // 2 u = kLinear x + kCubic x^3
     const float minus_v_log2 = x * (x * x * (-kLog2E * kCubic) - kLog2E * kLinear), near = near_zero(x);
-    return times_sigmoid(x, minus_v_log2, near * near * (3.0f * kCubic) + kLinear);
+    return times_sigmoid<T>(x, minus_v_log2, near * near * (3.0f * kCubic) + kLinear);
   }
 };
 
@@ -116,7 +124,7 @@ struct Silu {
 
   template <class T>
   static __device__ ValueAndSlope at(float x) {
-    return times_sigmoid(x, x * -kLog2E, 1.0f);
+    return times_sigmoid<T>(x, x * -kLog2E, 1.0f);
   }
 };
 
