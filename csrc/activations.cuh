@@ -20,6 +20,8 @@
 // neural network function approximation", 2017.
 #pragma once
 
+#include <type_traits>
+
 #include "launch.h"
 
 namespace fusedformer {
@@ -28,11 +30,9 @@ inline constexpr float kLog2E = 1.44269504f;
 
 // The power of two. It is added to an exponent, which costs digits that only fp32 has: there results below 2^-118 are 0.
 template <class T>
-inline constexpr float kScaleLog2 = 24.0f, kScale = 0x1p24f;
-template <>
-inline constexpr float kScaleLog2<float> = 0.0f;
-template <>
-inline constexpr float kScale<float> = 1.0f;
+inline constexpr float kScaleLog2 = std::is_same_v<T, float> ? 0.0f : 24.0f;
+template <class T>
+inline constexpr float kScale = std::is_same_v<T, float> ? 1.0f : 0x1p24f;
 
 struct ValueAndSlope {
   float value, slope;
