@@ -9,8 +9,8 @@
 //     Relu       max(x, 0)
 //
 // where x sigmoid(v) has the slope s (1 + (1 - s) x v'), s = sigmoid(v). A GPU can issue about 30 instructions for each
-// bf16 element in the time that reading and writing one takes, of which erff or tanhf would take all. So every form is
-// made of exp2 and reciprocal, one instruction each.
+// bf16 element in the time that reading and writing one takes, of which erff or tanhf would take all. So for 16-bit types
+// every form is made of exp2 and reciprocal, one instruction each.
 //
 // Lower tails keep their digits until the result underflows: nothing is the difference of two numbers near 1, and what
 // is small on the way is kept times a power of two, for exp2 and reciprocal flush subnormal numbers to 0. Far out the
@@ -34,6 +34,16 @@ inline constexpr float kScaleLog2 = std::is_same_v<T, float> ? 0.0f : 24.0f;
 template <class T>
 inline constexpr float kScale = std::is_same_v<T, float> ? 1.0f : 0x1p24f;
 
+// exp(v) / kScale, where v is given times this. fp32 moves twice the bytes of an element, and has the time for expf.
+template <class T>
+inline constexpr float kExponent = std::is_same_v<T, float> ? 1.0f : kLog2E;
+
+template <class T>
+__device__ float scaled_down_exp(float v) {
+  if constexpr (std::is_same_v<T, float>) return expf(v);
+  else return exp2_flushed(v - kScaleLog2<T>);
+}
+
 struct ValueAndSlope {
   float value, slope;
 };
@@ -43,10 +53,10 @@ inline constexpr float kFar = 200.0f;
 inline __device__ float not_far_below_zero(float x) { return fmaxf(x, -kFar); }
 inline __device__ float near_zero(float x) { return fminf(fmaxf(x, -kFar), kFar); }
 
-// x sigmoid(v), where v is given times -log2(e), and its derivative by x, where v' is given at near_zero(x).
+// x sigmoid(v), where v is given times -kExponent, and its derivative by x, where v' is given at near_zero(x).
 template <class T>
-__device__ ValueAndSlope times_sigmoid(float x, float minus_v_log2, float v_slope) {
-  const float decay = exp2_flushed(minus_v_log2 - kScaleLog2<T>);
+__device__ ValueAndSlope times_sigmoid(float x, float minus_v, float v_slope) {
+  const float decay = scaled_down_exp<T>(minus_v);
   const float scaled = reciprocal(1.0f / kScale<T> + decay);
   const float sigmoid = scaled * (1.0f / kScale<T>);
   const float complement = scaled * fminf(decay, 0x1p126f);  // 1 - sigmoid; where decay overflows sigmoid is 0
@@ -101,7 +111,7 @@ struct GeluErf {
   }
 };
 
-// fp32 moves twice the bytes of an element, and has the time for the library's functions.
+// fp32 has the time for erfcf.
 template <>
 inline __device__ ValueAndSlope GeluErf::at<float>(float x) {
   const float phi = 0.5f * erfcf(-0.70710678f * x), near = near_zero(x);
@@ -114,8 +124,8 @@ struct GeluTanh {
   template <class T>
   static __device__ ValueAndSlope at(float x) {
     constexpr float kLinear = 2.0f * 0.79788456f, kCubic = kLinear * 0.044715f;  // 2 u = kLinear x + kCubic x^3
-    const float minus_v_log2 = x * (x * x * (-kLog2E * kCubic) - kLog2E * kLinear), near = near_zero(x);
-    return times_sigmoid<T>(x, minus_v_log2, near * near * (3.0f * kCubic) + kLinear);
+    const float minus_v = x * (x * x * (-kExponent<T> * kCubic) - kExponent<T> * kLinear), near = near_zero(x);
+    return times_sigmoid<T>(x, minus_v, near * near * (3.0f * kCubic) + kLinear);
   }
 };
 
@@ -124,7 +134,7 @@ struct Silu {
 
   template <class T>
   static __device__ ValueAndSlope at(float x) {
-    return times_sigmoid<T>(x, x * -kLog2E, 1.0f);
+    return times_sigmoid<T>(x, x * -kExponent<T>, 1.0f);
   }
 };
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 DEGREE = 6
 SOURCE = Path(__file__).parents[1] / "csrc" / "activations.cuh"
-_STRUCT = r"struct InverseTail<{0}> {{\s*static constexpr float kFarthest = ([\d.]+)f;.*?scaled_polynomial<{0}>\(a, ([^)]*)\)"
+_STRUCT = (
+    r"struct InverseTail<{0}> {{\s*static constexpr float kFarthest = ([\d.]+)f;.*?scaled_polynomial<{0}>\(a, ([^)]*)\)"
+)
 
 
 def inverse_tail(a: Tensor) -> Tensor:

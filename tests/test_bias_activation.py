@@ -101,7 +101,7 @@ def test_any_strides_and_alignment(world: World, offset: int) -> None:
     unaligned = storage.flatten()[offset : offset + 6 * 96].view(6, 96)
     check_op(function, expected, [unaligned, bias[:96]])
     check_op(function, expected, [storage[:, :64], bias[offset : offset + 64]])
-    check_op(function, expected, [storage.t(), bias[: 12 : 2]])
+    check_op(function, expected, [storage.t(), bias[:12:2]])
     check_op(function, expected, [storage[:1].expand(4, -1), bias])
 
 

@@ -70,7 +70,7 @@ def test_every_number(world: World, approximate: str, dtype: torch.dtype) -> Non
     out = gelu(leaf, approximate)
     (dx,) = torch.autograd.grad(out, leaf, torch.ones_like(out))
     gate_error = GATE_ERRORS[approximate, dtype] * torch.minimum(gate, 1 - gate).clamp(min=0)
-    # PyTorch's own gates are differences of numbers near 1, which leave fp32 rounding errors in the tail, or are flushed.
+    # PyTorch's own gates are differences of numbers near 1, which leaves fp32 rounding errors in the tail.
     plain, flushed = (0.0, 0.0) if world.is_device_code else (1e-6, torch.finfo(dtype).smallest_normal)
     gate_error = (gate_error + plain).nan_to_num()
     error = near.abs().nan_to_num() * gate_error + flushed

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fusedformer.kernels import aten, attention_reference, reference
 
-
 EXTREMES = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38])
 
 

@@ -1,8 +1,8 @@
 """An activation of x + bias: y = gelu(x + bias) or relu(x + bias), what follows a linear layer without a bias.
 
 M rows (all leading dimensions), N features.
-Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N, and gives the
-bias's gradient in the same pass.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N, and gives
+the bias's gradient in the same pass.
 Device code: csrc/bias_activation.cu.
 """
 

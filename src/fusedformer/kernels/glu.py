@@ -37,7 +37,7 @@ def geglu(x: Tensor, up: Tensor | None = None, *, approximate: str = "none") -> 
         Contiguous tensor (..., N) of x's dtype, computed in float32 whatever the input.
 
     Raises:
-        ValueError: an odd last dimension without `up`; shapes, dtypes or devices that do not fit; unknown `approximate`.
+        ValueError: an odd last dimension without `up`; shapes, dtypes or devices that do not fit; `approximate`.
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020, equation 6.
     """

@@ -72,7 +72,8 @@ class StaticRow:
             f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
-            f"{cost} instructions an element, its budget is {budget}": budget is not None and (cost or math.inf) > budget,
+            f"{cost} instructions an element, its budget is {budget}": budget is not None
+            and (cost or math.inf) > budget,
         }
         serialized = tuple(warning for warning in self.warnings if _SERIALIZED.search(warning))
         return tuple(problem for problem, is_found in found.items() if is_found) + serialized

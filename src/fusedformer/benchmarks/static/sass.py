@@ -45,7 +45,7 @@ class InstructionMix:
 
 
 def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
-    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name; errors as `disassemble`'s."""
+    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name; raises as `disassemble`."""
     return {kernel: count(opcodes) for kernel, opcodes in parse(disassemble(cubin)).items()}
 
 
