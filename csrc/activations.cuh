@@ -9,8 +9,8 @@
 //     Relu       max(x, 0)
 //
 // where x sigmoid(v) has the slope s (1 + (1 - s) x v'), s = sigmoid(v). A GPU can issue about 30 instructions for each
-// bf16 element in the time that reading and writing one takes, of which erff or tanhf would take all. So for 16-bit types
-// every form is made of exp2 and reciprocal, one instruction each.
+// bf16 element in the time that reading and writing one takes, of which erff or tanhf would take all. So for 16-bit
+// types every form is made of exp2 and reciprocal, one instruction each.
 //
 // Lower tails keep their digits until the result underflows: nothing is the difference of two numbers near 1, and what
 // is small on the way is kept times a power of two, for exp2 and reciprocal flush subnormal numbers to 0. Far out the
@@ -28,7 +28,8 @@ namespace fusedformer {
 
 inline constexpr float kLog2E = 1.44269504f;
 
-// The power of two. It is added to an exponent, which costs digits that only fp32 has: there results below 2^-118 are 0.
+// The power of two. It is added to an exponent, which costs digits that only fp32 has: there results below 2^-118 are
+// 0.
 template <class T>
 inline constexpr float kScaleLog2 = std::is_same_v<T, float> ? 0.0f : 24.0f;
 template <class T>

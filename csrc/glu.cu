@@ -2,7 +2,7 @@
 //
 //     y = f(gate) up,  dgate = dy up f'(gate),  dup = dy f(gate)
 //
-// Gate and up are the halves of one tensor's rows, or two tensors: either is read where it lies, a row stride apart, and
+// Gate and up are the halves of one tensor's rows, or two tensors: both are read where they lie, with a row stride, and
 // so are the gradients written. Threads stay in their columns (columns.cuh), for then nothing is divided to find a row.
 // Ideal traffic, in elements of y: 3 forward, 5 backward.
 // Source: Shazeer, "GLU Variants Improve Transformer", 2020.

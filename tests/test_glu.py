@@ -19,6 +19,8 @@ from fusedformer.kernels import emulation
 pytestmark = pytest.mark.op("glu")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# So many that PyTorch's own largest error, which the budget is made of, is not small by luck.
+ROWS = 64
 
 
 def plain(activation: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -42,18 +44,18 @@ def make_inputs(world: World, shape: tuple[int, ...], dtype: torch.dtype, count:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("features", [1, 7, 8, 264, 1000])
+@pytest.mark.parametrize("features", [1, 3, 4, 7, 8, 264, 1000])
 @pytest.mark.parametrize("op", OPS)
 def test_output_and_gradients_are_within_budget(world: World, op: str, features: int, dtype: torch.dtype) -> None:
-    check_op(*OPS[op], make_inputs(world, (3, 2 * features), dtype), names=["dx"])
-    check_op(*OPS[op], make_inputs(world, (3, features), dtype, 2), names=["dgate", "dup"])
+    check_op(*OPS[op], make_inputs(world, (ROWS, 2 * features), dtype), names=["dx"])
+    check_op(*OPS[op], make_inputs(world, (ROWS, features), dtype, 2), names=["dgate", "dup"])
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     leading=st.lists(st.integers(0, 40), max_size=2),
     features=st.integers(0, 40),
-    dtype=st.sampled_from(DTYPES),
+    dtype=st.sampled_from(DTYPES[1:]),  # a few fp32 numbers are too few for a budget
     op=st.sampled_from(sorted(OPS)),
 )
 def test_any_shape_emulated(leading: list[int], features: int, dtype: torch.dtype, op: str) -> None:

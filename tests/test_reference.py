@@ -87,10 +87,10 @@ def test_glu(number: int, function: Callable[[Tensor], Tensor]) -> None:
     expected = function(gate) * up
     (dx,) = gradients(expected, [x], dy)
     assert reference.glu_bwd(dy, x.detach(), None, number)[1].numel() == 0
-    for arguments in ((x.detach(), None), (gate.detach(), up.detach())):
-        torch.testing.assert_close(reference.glu_fwd(*arguments, number), expected)
-        got = reference.glu_bwd(dy, *arguments, number)
-        torch.testing.assert_close(torch.cat(got, -1) if got[1].numel() else got[0], dx)
+    for first, second in ((x.detach(), None), (gate.detach(), up.detach())):
+        torch.testing.assert_close(reference.glu_fwd(first, second, number), expected)
+        got = reference.glu_bwd(dy, first, second, number)
+        torch.testing.assert_close(torch.cat(got, -1) if second is not None else got[0], dx)
 
 
 def test_fallbacks_take_what_the_definitions_take() -> None:

@@ -88,7 +88,7 @@ def _loop(code: _Code, start: int) -> list[int]:
             if following not in came_from and not _is_off_the_path(code.opcodes[following]):
                 came_from[following] = index
                 queue.append(following)
-    loop = []
+    loop: list[int] = []
     index = start
     while start in came_from and (not loop or index != start):
         index = came_from[index]
