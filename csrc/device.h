@@ -56,8 +56,13 @@ Value opaque(const Value& value) {
   return value;
 }
 
-inline float reciprocal(float value) { return 1.0f / value; }
-inline float exp2_approx(float value) { return exp2f(value); }
+// 2^value; a subnormal result is 0.
+inline float exp2_flushed(float value) { return value < -126.0f ? 0.0f : exp2f(value); }
+
+// A subnormal result is 0, as the instruction has it.
+inline float reciprocal(float value) { return fabsf(value) > 0x1p126f ? 0.0f : 1.0f / value; }
+
+inline float min_or_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
 
 // Clusters: the blocks that share a row. Blocks of a cluster are numbered by rank.
 inline unsigned cluster_rank() { return emulator::cluster_rank(); }
@@ -101,8 +106,8 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(bytes);
 }
 
-// Word by word, for the compiler may take apart the copy of a struct, and did take apart stores of uint4, into narrow
-// accesses. A kernel does not read what it stores, so the store need not keep its place among other accesses.
+// Word by word, for the compiler may take apart the copy of a struct, and did take apart assignments of uint4, into
+// narrow accesses; it leaves a store by name alone.
 template <class Vector>
 __device__ Vector load_vector(const void* address) {
   const uint4 words = *static_cast<const uint4*>(address);
@@ -111,8 +116,7 @@ __device__ Vector load_vector(const void* address) {
 
 template <class Vector>
 __device__ void store_vector(void* address, const Vector& vector) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
-               "r"(vector.words[0]), "r"(vector.words[1]), "r"(vector.words[2]), "r"(vector.words[3]));
+  __stwb(static_cast<uint4*>(address), {vector.words[0], vector.words[1], vector.words[2], vector.words[3]});
 }
 
 // The same words, of which the compiler does not know it: what was computed from them before, such as elements in
@@ -136,9 +140,16 @@ inline __device__ float reciprocal(float value) {
 }
 
 // 2^value to 2 ulp; 0 where that is subnormal. In one instruction, where exp2f scales subnormal numbers by two more.
-inline __device__ float exp2_approx(float value) {
+inline __device__ float exp2_flushed(float value) {
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));
+  return out;
+}
+
+// fminf, which drops a NaN, that does not.
+inline __device__ float min_or_nan(float a, float b) {
+  float out;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
   return out;
 }
 

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "device.h"
 #include "ladder.h"
@@ -31,6 +32,31 @@ cudaError_t dispatch(DType dtype, Launch launch) {
       return launch(Type<__nv_bfloat16>{});
   }
   return cudaErrorInvalidValue;
+}
+
+// Calls launch(Type<T>, Type<W>) with the types of an input and of its weight or bias, which is fp32 or T.
+template <class Launch>
+cudaError_t dispatch_weight(DType dtype, DType weight_dtype, Launch launch) {
+  return dispatch(dtype, [&](auto element) {
+    if (weight_dtype == DType::kFloat32) return launch(element, Type<float>{});
+    return weight_dtype == dtype ? launch(element, element) : cudaErrorInvalidValue;
+  });
+}
+
+// Whether vectors of T can be read and written at all of these addresses, and at any multiple of `stride` elements from
+// them.
+template <class T>
+bool allows_vectors(std::int64_t stride, std::initializer_list<const void*> addresses) {
+  const auto is_aligned = [](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % kVectorBytes == 0;
+  };
+  return stride % kVectorWidth<T> == 0 && std::all_of(addresses.begin(), addresses.end(), is_aligned);
+}
+
+// Calls launch(Width<elements that a thread takes at once>): a vector, or a single one, which its neighbour follows.
+template <class T, class Launch>
+cudaError_t dispatch_width(bool vectors, Launch launch) {
+  return vectors ? launch(Width<kVectorWidth<T>>{}) : launch(Width<1>{});
 }
 
 struct LaunchShape {

@@ -11,6 +11,7 @@
 // on the number of rows alone, and then the groups are. Traffic, in elements of a row that is held (row.cuh): 2
 // forward; backward 3 for dx, and again 2 for dweight and dbias together, 1 for dbias alone.
 // Source: Ba, Kiros and Hinton, "Layer Normalization", 2016.
+#include "columns.cuh"
 #include "launch.h"
 #include "row.cuh"
 
@@ -105,43 +106,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
 }
 
-// Sums over rows are made by blocks of kColumnWarps warps. Lane l of each holds the columns
-// [first_column(), first_column() + kColumns); the warps take turns at the rows.
-constexpr int kColumnWarps = 8;
-
-template <int kColumns>
-__device__ std::int64_t first_column() {
-  return (std::int64_t{blockIdx.x} * kWarpSize + threadIdx.x % kWarpSize) * kColumns;
-}
-
-// The sum of each column over the block's warps, in the threads of the first warp.
-template <int kColumns>
-__device__ Floats<kColumns> sum_over_warps(const Floats<kColumns>& own) {
-  auto* columns = shared_memory<Floats<kColumns>>();  // (kColumnWarps, kWarpSize)
-  columns[threadIdx.x] = own;
-  __syncthreads();
-  Floats<kColumns> sum = {};
-  for (int warp = 0; threadIdx.x < kWarpSize && warp < kColumnWarps; ++warp) {
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) sum[i] += columns[warp * kWarpSize + threadIdx.x][i];
-  }
-  __syncthreads();  // the next sum is written where the first warp may still read
-  return sum;
-}
-
-template <int kColumns>
-constexpr std::size_t column_shared_bytes() {
-  return kColumnWarps * kWarpSize * sizeof(Floats<kColumns>);
-}
-
 constexpr std::int64_t kMaxPartials = 128;
-constexpr std::int64_t kMinRowsOfPartial = 4 * kColumnWarps;
 
-inline std::int64_t rows_of_partial(std::int64_t rows) {
-  return std::max(kMinRowsOfPartial, ceil_div(rows, kMaxPartials));
-}
-
-std::int64_t layer_norm_bwd_partials(std::int64_t rows) { return ceil_div(rows, rows_of_partial(rows)); }
+std::int64_t layer_norm_bwd_partials(std::int64_t rows) { return row_groups(rows, kMaxPartials).count; }
 
 // Block (., group) sums rows [group rows_of_group, (group + 1) rows_of_group).
 template <class T, int kColumns>
@@ -154,51 +121,19 @@ __global__ void __launch_bounds__(kColumnWarps* kWarpSize)
                                    float* __restrict__ dbias_partials,    // (gridDim.y, n) or null
                                    std::int64_t rows, std::int64_t n, std::int64_t rows_of_group) {
   const std::int64_t column = first_column<kColumns>();
-  const std::int64_t first_row = blockIdx.y * rows_of_group;
-  const std::int64_t past_row = first_row + rows_of_group < rows ? first_row + rows_of_group : rows;
   Floats<kColumns> dweight = {}, dbias = {};
-  for (std::int64_t row = first_row + threadIdx.x / kWarpSize; column < n && row < past_row; row += kColumnWarps) {
+  for_each_row(column < n ? rows : 0, rows_of_group, [&](std::int64_t row) {
     const RowCut cut = {n, 0, n};
     const auto dys = RowReader<T>(dy + row * n, cut).load(Width<kColumns>{}, column);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) dbias[i] += dys[i];
-    if (dweight_partials == nullptr) continue;  // x is not read for dbias alone
+    if (dweight_partials == nullptr) return;  // x is not read for dbias alone
     const auto xs = RowReader<T>(x + row * n, cut).load(Width<kColumns>{}, column);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) dweight[i] += dys[i] * ((xs[i] - mean[row]) * rstd[row]);
-  }
-  const auto store = [&](float* partials, const Floats<kColumns>& own) {
-    if (partials == nullptr) return;
-    const Floats<kColumns> sum = sum_over_warps(own);
-    if (threadIdx.x >= kWarpSize || column >= n) return;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) partials[blockIdx.y * n + column + i] = sum[i];
-  };
-  store(dweight_partials, dweight);
-  store(dbias_partials, dbias);
-}
-
-template <class W>
-__global__ void __launch_bounds__(kColumnWarps* kWarpSize)
-    sum_partials_kernel(const float* __restrict__ partials,  // (groups, n)
-                        W* __restrict__ total,               // (n,)
-                        std::int64_t groups, std::int64_t n) {
-  const std::int64_t column = first_column<1>();
-  Floats<1> own = {};
-  for (std::int64_t group = threadIdx.x / kWarpSize; column < n && group < groups; group += kColumnWarps) {
-    own[0] += partials[group * n + column];
-  }
-  const Floats<1> sum = sum_over_warps(own);
-  if (threadIdx.x < kWarpSize && column < n) total[column] = from_float<W>(sum[0]);
-}
-
-// Calls launch(Type<T>, Type<W>): W is fp32 or T.
-template <class Launch>
-cudaError_t dispatch_weight(DType dtype, DType weight_dtype, Launch launch) {
-  return dispatch(dtype, [&](auto element) {
-    if (weight_dtype == DType::kFloat32) return launch(element, Type<float>{});
-    return weight_dtype == dtype ? launch(element, element) : cudaErrorInvalidValue;
   });
+  store_partials(dweight_partials, n, dweight);
+  store_partials(dbias_partials, n, dbias);
 }
 
 cudaError_t layer_norm_fwd(DType dtype, DType weight_dtype, const void* x, const void* weight, const void* bias,
@@ -231,23 +166,17 @@ cudaError_t layer_norm_bwd_input(DType dtype, DType weight_dtype, const void* dy
 
 namespace {
 
-template <int kColumns>
-LaunchShape column_shape(std::int64_t n, std::int64_t groups) {
-  const auto blocks = static_cast<unsigned>(ceil_div(n, kWarpSize * kColumns));
-  return {dim3(blocks, static_cast<unsigned>(groups)), kColumnWarps * kWarpSize, column_shared_bytes<kColumns>()};
-}
-
 template <class T>
 cudaError_t launch_partials(const T* dy, const T* x, const float* mean, const float* rstd, float* dweight_partials,
                             float* dbias_partials, std::int64_t rows, std::int64_t n, cudaStream_t stream) {
-  const std::int64_t groups = layer_norm_bwd_partials(rows);
+  const RowGroups groups = row_groups(rows, kMaxPartials);
   const auto launch_columns = [&](auto width) {
     constexpr int kColumns = decltype(width)::kCount;
-    return launch(layer_norm_bwd_partials_kernel<T, kColumns>, column_shape<kColumns>(n, groups), stream, dy, x, mean,
-                  rstd, dweight_partials, dbias_partials, rows, n, rows_of_partial(rows));
+    return launch(layer_norm_bwd_partials_kernel<T, kColumns>, column_shape<kColumns>(n, groups.count), stream, dy, x,
+                  mean, rstd, dweight_partials, dbias_partials, rows, n, groups.rows);
   };
   // Neighbouring threads read neighbouring columns of one row: aligned in every row, or else one column each.
-  return n % kVectorWidth<T> == 0 ? launch_columns(Width<kVectorWidth<T>>{}) : launch_columns(Width<1>{});
+  return dispatch_width<T>(n % kVectorWidth<T> == 0, launch_columns);
 }
 
 }  // namespace
@@ -265,13 +194,8 @@ cudaError_t layer_norm_bwd_weight(DType dtype, DType weight_dtype, const void* d
                                                 dweight_partials, dbias_partials, rows, n, stream);
       if (error != cudaSuccess) return error;
     }
-    const auto sum_partials = [&](const float* partials, void* total) {
-      if (total == nullptr) return cudaSuccess;
-      return launch(sum_partials_kernel<W>, column_shape<1>(n, 1), stream, partials, static_cast<W*>(total), groups,
-                    n);
-    };
-    const cudaError_t error = sum_partials(dweight_partials, dweight);
-    return error != cudaSuccess ? error : sum_partials(dbias_partials, dbias);
+    const cudaError_t error = sum_partials(dweight_partials, static_cast<W*>(dweight), groups, n, stream);
+    return error != cudaSuccess ? error : sum_partials(dbias_partials, static_cast<W*>(dbias), groups, n, stream);
   });
 }
 

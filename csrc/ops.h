@@ -19,14 +19,43 @@ cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, 
 cudaError_t softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
                         cudaStream_t stream);
 
-enum class Gelu { kErf, kTanh };
+// By their numbers in the schemas, which kernels/reference.py has too.
+enum class Activation { kGeluErf, kGeluTanh, kSilu, kRelu };
 
-// y = gelu(x); x, y: (n,).
-cudaError_t gelu_fwd(DType dtype, Gelu form, const void* x, void* y, std::int64_t n, cudaStream_t stream);
+// y = gelu(x); x, y: (n,); activation: one of the two GELUs.
+cudaError_t gelu_fwd(DType dtype, Activation activation, const void* x, void* y, std::int64_t n, cudaStream_t stream);
 
 // dx = dy gelu'(x); dy, x, dx: (n,).
-cudaError_t gelu_bwd(DType dtype, Gelu form, const void* dy, const void* x, void* dx, std::int64_t n,
+cudaError_t gelu_bwd(DType dtype, Activation activation, const void* dy, const void* x, void* dx, std::int64_t n,
                      cudaStream_t stream);
+
+// y = activation(x + bias); x, y: (rows, n); bias: (n,) of type `bias_dtype`, which is x's or fp32; a GELU or ReLU.
+cudaError_t bias_activation_fwd(DType dtype, DType bias_dtype, Activation activation, const void* x, const void* bias,
+                                void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream);
+
+// Partial sums that bias_activation_bwd keeps of each column: its workspace is (this, n) fp32.
+std::int64_t bias_activation_bwd_partials(std::int64_t rows, std::int64_t n);
+
+// dx = dy activation'(x + bias), dbias = sum_rows dx; dbias: (n,), null where it is not wanted, as is its workspace.
+cudaError_t bias_activation_bwd(DType dtype, DType bias_dtype, Activation activation, const void* dy, const void* x,
+                                const void* bias, void* dx, float* dbias_partials, void* dbias, std::int64_t rows,
+                                std::int64_t n, cudaStream_t stream);
+
+// (rows, n), each row contiguous; `row_stride` elements from one row to the next.
+template <class Pointer>
+struct StridedRows {
+  Pointer data;
+  std::int64_t row_stride;
+};
+
+// y = activation(gate) up; y: (rows, n) contiguous; a GELU or SiLU.
+cudaError_t glu_fwd(DType dtype, Activation activation, StridedRows<const void*> gate, StridedRows<const void*> up,
+                    void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream);
+
+// dgate = dy up activation'(gate), dup = dy activation(gate); dy: (rows, n) contiguous.
+cudaError_t glu_bwd(DType dtype, Activation activation, const void* dy, StridedRows<const void*> gate,
+                    StridedRows<const void*> up, StridedRows<void*> dgate, StridedRows<void*> dup, std::int64_t rows,
+                    std::int64_t n, cudaStream_t stream);
 
 // y = (x - mean) rstd weight + bias; x, y: (rows, n); mean, rstd: (rows,) fp32; weight, bias: (n,) or null, of type
 // `weight_dtype`, which is x's or fp32.

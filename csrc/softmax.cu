@@ -21,7 +21,7 @@ __device__ float exp_for(float x) {
   if constexpr (sizeof(T) == sizeof(float)) {
     return expf(x);
   } else {
-    return exp2_approx(kLog2E * x);
+    return exp2_flushed(kLog2E * x);
   }
 }
 

@@ -129,6 +129,35 @@ __device__ Vector<T> from_floats(const Floats<kVectorWidth<T>>& values) {
   return out;
 }
 
+// Neighbouring elements at an address that is aligned for vectors of them, or just one element.
+template <int kColumns, class T>
+__device__ Floats<kColumns> load_floats(const T* address) {
+  Floats<kColumns> out;
+  if constexpr (kColumns == 1) {
+    out[0] = to_float(*address);
+  } else {
+    static_assert(kColumns % kVectorWidth<T> == 0);
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
+      const auto values = to_floats(load_vector<Vector<T>>(address + i));
+#pragma unroll
+      for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
+    }
+  }
+  return out;
+}
+
+// Rounds to T, to nearest even.
+template <int kColumns, class T>
+__device__ void store_floats(T* address, const Floats<kColumns>& values) {
+  if constexpr (kColumns == 1) {
+    *address = from_float<T>(values[0]);
+  } else {
+    static_assert(kColumns == kVectorWidth<T>);
+    store_vector(address, from_floats<T>(values));
+  }
+}
+
 // The vector that begins `lead` elements into the first of two neighbouring ones.
 template <class T>
 __device__ Vector<T> shift_vectors(const Vector<T>& first, const Vector<T>& second, int lead) {
@@ -178,17 +207,13 @@ class RowReader {
 
   template <int kColumns>
   __device__ Floats<kColumns> load(Width<kColumns>, std::int64_t column) const {
+    if (kColumns == 1 || is_aligned()) return load_floats<kColumns>(row_ + column);
     Floats<kColumns> out;
-    if constexpr (kColumns == 1) {
-      out[0] = to_float(row_[column]);
-    } else {
-      static_assert(kColumns % kVectorWidth<T> == 0);
 #pragma unroll
-      for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
-        const auto values = to_floats(is_aligned() ? load_aligned(column + i) : load_unaligned(column + i));
+    for (int i = 0; i + kVectorWidth<T> <= kColumns; i += kVectorWidth<T>) {
+      const auto values = to_floats(load_unaligned(column + i));
 #pragma unroll
-        for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
-      }
+      for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
     }
     return out;
   }
@@ -199,7 +224,7 @@ class RowReader {
   int lead_;  // elements from the aligned address before each vector
 };
 
-// One row of the output that the row was cut for: stores round to T, to nearest even.
+// One row of the output that the row was cut for.
 template <class T>
 class RowWriter {
  public:
@@ -207,12 +232,7 @@ class RowWriter {
 
   template <int kColumns>
   __device__ void store(std::int64_t column, const Floats<kColumns>& values) const {
-    if constexpr (kColumns == 1) {
-      row_[column] = from_float<T>(values[0]);
-    } else {
-      static_assert(kColumns == kVectorWidth<T>);
-      store_vector(row_ + column, from_floats<T>(values));
-    }
+    store_floats(row_ + column, values);
   }
 
  private:

@@ -18,7 +18,7 @@ os.environ["FUSEDFORMER_EMULATE"] = "1"
 import torch
 from torch import Tensor
 
-from fusedformer import attention, flash_attn_with_kvcache, gelu, layer_norm, softmax
+from fusedformer import attention, bias_gelu, flash_attn_with_kvcache, gelu, layer_norm, softmax, swiglu
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = (1, 2, 7, 8, 33, 127, 1000, 1024, 1025, 4097)
@@ -38,6 +38,11 @@ def calls_in_rows(op: str) -> Iterator[Call]:
             yield softmax, [x]
         elif op == "gelu":
             yield gelu, [x]
+        elif op == "bias_activation":
+            yield bias_gelu, [x, bias]
+        elif op == "glu":
+            yield swiglu, [x, randn(ROWS, length, dtype=dtype)]
+            yield swiglu, [randn(ROWS, 2 * length, dtype=dtype)]
         else:
             yield layer_norm, [x, weight, bias]
             yield layer_norm, [x]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.accuracy import GRADIENT_FACTOR, OUTPUT_FACTOR, budget_ratio
+from fusedformer.benchmarks.harness.accuracy import GRADIENT_FACTOR, OUTPUT_FACTOR, budget_ratio, ulp
 from fusedformer.benchmarks.harness.op import forward_backward
 
 largest_ratio = 0.0
@@ -37,3 +37,21 @@ def check_op(
     assert got[0].dtype == inputs[0].dtype
     for index, (name, *tensors) in enumerate(zip(("out", *names), got, exact, plain, strict=True)):
         assert_within_budget(name, *tensors, gradient=index > 0)
+
+
+def every_value(dtype: torch.dtype) -> Tensor:
+    """All 65,536 numbers of a 16-bit dtype, infinities and NaN among them."""
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+def assert_rounded(out: Tensor, exact: Tensor, *, before: Tensor | float) -> None:
+    """Assert that each element is as `exact` rounded to the dtype of `out`, after an error of at most `before`."""
+    got = out.cpu().double()
+    assert torch.equal(got.isnan(), exact.isnan())
+    finite = exact.abs() <= torch.finfo(out.dtype).max
+    assert torch.equal(got[~finite].nan_to_num(), exact[~finite].nan_to_num())
+    _, exponents = torch.frexp(exact.abs().clamp(min=torch.finfo(out.dtype).smallest_normal))
+    half_ulp = ulp(1.0, out.dtype) / 2 * torch.exp2(exponents.double() - 1)
+    excess = ((got - exact).abs() - half_ulp - before)[finite]
+    worst = int(excess.argmax())
+    assert excess[worst] <= 0, f"{got[finite][worst]} instead of {exact[finite][worst]}"

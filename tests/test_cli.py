@@ -25,7 +25,10 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bench", "sotfmax"), "no op or model 'sotfmax': choose from layer_norm, softmax, gelu, attention, encoder"),
+        (
+            ("bench", "sotfmax"),
+            "no op or model 'sotfmax': choose from layer_norm, softmax, gelu, bias_activation, glu, attention, encoder",
+        ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),
         (("bench", "--seed", "-1"), "seed '-1' is no integer from 0 to 2**63 - 1"),

@@ -65,6 +65,19 @@ def test_softmax_of_an_implicit_dimension(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(fusedformer.nn.Softmax()(x), nn.Softmax()(x))
 
 
+def test_gates_of_halves() -> None:
+    x = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0))
+    gate, up = x.chunk(2, -1)
+    torch.testing.assert_close(fusedformer.nn.SwiGLU()(x), nn.functional.silu(gate) * up)
+    for approximate in ("none", "tanh"):
+        module = fusedformer.nn.GEGLU(approximate)
+        torch.testing.assert_close(module(x), nn.functional.gelu(gate, approximate=approximate) * up)
+        assert repr(module) == f"GEGLU(approximate={approximate!r})"
+        assert not module.state_dict()
+    with pytest.raises(ValueError, match="GEGLU: approximate is 'erf'"):
+        fusedformer.nn.GEGLU("erf")
+
+
 def test_copies_and_pickles() -> None:
     module = fusedformer.nn.LayerNorm(8)
     x = torch.randn(2, 8)

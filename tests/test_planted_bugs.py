@@ -39,6 +39,9 @@ DECODE_TESTS = ("tests/test_attention_decode.py", "-k", "test_features or test_s
 CLUSTER_TESTS = ("tests/test_rows.py", "-k", "every_rung and softmax and dtype0 and 4-blocks")
 LANES_TESTS = ("tests/test_rows.py", "-k", "every_rung and softmax and dtype0 and lanes")
 GELU_TESTS = ("tests/test_gelu.py", "-k", "tails")
+EVERY_NUMBER_TESTS = ("tests/test_gelu.py", "-k", "every_number")
+BIAS_TESTS = ("tests/test_bias_activation.py", "-k", "many_rows")
+GLU_TESTS = ("tests/test_glu.py", "-k", "within_budget and 264")
 GUARD_TESTS = ("tests/test_guard_pages.py", "-k")
 
 BUGS = [
@@ -262,14 +265,14 @@ BUGS = [
     ),
     Bug(
         "last row of a group not summed",
-        "csrc/layer_norm.cu",
-        "column < n && row < past_row;",
-        "column < n && row < past_row - 1;",
+        "csrc/columns.cuh",
+        "row < past_row; row += kColumnWarps",
+        "row < past_row - 1; row += kColumnWarps",
         LAYER_NORM_TESTS,
     ),
     Bug(
         "read past the last group's sums",
-        "csrc/layer_norm.cu",
+        "csrc/columns.cuh",
         "column < n && group < groups;",
         "column < n && group <= groups;",
         (*GUARD_TESTS, "layer_norm and end"),
@@ -295,11 +298,52 @@ BUGS = [
     ),
     Bug(
         "slope of GELU overflows",
-        "csrc/gelu.cu",
-        "return fminf(fmaxf(x, -100.0f), 100.0f);",
+        "csrc/activations.cuh",
+        "return fminf(fmaxf(x, -kFar), kFar);",
         "return x;",
         GELU_TESTS,
         symptom=r"gelu'\(.*\) is nan",
+        slow=True,
+    ),
+    Bug(
+        "sign of a coefficient",
+        "csrc/activations.cuh",
+        "-0.00022801454f",
+        "0.00022801454f",
+        EVERY_NUMBER_TESTS,
+        symptom=r"instead of",
+    ),
+    Bug(
+        "a NaN lost by fmin",
+        "csrc/device.h",
+        "return a != a || b != b ? NAN : fminf(a, b);",
+        "return fminf(a, b);",
+        EVERY_NUMBER_TESTS,
+        symptom="isnan",
+        slow=True,
+    ),
+    Bug(
+        "halves swapped",
+        "csrc/register.cpp",
+        "gate = gate_rows.from(0);\n    up = up_rows.from(given_up ? 0 : n);",
+        "up = gate_rows.from(0);\n    gate = up_rows.from(given_up ? 0 : n);",
+        GLU_TESTS,
+        slow=True,
+    ),
+    Bug(
+        "gradient of a half written to the other's rows",
+        "csrc/glu.cu",
+        "store_floats(dup + row * dup_stride + column, dys);",
+        "store_floats(dup + row * n + column, dys);",
+        GLU_TESTS,
+        slow=True,
+    ),
+    Bug(
+        "second stage without its last group",
+        "csrc/columns.cuh",
+        "group < groups; group += kColumnWarps",
+        "group < groups - 1; group += kColumnWarps",
+        BIAS_TESTS,
         slow=True,
     ),
     Bug(

@@ -1,6 +1,8 @@
 """The definitions in kernels/reference.py against torch.nn.functional, in float64: the oracle is right."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from fusedformer.kernels import aten, reference
 from fusedformer.kernels.attention import aten as attention_aten
 from fusedformer.kernels.attention import reference as attention_reference
+
+EXTREMES = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38])
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -57,6 +61,40 @@ def test_gelu(tanh: bool) -> None:
     torch.testing.assert_close(reference.gelu_bwd(dy, x.detach(), tanh), gradients(expected, [x], dy)[0])
 
 
+ACTIVATIONS = [
+    (reference.GELU_ERF, F.gelu),
+    (reference.GELU_TANH, partial(F.gelu, approximate="tanh")),
+    (reference.SILU, F.silu),
+    (reference.RELU, F.relu),
+]
+
+
+@pytest.mark.op("bias_activation")
+@pytest.mark.parametrize(("number", "function"), ACTIVATIONS)
+def test_bias_activation(number: int, function: Callable[[Tensor], Tensor]) -> None:
+    x, bias, dy = randn(2, 3, 8).requires_grad_(), randn(8, seed=1).requires_grad_(), randn(2, 3, 8, seed=2)
+    expected = function(x + bias)
+    inputs = (x.detach(), bias.detach(), number)
+    torch.testing.assert_close(reference.bias_activation_fwd(*inputs), expected)
+    got = reference.bias_activation_bwd(dy, *inputs, True)
+    for mine, other in zip(got, gradients(expected, [x, bias], dy), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.op("glu")
+@pytest.mark.parametrize(("number", "function"), ACTIVATIONS[:3])
+def test_glu(number: int, function: Callable[[Tensor], Tensor]) -> None:
+    x, dy = randn(2, 3, 8).requires_grad_(), randn(2, 3, 4, seed=2)
+    gate, up = x.chunk(2, -1)
+    expected = function(gate) * up
+    (dx,) = gradients(expected, [x], dy)
+    assert reference.glu_bwd(dy, x.detach(), None, number)[1].numel() == 0
+    for first, second in ((x.detach(), None), (gate.detach(), up.detach())):
+        torch.testing.assert_close(reference.glu_fwd(first, second, number), expected)
+        got = reference.glu_bwd(dy, first, second, number)
+        torch.testing.assert_close(torch.cat(got, -1) if second is not None else got[0], dx)
+
+
 def test_fallbacks_take_what_the_definitions_take() -> None:
     """kernels/aten.py in float64, to rounding, and with the same dtypes, shapes and strides."""
     x, dy, weight = randn(5, 3, 8), randn(5, 3, 8, seed=1), randn(8)
@@ -71,10 +109,18 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
         ("softmax_fwd", (x.transpose(0, 2),)),
         ("softmax_fwd", (torch.full((2, 3), -math.inf),)),
         ("softmax_bwd", (dy, x)),
+        ("bias_activation_fwd", (x.transpose(0, 1), weight, reference.RELU)),
+        ("bias_activation_bwd", (dy, x, weight, reference.GELU_TANH, True)),
+        ("bias_activation_bwd", (dy, x, weight, reference.RELU, False)),
+        ("glu_fwd", (x.transpose(0, 1), None, reference.SILU)),
+        ("glu_bwd", (dy, x, dy, reference.SILU)),
+        ("glu_bwd", (dy[..., :4], x, None, reference.GELU_ERF)),
+        ("glu_fwd", (EXTREMES, torch.ones(5), reference.SILU)),
+        ("glu_bwd", (torch.ones(5), EXTREMES, torch.ones(5), reference.SILU)),
         ("gelu_fwd", (x.transpose(0, 1), True)),
         ("gelu_bwd", (dy, x, False)),
-        ("gelu_fwd", (torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38]), False)),
-        ("gelu_bwd", (dy[0, 0, :5].float(), torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38]), True)),
+        ("gelu_fwd", (EXTREMES, False)),
+        ("gelu_bwd", (dy[0, 0, :5].float(), EXTREMES, True)),
     ]
     for name, arguments in calls:
         got, expected = getattr(aten, name)(*arguments), getattr(reference, name)(*arguments)

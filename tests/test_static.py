@@ -1,5 +1,6 @@
 """The static world: what is shipped passes its gates, and each gate, parser and failure does what it says."""
 
+import dataclasses
 import json
 import os
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from fusedformer import build
 from fusedformer.benchmarks.report.tables import static_table
-from fusedformer.benchmarks.static import cache, collect, cuda, sass, triton
+from fusedformer.benchmarks.static import budgets, cache, collect, cuda, sass, triton
 from fusedformer.benchmarks.static.row import SHARED_LIMIT, StaticRow, parse_warnings
 from fusedformer.kernels.attention import variants as attention_variants
 from fusedformer.kernels.variants import Variant
@@ -97,7 +98,7 @@ def test_the_record_is_what_compilers_give(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_op_has_static_cases() -> None:
-    assert {"attention", "gelu", "layer_norm", "softmax"} <= set(collect.known_ops())
+    assert {"attention", "bias_activation", "gelu", "glu", "layer_norm", "softmax"} <= set(collect.known_ops())
 
 
 def test_disassembly_is_counted_by_kernel_and_whole_modifier() -> None:
@@ -134,6 +135,28 @@ def test_gate(figures: dict[str, int], problem: str) -> None:
     assert row.problems == (problem,)
     assert not row.passed
     assert row.verdict == f"FAILED: {problem}"
+
+
+def test_instructions_have_a_budget() -> None:
+    kernel, variant = "gelu_fwd_kernel", "__nv_bfloat16, GeluErf, 8"
+    budget = budgets.instructions(kernel, variant, 90)
+    assert budget is not None
+    row = StaticRow(op="gelu", kernel=kernel, variant=variant, arch=90, instructions_per_element=budget)
+    assert row.passed
+    for cost in (budget + 0.5, None):
+        (problem,) = dataclasses.replace(row, instructions_per_element=cost).problems
+        assert problem == f"{cost} instructions an element, its budget is {budget}"
+    assert dataclasses.replace(row, arch=80, instructions_per_element=budget + 0.5).passed
+    assert budgets.instructions("gelu_fwd_kernel", "__nv_bfloat16, GeluErf, 1", 90) is None
+    assert budgets.instructions("softmax_fwd_kernel", "float, WarpPerRow", 90) is None
+
+
+def test_every_activation_kernel_has_a_budget() -> None:
+    rows = collect.collect((90,), ("bias_activation", "gelu", "glu"), jobs=JOBS)
+    if reason := rows[0].skipped:
+        pytest.skip(f"static world: {reason}")
+    without = [row for row in rows if row.vectorized and budgets.instructions(row.kernel, row.variant, 90) is None]
+    assert without == []
 
 
 def test_row_survives_json() -> None:

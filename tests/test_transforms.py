@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 import fusedformer
-from fusedformer import gelu, layer_norm, softmax
+from fusedformer import bias_gelu, bias_relu, geglu, gelu, layer_norm, softmax, swiglu
 
 Function = Callable[[Tensor], Tensor]
 
@@ -24,6 +24,17 @@ WEIGHT, BIAS, TANGENT = randn(5, seed=1), randn(5, seed=2), randn(3, 5, seed=3)
 OPS: dict[str, tuple[Function, Function]] = {
     "gelu": (gelu, F.gelu),
     "gelu-tanh": (lambda x: gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh")),
+    "bias_gelu": (lambda x: bias_gelu(x, BIAS), lambda x: F.gelu(x + BIAS)),
+    "bias_gelu-of-bias": (
+        lambda b: bias_gelu(TANGENT, b.flatten()[:5], approximate="tanh"),
+        lambda b: F.gelu(TANGENT + b.flatten()[:5], approximate="tanh"),
+    ),
+    "bias_relu": (lambda x: bias_relu(x, BIAS), lambda x: F.relu(x + BIAS)),
+    "geglu": (lambda x: geglu(x, 1 + x.sin()), lambda x: F.gelu(x) * (1 + x.sin())),
+    "swiglu-of-halves": (
+        lambda x: swiglu(torch.cat((x, x.sin()), -1)),
+        lambda x: F.silu(x) * x.sin(),
+    ),
     "softmax": (softmax, lambda x: F.softmax(x, -1)),
     "softmax-dim-0": (lambda x: softmax(x, 0), lambda x: F.softmax(x, 0)),
     "layer_norm": (lambda x: layer_norm(x, WEIGHT, BIAS), lambda x: F.layer_norm(x, (5,), WEIGHT, BIAS)),
@@ -32,6 +43,10 @@ OPS: dict[str, tuple[Function, Function]] = {
         lambda w: F.layer_norm(TANGENT, (5,), w.flatten()[:5], BIAS),
     ),
 }
+
+
+def swiglu_of_itself(x: Tensor) -> Tensor:
+    return swiglu(x, x)
 
 
 def scalar(f: Function) -> Function:
@@ -81,7 +96,7 @@ def test_gradcheck_of_every_mode(op: str) -> None:
 def test_vmap_runs_the_device_code(world: World) -> None:
     """Where rows are independent, the batch is another leading dimension of one call."""
     x = randn(4, 3, 5).to(world.device, torch.float32)
-    for op in (gelu, softmax):
+    for op in (gelu, swiglu_of_itself, softmax):
         assert torch.equal(torch.vmap(op, 1)(x), op(x.movedim(1, 0)))
 
 

@@ -12,8 +12,10 @@ from fusedformer.kernels.attention.flash_attn import (
 )
 from fusedformer.kernels.attention.op import attention, attention_backward
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
+from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
+from fusedformer.kernels.glu import geglu, swiglu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
@@ -33,6 +35,8 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "bias_gelu",
+    "bias_relu",
     "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -41,9 +45,11 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "geglu",
     "gelu",
     "layer_norm",
     "nn",
     "scaled_dot_product_attention",
     "softmax",
+    "swiglu",
 ]

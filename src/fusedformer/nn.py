@@ -1,8 +1,13 @@
-"""Drop-in modules: the constructor arguments and the `state_dict` keys of their namesakes in `torch.nn`."""
+"""Drop-in modules: the constructor arguments and the `state_dict` keys of their namesakes in `torch.nn`.
+
+GEGLU and SwiGLU have none there: they take the place of the activation in a network of two layers, whose first layer is
+twice as wide, and have no parameters.
+"""
 
 from torch import Tensor, nn
 
-from fusedformer.kernels.gelu import gelu
+from fusedformer.kernels.gelu import check_approximate, gelu
+from fusedformer.kernels.glu import geglu, swiglu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax
 
@@ -38,3 +43,28 @@ class GELU(nn.GELU):
     def forward(self, input: Tensor) -> Tensor:
         """GELU of every element of `input`."""
         return gelu(input, self.approximate)
+
+
+class GEGLU(nn.Module):
+    """`fusedformer.geglu` of the halves of the last dimension."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        check_approximate("GEGLU", approximate)
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., 2N) -> (..., N): GELU of the first half times the second."""
+        return geglu(input, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        """As of `torch.nn.GELU`."""
+        return f"approximate={self.approximate!r}"
+
+
+class SwiGLU(nn.Module):
+    """`fusedformer.swiglu` of the halves of the last dimension."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., 2N) -> (..., N): SiLU of the first half times the second."""
+        return swiglu(input)

@@ -77,6 +77,58 @@ def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     return dx.contiguous()
 
 
+def bias_activation_fwd(x: Tensor, bias: Tensor, activation: int) -> Tensor:
+    """As `reference.bias_activation_fwd`."""
+    return _activate(_sum(x, bias), activation).to(x.dtype).contiguous()
+
+
+def bias_activation_bwd(
+    dy: Tensor, x: Tensor, bias: Tensor, activation: int, needs_dbias: bool
+) -> tuple[Tensor, Tensor]:
+    """As `reference.bias_activation_bwd`."""
+    z = _sum(x, bias)
+    dx = _input_gradient(dy.to(z.dtype), z, activation)
+    dbias = reference.column_sums(dx, bias) if needs_dbias else bias.new_empty(0)
+    return dx.to(x.dtype).contiguous(), dbias
+
+
+def glu_fwd(x: Tensor, up: Tensor | None, activation: int) -> Tensor:
+    """As `reference.glu_fwd`."""
+    gate, up = reference.gate_and_up(x, up)
+    return (_activate(gate.to(reference.accumulate_dtype(x.dtype)), activation) * up).to(x.dtype).contiguous()
+
+
+def glu_bwd(dy: Tensor, x: Tensor, up: Tensor | None, activation: int) -> tuple[Tensor, Tensor]:
+    """As `reference.glu_bwd`."""
+    gate, given_or_half = reference.gate_and_up(x, up)
+    wide = reference.accumulate_dtype(x.dtype)
+    gate, dy = gate.to(wide), dy.to(wide)
+    dgate = _input_gradient(dy * given_or_half, gate, activation).to(x.dtype)
+    return reference.glu_gradients(dgate, (dy * _activate(gate, activation)).to(x.dtype), up)
+
+
+def _sum(x: Tensor, bias: Tensor) -> Tensor:
+    return x.to(reference.accumulate_dtype(x.dtype)) + bias
+
+
+def _activate(x: Tensor, activation: int) -> Tensor:
+    if activation == reference.RELU:
+        return torch.relu(x)
+    if activation != reference.SILU:
+        return gelu_fwd(x, activation == reference.GELU_TANH)
+    y = torch.nn.functional.silu(x)
+    return y if is_known_finite(y) else torch.nn.functional.silu(x.clamp(min=-1000.0))  # -inf * 0 is NaN
+
+
+def _input_gradient(dy: Tensor, x: Tensor, activation: int) -> Tensor:
+    if activation == reference.RELU:
+        return _aten.threshold_backward(dy, x, 0.0)
+    if activation != reference.SILU:
+        return gelu_bwd(dy, x, activation == reference.GELU_TANH)
+    dx = _aten.silu_backward(dy, x)
+    return dx if is_known_finite(dx) else _aten.silu_backward(dy, x.clamp(-1000.0, 1000.0))
+
+
 def is_known_finite(x: Tensor) -> bool:
     """Whether all of `x` is finite, at the price of one sum; unknown on devices that would have to be waited for."""
     if not x.is_cpu:

@@ -30,10 +30,15 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016, section 2.
     """
     library.check_tensor("gelu", "x", x)
-    if approximate not in APPROXIMATIONS:
-        raise ValueError(f"gelu: approximate is {approximate!r}, expected one of {APPROXIMATIONS}")
+    check_approximate("gelu", approximate)
     library.check_dtype("gelu", x=x)
     return gelu_fwd(x, approximate == "tanh")
+
+
+def check_approximate(function: str, approximate: str) -> None:
+    """Raise ValueError unless it is one of APPROXIMATIONS."""
+    if approximate not in APPROXIMATIONS:
+        raise ValueError(f"{function}: approximate is {approximate!r}, expected one of {APPROXIMATIONS}")
 
 
 def _fwd_fake(x: Tensor, tanh: bool) -> Tensor:

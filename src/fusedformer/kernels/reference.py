@@ -10,8 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-# GELU's gate is 0 or 1 long before |x| = 100; past that x**2 could overflow and turn 0 * inf into NaN.
-_FLAT = 100.0
+# The activations by number, as csrc/ops.h has them and the schemas pass them.
+GELU_ERF, GELU_TANH, SILU, RELU = range(4)
+
+# An activation's gate is 0 or 1 long before |x| is that; past it x**2 could overflow and turn 0 * inf into NaN.
+_FLAT = {GELU_ERF: 100.0, GELU_TANH: 100.0, SILU: 1000.0}
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -71,24 +74,94 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
     """x * Phi(x), with Phi by erf or by its tanh approximation (Hendrycks and Gimpel, 2016); 0 at -inf."""
-    wide = x.to(accumulate_dtype(x.dtype))
-    return (wide.clamp(min=-_FLAT) * _gelu_gate(wide, tanh)).to(x.dtype).contiguous()
+    return _activate(x.to(accumulate_dtype(x.dtype)), gelu_number(tanh)).to(x.dtype).contiguous()
 
 
 def gelu_bwd(dy: Tensor, x: Tensor, tanh: bool) -> Tensor:
     """dx = dy * (gate + x * gate')."""
-    wide = x.to(accumulate_dtype(x.dtype))
-    gate = _gelu_gate(wide, tanh)
-    near = wide.clamp(-_FLAT, _FLAT)
-    if tanh:
+    wide = accumulate_dtype(x.dtype)
+    return _input_gradient(dy.to(wide), x.to(wide), gelu_number(tanh)).to(x.dtype).contiguous()
+
+
+def gelu_number(tanh: bool) -> int:
+    """GELU_TANH or GELU_ERF."""
+    return GELU_TANH if tanh else GELU_ERF
+
+
+def bias_activation_fwd(x: Tensor, bias: Tensor, activation: int) -> Tensor:
+    """activation(x + bias), the bias along the last dimension."""
+    return _activate(x.to(accumulate_dtype(x.dtype)) + bias, activation).to(x.dtype).contiguous()
+
+
+def bias_activation_bwd(
+    dy: Tensor, x: Tensor, bias: Tensor, activation: int, needs_dbias: bool
+) -> tuple[Tensor, Tensor]:
+    """dx = dy * activation'(x + bias) and dbias, its sum over the rows; dbias is empty where it is not needed."""
+    wide = accumulate_dtype(x.dtype)
+    dx = _input_gradient(dy.to(wide), x.to(wide) + bias, activation)
+    return dx.to(x.dtype).contiguous(), column_sums(dx, bias) if needs_dbias else bias.new_empty(0)
+
+
+def column_sums(dx: Tensor, like: Tensor) -> Tensor:
+    """The sum of dx, (..., N), over all dimensions but the last, in the dtype of `like`."""
+    return dx.reshape(-1, dx.shape[-1]).sum(0).to(like.dtype) if dx.numel() else torch.zeros_like(like)
+
+
+def glu_fwd(x: Tensor, up: Tensor | None, activation: int) -> Tensor:
+    """activation(gate) * up, where x is the gate, or without `up` both: the gate is its first half."""
+    gate, up = gate_and_up(x, up)
+    wide = accumulate_dtype(x.dtype)
+    return (_activate(gate.to(wide), activation) * up).to(x.dtype).contiguous()
+
+
+def glu_bwd(dy: Tensor, x: Tensor, up: Tensor | None, activation: int) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of `up`; the latter is empty where there is none."""
+    gate, given_or_half = gate_and_up(x, up)
+    wide = accumulate_dtype(x.dtype)
+    dgate = _input_gradient(dy.to(wide) * given_or_half, gate.to(wide), activation).to(x.dtype)
+    dup = (dy.to(wide) * _activate(gate.to(wide), activation)).to(x.dtype)
+    return glu_gradients(dgate, dup, up)
+
+
+def gate_and_up(x: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both factors of a gated linear unit, as views."""
+    if up is not None:
+        return x, up
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def glu_gradients(dgate: Tensor, dup: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a backward returns of these gradients of both factors."""
+    if up is None:
+        return torch.cat((dgate, dup), -1), dup.new_empty(0)
+    return dgate.contiguous(), dup.contiguous()
+
+
+def _activate(x: Tensor, activation: int) -> Tensor:
+    if activation == RELU:
+        return torch.relu(x)
+    return x.clamp(min=-_FLAT[activation]) * _gate(x, activation)
+
+
+def _input_gradient(dy: Tensor, x: Tensor, activation: int) -> Tensor:
+    """dy * activation'(x)."""
+    if activation == RELU:
+        return dy.masked_fill(x <= 0, 0.0)
+    gate = _gate(x, activation)
+    near = x.clamp(-_FLAT[activation], _FLAT[activation])
+    if activation == GELU_ERF:
+        slope = torch.exp(-0.5 * near.square()) / math.sqrt(2 * math.pi)
+    elif activation == GELU_TANH:
         slope = 2 * gate * (1 - gate) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near.square())
     else:
-        slope = torch.exp(-0.5 * near.square()) / math.sqrt(2 * math.pi)
-    return (dy.to(wide.dtype) * (gate + near * slope)).to(x.dtype).contiguous()
+        slope = gate * (1 - gate)
+    return dy * (gate + near * slope)
 
 
-def _gelu_gate(x: Tensor, tanh: bool) -> Tensor:
-    x = x.clamp(-_FLAT, _FLAT)
-    if tanh:
+def _gate(x: Tensor, activation: int) -> Tensor:
+    """What x is multiplied by."""
+    x = x.clamp(-_FLAT[activation], _FLAT[activation])
+    if activation == GELU_TANH:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+    return torch.sigmoid(x) if activation == SILU else 0.5 * torch.erfc(x * -math.sqrt(0.5))

@@ -102,6 +102,7 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         "matrix": lambda row: " ".join(f"{count} {name}" for name, count in row.matrix.items()) or "-",
         "128-bit loads": lambda row: f"{row.global_loads_128} of {row.global_loads}",
         "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",
+        "instructions an element": lambda row: row.instructions_per_element or "-",
     }
     lines = []
     for row in rows:

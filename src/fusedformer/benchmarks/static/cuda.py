@@ -5,11 +5,13 @@ from pathlib import Path
 
 from fusedformer import build
 from fusedformer.benchmarks.report.rows import without_folders
-from fusedformer.benchmarks.static import sass
+from fusedformer.benchmarks.static import loops, sass
 from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
 _MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
+_SINGLE = "1"  # the last template argument of their variants that take one element at a time
+_BYTES = {"float": 4, "__half": 2, "__nv_bfloat16": 2}  # of an element, whose type is the first template argument
 
 
 def unavailable() -> str:
@@ -27,14 +29,20 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
             resources = build.compile_cubin(source, arch, cubin)
         except build.BuildError as error:
             return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=without_folders(str(error)))]
-        mixes = sass.instruction_mixes(cubin)
+        disassembly = sass.disassemble(cubin)
+    mixes = {kernel: sass.count(opcodes) for kernel, opcodes in sass.parse(disassembly).items()}
+    costs = loops.instructions_per_16_bytes(disassembly)
     # ptxas names the kernels demangled, the disassembly does not.
     mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))
+    costs = dict(zip(build.demangle(list(costs)), costs.values(), strict=True))
     rows = []
     for kernel in resources:
         name, _, arguments = kernel.name.removesuffix(">").partition("<")
         figures = measured(kernel, mixes[kernel.name])
-        vectorized = name.endswith(_MAIN_PATH)
+        types = arguments.split(", ")
+        vectorized = name.endswith(_MAIN_PATH) and types[-1] != _SINGLE
+        if vectorized and kernel.name in costs:
+            figures["instructions_per_element"] = costs[kernel.name] * _BYTES[types[0]] / 16
         rows.append(
             StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures)
         )

@@ -1,11 +1,13 @@
 """One row of the static world: what one kernel variant needs on one architecture, and what is wrong with that."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusedformer.benchmarks.static import budgets
 from fusedformer.benchmarks.static.sass import InstructionMix
 from fusedformer.build import KernelResources
 
@@ -42,6 +44,7 @@ class StaticRow:
     global_stores_128: int = 0
     local_accesses: int = 0
     narrow_offsets: int | None = None  # address computations with 32-bit offsets; not known of .cu kernels
+    instructions_per_element: float | None = None  # stored, of the loop that stores; known of .cu kernels alone
     vectorized: bool = False  # whether 128-bit loads and stores are required
     warnings: tuple[str, ...] = ()  # what ptxas warned of
     error: str = ""  # why it did not compile
@@ -60,6 +63,7 @@ class StaticRow:
         if self.skipped:
             return ()
         limit = SHARED_LIMIT[self.arch]
+        cost, budget = self.instructions_per_element, budgets.instructions(self.kernel, self.variant, self.arch)
         found = {
             f"{self.spill_bytes} bytes spilled": self.spill_bytes > 0,
             f"{self.stack_bytes} bytes of stack": self.stack_bytes > 0,
@@ -68,6 +72,8 @@ class StaticRow:
             f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
+            f"{cost} instructions an element, its budget is {budget}": budget is not None
+            and (cost or math.inf) > budget,
         }
         serialized = tuple(warning for warning in self.warnings if _SERIALIZED.search(warning))
         return tuple(problem for problem, is_found in found.items() if is_found) + serialized

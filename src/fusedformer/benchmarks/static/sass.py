@@ -45,7 +45,12 @@ class InstructionMix:
 
 
 def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
-    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name.
+    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name; raises as `disassemble`."""
+    return {kernel: count(opcodes) for kernel, opcodes in parse(disassemble(cubin)).items()}
+
+
+def disassemble(cubin: Path) -> str:
+    """The machine code in the file `cubin` in words.
 
     Raises:
         FileNotFoundError: there is no nvdisasm.
@@ -57,7 +62,7 @@ def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
     done = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"nvdisasm cannot read {cubin.name}: {done.stderr.strip()}")
-    return {kernel: count(opcodes) for kernel, opcodes in parse(done.stdout).items()}
+    return done.stdout
 
 
 @functools.cache
