@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fusedformer
 from fusedformer.kernels.attention import op
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
@@ -82,3 +83,20 @@ def test_attention(benchmark: Any, qkv: torch.Tensor, name: str) -> None:
 @pytest.mark.usefixtures("stubbed")
 def test_attention_stubbed(benchmark: Any, qkv: torch.Tensor) -> None:
     benchmark(lambda: attention(qkv, qkv, qkv, causal=True))
+
+
+ROW_WISE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "layer_norm": (fusedformer.layer_norm, lambda x: F.layer_norm(x, x.shape[-1:])),
+    "softmax": (fusedformer.softmax, lambda x: F.softmax(x, -1)),
+    "gelu": (fusedformer.gelu, F.gelu),
+    "swiglu": (fusedformer.swiglu, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),
+}
+
+
+@pytest.mark.benchmark(group="row-wise, host time")
+@pytest.mark.parametrize("whose", ["ours", "PyTorch"])
+@pytest.mark.parametrize("name", ROW_WISE)
+def test_row_wise(benchmark: Any, name: str, whose: str) -> None:
+    x = torch.linspace(-1, 1, 64).view(2, 32)
+    call = ROW_WISE[name][whose == "PyTorch"]
+    benchmark(lambda: call(x))
