@@ -102,6 +102,8 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         "matrix": lambda row: " ".join(f"{count} {name}" for name, count in row.matrix.items()) or "-",
         "128-bit loads": lambda row: f"{row.global_loads_128} of {row.global_loads}",
         "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",
+        "steady loop (cycles)": lambda row: _cycles(row.steady_cycles),
+        "predicted": lambda row: f"{row.predicted_tflops:.0f} TFLOP/s, bound by {row.bound}" if row.bound else "-",
     }
     lines = []
     for row in rows:
@@ -113,6 +115,11 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         lines,
         [f"{text}." for text in [not_compiled(rows)] if text],
     )
+
+
+def _cycles(cycles: Mapping[str, float]) -> str:
+    busiest_first = sorted(cycles.items(), key=lambda item: -item[1])
+    return ", ".join(f"{unit} {count:.0f}" for unit, count in busiest_first) or "-"
 
 
 def duration(seconds: float) -> str:

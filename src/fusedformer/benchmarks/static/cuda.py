@@ -27,7 +27,7 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
             resources = build.compile_cubin(source, arch, cubin)
         except build.BuildError as error:
             return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=without_folders(str(error)))]
-        mixes = sass.instruction_mixes(cubin)
+        mixes = sass.instruction_mixes(sass.disassemble(cubin))
     # ptxas names the kernels demangled, the disassembly does not.
     mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))
     rows = []

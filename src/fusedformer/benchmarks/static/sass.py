@@ -44,8 +44,8 @@ class InstructionMix:
     local_accesses: int
 
 
-def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
-    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name.
+def disassemble(cubin: Path) -> str:
+    """What `nvdisasm -c` prints of the file `cubin`.
 
     Raises:
         FileNotFoundError: there is no nvdisasm.
@@ -57,7 +57,12 @@ def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
     done = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"nvdisasm cannot read {cubin.name}: {done.stderr.strip()}")
-    return {kernel: count(opcodes) for kernel, opcodes in parse(done.stdout).items()}
+    return done.stdout
+
+
+def instruction_mixes(disassembly: str) -> dict[str, InstructionMix]:
+    """Count the instructions of every kernel, by (mangled) kernel name."""
+    return {kernel: count(opcodes) for kernel, opcodes in parse(disassembly).items()}
 
 
 @functools.cache

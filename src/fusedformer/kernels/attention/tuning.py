@@ -21,11 +21,27 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Evidence of a tile that was not timed: what a model says of its loop over whole tiles, from its machine code.
+
+    The model is fusedformer/benchmarks/static/model.py. `tflops` is the rate of the matrix products in bfloat16 at the
+    largest head dimension of the row, and `bound` names the units of the chip that a program waits for.
+    """
+
+    tflops: int
+    bound: str
+
+    def __str__(self) -> str:
+        return f"predicted {self.tflops} TFLOP/s, bound by {self.bound}"
+
+
+@dataclass(frozen=True)
 class Row:
     """The tile of one kernel for head dimensions up to `head_dim`; `busy` where scores are more than scaled products.
 
-    `archs` are compute capabilities, `evidence` is a measurement, or "static": it compiles for each of them without
-    spills and within the shared memory of the chip, the busy one with all features at once, and was not timed.
+    `archs` are compute capabilities. `evidence` is "static": it compiles for each of them without spills and within the
+    shared memory of the chip, the busy one with all features at once, and was not timed; or moreover what is predicted
+    of `tile`; or a measurement.
     """
 
     kernel: str
@@ -34,7 +50,7 @@ class Row:
     head_dim: int
     tile: Tile
     busy: Tile
-    evidence: str
+    evidence: str | Predicted
 
 
 ALL = (80, 90, 100, 120)

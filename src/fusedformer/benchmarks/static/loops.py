@@ -1,0 +1,140 @@
+"""The loops of a kernel's machine code, and which of them is the steady one.
+
+A natural loop is all between a branch back and its target, where every way to the branch leads through the target.
+The kernels that promise a steady loop (`Variant.has_steady_loop`) walk over tiles twice: first over those that need no
+mask, then over those at a boundary. Both are innermost loops with matrix instructions; the steady one is the first and
+the shorter.
+Source: Aho, Lam, Sethi, Ullman, "Compilers", 2nd edition, section 9.6.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+# Selects that a loop may have without a mask: of the bytes that a copy takes, or of the next in a ring of buffers. A
+# mask has at least one for each score of a thread, and a thread holds at least four scores of a matrix product.
+FREE_SELECTS = 2
+_SELECTS = frozenset({"FSEL", "SEL"})  # USEL is none: it is the same for a whole warp, and a mask is not
+
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
+_LABEL = re.compile(r"^(\.L_\w+):")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);?")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_JUMPS = frozenset({"BRA", "CALL"})  # sm_80 leaves loops by calls
+_ENDS = frozenset({"EXIT", "RET"})
+
+
+class Instruction(NamedTuple):
+    """One line of a disassembly, such as @P0 BRA.U `(.L_x_1)."""
+
+    opcode: str  # with its modifiers
+    operands: str
+    guard: str  # the predicate under which it is executed, such as !P0 or, never, !PT; empty if always
+
+    @property
+    def mnemonic(self) -> str:
+        """The opcode without modifiers."""
+        return self.opcode.split(".")[0]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of one loop, in the order of the code."""
+
+    body: tuple[Instruction, ...]
+
+    @cached_property
+    def selects(self) -> int:
+        """How many instructions choose between two values, in each thread for itself: what a mask is made of."""
+        return sum(instruction.mnemonic in _SELECTS for instruction in self.body)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether there are more selects than a loop without a mask may have."""
+        return self.selects > FREE_SELECTS
+
+
+def steady_loop(disassembly: str, kernel: str) -> Loop | None:
+    """The shortest of the `matrix_loops`; None if there is no loop with matrix instructions."""
+    return min(matrix_loops(disassembly, kernel), key=lambda loop: len(loop.body), default=None)
+
+
+def matrix_loops(disassembly: str, kernel: str) -> list[Loop]:
+    """The innermost loops with matrix instructions of one kernel, in the order of the code.
+
+    Args:
+        disassembly: what `nvdisasm -c` prints.
+        kernel: its (mangled) name.
+    """
+    code, labels = _parse(disassembly, kernel)
+    with_matrix = []
+    for places in _natural_loops(code, labels):
+        if any(code[place].mnemonic.endswith("MMA") for place in places):
+            with_matrix.append(places)
+    innermost = [places for places in with_matrix if not any(other < places for other in with_matrix)]
+    return [Loop(tuple(code[place] for place in sorted(places))) for places in sorted(innermost, key=min)]
+
+
+def _parse(disassembly: str, kernel: str) -> tuple[list[Instruction], dict[str, int]]:
+    """The instructions of the kernel, and of each label the place of the instruction that follows it."""
+    code: list[Instruction] = []
+    labels: dict[str, int] = {}
+    is_inside = False
+    for line in disassembly.splitlines():
+        if section := _SECTION.match(line):
+            is_inside = section[1] == kernel
+        elif is_inside and (label := _LABEL.match(line)):
+            labels[label[1]] = len(code)
+        elif is_inside and (found := _INSTRUCTION.match(line)):
+            code.append(Instruction(found[2], found[3].strip(), found[1] or ""))
+    return code, labels
+
+
+def _natural_loops(code: Sequence[Instruction], labels: dict[str, int]) -> list[frozenset[int]]:
+    """The places of each loop's instructions; loops with the same head are one."""
+    next_places = [_next_places(code, labels, place) for place in range(len(code))]
+    previous: list[list[int]] = [[] for _ in code]
+    for place, followers in enumerate(next_places):
+        for follower in followers:
+            previous[follower].append(place)
+    loops: dict[int, set[int]] = {}
+    for place, followers in enumerate(next_places):
+        for head in followers:
+            if head <= place and not _can_avoid(next_places, head, place):
+                loops.setdefault(head, {head}).update(_leading_to(previous, head, place))
+    return [frozenset(places) for places in loops.values()]
+
+
+def _next_places(code: Sequence[Instruction], labels: dict[str, int], place: int) -> list[int]:
+    """Where a thread may go from here."""
+    instruction = code[place]
+    places = []
+    if instruction.mnemonic in _JUMPS and (target := _TARGET.search(instruction.operands)) and target[1] in labels:
+        places.append(labels[target[1]])
+    # The predicate of a branch may also stand among its operands, as in BRA.U UP0, `(.L_x_1), and calls return.
+    is_last = instruction.mnemonic in _ENDS or (instruction.mnemonic == "BRA" and "," not in instruction.operands)
+    if instruction.guard or not is_last:
+        places.append(place + 1)
+    return [place for place in places if place < len(code)]
+
+
+def _can_avoid(next_places: Sequence[Sequence[int]], head: int, place: int) -> bool:
+    """Whether there is a way from the kernel's begin to `place` that leaves `head` out."""
+    return place in _reachable(next_places, 0, head)
+
+
+def _leading_to(previous: Sequence[Sequence[int]], head: int, place: int) -> set[int]:
+    """All from where `place` can be reached without going through `head`."""
+    return _reachable(previous, place, head)
+
+
+def _reachable(neighbours: Sequence[Sequence[int]], start: int, barred: int) -> set[int]:
+    seen = {start} - {barred}
+    pending = list(seen)
+    while pending:
+        fresh = {place for place in neighbours[pending.pop()] if place != barred} - seen
+        seen |= fresh
+        pending += fresh
+    return seen
