@@ -1,6 +1,7 @@
 """The steady loop of attention: found in the machine code, without masks, and as fast as the tile table predicts."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_table_shows_the_loop_and_what_it_predicts() -> None:
     table = static_table([row])
     cells = dict(zip(table.columns, table.lines[0], strict=True))
     assert cells["steady loop (cycles)"] == "matrix 1024, exp 544"
-    assert cells["predicted"] == "653 TFLOP/s, bound by matrix + exp"
+    assert cells["predicted"] == "653 TFLOP/s, matrix + exp"
 
 
 def test_what_promises_a_steady_loop() -> None:
@@ -230,6 +231,8 @@ def test_the_whole_table_says_what_the_model_does(modules: Path) -> None:
 
 
 def check_prediction(row: tuning.Row, arch: int) -> None:
+    if f"Triton {version('triton')}" != tuning.PREDICTED_WITH:
+        pytest.skip(f"the table is predicted from what {tuning.PREDICTED_WITH} compiles")
     assert isinstance(row.evidence, tuning.Predicted)
     assert row.archs == (arch,)
     with triton.CompilerPool(1) as pool:

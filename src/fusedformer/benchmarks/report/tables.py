@@ -102,9 +102,10 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         "matrix": lambda row: " ".join(f"{count} {name}" for name, count in row.matrix.items()) or "-",
         "128-bit loads": lambda row: f"{row.global_loads_128} of {row.global_loads}",
         "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",
-        "steady loop (cycles)": lambda row: _cycles(row.steady_cycles),
-        "predicted": lambda row: f"{row.predicted_tflops:.0f} TFLOP/s, bound by {row.bound}" if row.bound else "-",
     }
+    if any(row.bound for row in rows):
+        figures["steady loop (cycles)"] = lambda row: _cycles(row.steady_cycles)
+        figures["predicted"] = lambda row: f"{row.predicted_tflops:.0f} TFLOP/s, {row.bound}" if row.bound else "-"
     lines = []
     for row in rows:
         cells = [str(figure(row)) if row.compiled else "" for figure in figures.values()]

@@ -186,8 +186,8 @@ def _shared_bytes(instruction: Instruction) -> float:
 
 
 def _global_bytes(instruction: Instruction) -> float:
-    """Bytes that it loads through the L2 cache, for each warp."""
-    return _bytes(instruction) if instruction.mnemonic in _GLOBAL else 0
+    """Bytes that it loads through the L2 cache, for each warp; narrow loads are few, of what many threads share."""
+    return _bytes(instruction) if instruction.mnemonic in _GLOBAL and _WIDTH.search(instruction.opcode) else 0
 
 
 def _bytes(instruction: Instruction) -> float:

@@ -25,7 +25,8 @@ class Predicted:
     """Evidence of a tile that was not timed: what a model says of its loop over whole tiles, from its machine code.
 
     The model is fusedformer/benchmarks/static/model.py. `tflops` is the rate of the matrix products in bfloat16 at the
-    largest head dimension of the row, and `bound` names the units of the chip that a program waits for.
+    largest head dimension of the row, compiled by `PREDICTED_WITH`, and `bound` names the units of the chip that a
+    program waits for.
     """
 
     tflops: int
@@ -55,16 +56,17 @@ class Row:
 
 ALL = (80, 90, 100, 120)
 STATIC = "static"
+PREDICTED_WITH = "Triton 3.7.1"
 
 TABLE = (
-    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Predicted(172, "shared + issue")),
+    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(153, "shared + issue")),
+    Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(102, "shared + issue")),
+    Row("fwd", (90,), 2, 64, Tile(128, 64, 4, 2), Tile(64, 64, 8, 1), Predicted(603, "shared + exp")),
     Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(653, "matrix + exp")),
     Row("fwd", (90,), 2, 255, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), Predicted(656, "shared + issue")),
     Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 255, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
@@ -74,27 +76,31 @@ TABLE = (
     Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 2, 512, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dq", (80,), 2, 32, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (80,), 2, 32, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Predicted(186, "shared + exp")),
     Row("dq", (80, 120), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), Predicted(177, "shared + issue")),
     Row("dq", (120,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 4, 1), STATIC),
     Row("dq", (80, 120), 2, 256, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 256, Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 63, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 64, Tile(128, 64, 4, 2), Tile(64, 32, 8, 1), Predicted(781, "matrix + exp")),
+    Row("dq", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(742, "matrix + exp")),
+    Row("dq", (90,), 2, 256, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), Predicted(590, "shared + issue")),
     Row("dq", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dq", (80, 90, 100), 2, 512, Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dq", (120,), 2, 512, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", (80,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (80,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 4, 1), Predicted(118, "shared + issue")),
     Row("dkdv", (120,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 1), Tile(32, 64, 8, 1), STATIC),
-    Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (90,), 2, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 1), Predicted(644, "shared + issue")),
+    Row("dkdv", (90,), 2, 127, Tile(32, 128, 8, 1), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (90,), 2, 128, Tile(32, 64, 4, 2), Tile(32, 32, 4, 1), Predicted(621, "shared + issue")),
+    Row("dkdv", (90,), 2, 256, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Predicted(193, "shared + issue")),
     Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(32, 64, 8, 1), STATIC),
     Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", ALL, 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (80, 100, 120), 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 2, 512, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dbias", ALL, 2, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("dbias", ALL, 2, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
