@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-# Selects that a loop may have without a mask: of the bytes that a copy takes, or of the next in a ring of buffers. A
-# mask has at least one for each score of a thread, and a thread holds at least four scores of a matrix product.
-FREE_SELECTS = 2
-_SELECTS = frozenset({"FSEL", "SEL"})  # USEL is none: it is the same for a whole warp, and a mask is not
+# What makes of a selected value an address, a predicate or a count: then it is that of a copy or of a ring of buffers.
+_INDEXING = frozenset({"IADD", "IADD3", "IMAD", "ISETP", "LEA", "LOP3", "R2UR", "SHF", "VIADD"})
+_COPIES = ("SEL", "IMAD.MOV", "MOV")
 
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);?")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
+_REGISTER = re.compile(r"R\d+")
 _JUMPS = frozenset({"BRA", "CALL"})  # sm_80 leaves loops by calls
 _ENDS = frozenset({"EXIT", "RET"})
 
@@ -38,6 +38,12 @@ class Instruction(NamedTuple):
         """The opcode without modifiers."""
         return self.opcode.split(".")[0]
 
+    @property
+    def sources(self) -> str:
+        """The operands without the register that is written; addresses and predicates are no such."""
+        first, _, rest = self.operands.partition(",")
+        return rest if _REGISTER.fullmatch(first) else self.operands
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -46,14 +52,32 @@ class Loop:
     body: tuple[Instruction, ...]
 
     @cached_property
-    def selects(self) -> int:
-        """How many instructions choose between two values, in each thread for itself: what a mask is made of."""
-        return sum(instruction.mnemonic in _SELECTS for instruction in self.body)
+    def masks(self) -> int:
+        """How many instructions choose, in each thread for itself, between a value that is computed with and another.
 
-    @property
-    def is_masked(self) -> bool:
-        """Whether there are more selects than a loop without a mask may have."""
-        return self.selects > FREE_SELECTS
+        These are selects of numbers (FSEL), and those of bits (SEL) whose result is no index: a mask takes one for each
+        score, or pair of scores. Those that are the same for a whole warp (USEL) are of no mask.
+        """
+        return sum(self._is_mask(place) for place in range(len(self.body)))
+
+    def _is_mask(self, place: int) -> bool:
+        if self.body[place].mnemonic != "SEL":
+            return self.body[place].mnemonic == "FSEL"
+        for _ in self.body:  # no chain of copies is longer
+            reader = self._reader(place)
+            if reader is None or not self.body[reader].opcode.startswith(_COPIES):
+                return reader is None or self.body[reader].mnemonic not in _INDEXING
+            place = reader
+        return True
+
+    def _reader(self, place: int) -> int | None:
+        """Which instruction is the next to read what this one writes, in this iteration or the one after it."""
+        written = re.compile(rf"\b{self.body[place].operands.partition(',')[0]}\b")
+        for step in range(1, len(self.body) + 1):
+            reader = (place + step) % len(self.body)
+            if written.search(self.body[reader].sources):
+                return reader
+        return None
 
 
 def steady_loop(disassembly: str, kernel: str) -> Loop | None:

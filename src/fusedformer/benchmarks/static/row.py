@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusedformer.benchmarks.static.loops import FREE_SELECTS
 from fusedformer.benchmarks.static.sass import InstructionMix
 from fusedformer.build import KernelResources
 
@@ -44,7 +43,7 @@ class StaticRow:
     local_accesses: int = 0
     narrow_offsets: int | None = None  # address computations with 32-bit offsets; not known of .cu kernels
     vectorized: bool = False  # whether 128-bit loads and stores are required
-    steady_selects: int | None = None  # of the steady loop, see `loops.Loop`; None if the variant promises none
+    steady_masks: int | None = None  # of the steady loop, see `loops.Loop`; None if the variant promises none
     steady_cycles: dict[str, float] = field(default_factory=dict)  # of the steady loop, by unit: `model.Prediction`
     programs: int = 0  # that an SM holds at a time
     predicted_tflops: float = 0.0  # by `model.predict`; 0 if there is no model of the loop or of the GPU
@@ -74,7 +73,7 @@ class StaticRow:
             f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
-            f"a mask in the steady loop: {self.steady_selects} selects": (self.steady_selects or 0) > FREE_SELECTS,
+            f"{self.steady_masks} mask instructions in the steady loop": bool(self.steady_masks),
         }
         serialized = tuple(warning for warning in self.warnings if _SERIALIZED.search(warning))
         return tuple(problem for problem, is_found in found.items() if is_found) + serialized

@@ -163,7 +163,7 @@ def _with_steady_loop(row: StaticRow, variant: Variant, disassembly: str, symbol
     loop = loops.steady_loop(disassembly, symbol)
     if loop is None:
         raise RuntimeError("no loop with matrix instructions, though a steady loop is promised")
-    row = replace(row, steady_selects=loop.selects)
+    row = replace(row, steady_masks=loop.masks)
     programs = model.programs_per_sm(row.arch, variant.num_warps, row.registers, row.shared_bytes)
     if row.arch not in model.CHIPS or not programs:
         return row
