@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ import oracle  # noqa: E402
 from fusedformer import build  # noqa: E402
 from fusedformer.benchmarks.harness.op import missing_kernel  # noqa: E402
 from fusedformer.benchmarks.ops import OPS  # noqa: E402
+from fusedformer.benchmarks.static import sass  # noqa: E402
 from fusedformer.kernels import emulation  # noqa: E402
 
 # The order in which the emulator runs threads: the same in every run, unless another seed is asked for.
@@ -190,3 +192,13 @@ def _largest_ratios(config: pytest.Config) -> dict[str, float]:
 
 def _skip_reasons(reporter: pytest.TerminalReporter) -> Counter[str]:
     return Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", []))
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder whose modules the compiling processes can import; skips where there is no Triton to compile with."""
+    pytest.importorskip("triton")
+    if sass.find_nvdisasm() is None:
+        pytest.skip("static world: no nvdisasm")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path

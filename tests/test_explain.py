@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
@@ -40,6 +41,9 @@ def test_a_simple_call_has_little_to_say() -> None:
     q = torch.zeros(1, 64, 4, 128, dtype=torch.float16)
     (step,) = explain(attention, q, q, q, arch=90).steps
     assert len(step.notes) == 2
+    evidence = tuning.row_of("fwd", 90, q.dtype, 128).evidence
+    assert step.notes[1] == f"evidence of the tile: {evidence} (compiled, not timed)"
+    (step,) = explain(attention, q, q, q, softcap=1.0, arch=90).steps
     assert step.notes[1] == "evidence of the tile: static (compiled, not timed)"
 
 

@@ -126,11 +126,12 @@ def test_serialized_wgmma_is_a_problem_and_other_warnings_are_kept() -> None:
         ({"narrow_offsets": 2}, "2 pointer offsets of 32 bits, which overflow past 2^31"),
         ({"vectorized": True, "global_stores_128": 1}, "no 128-bit global load"),
         ({"vectorized": True, "global_loads_128": 1}, "no 128-bit global store"),
+        ({"steady_masks": 3}, "3 mask instructions in the steady loop"),
         ({"error": "does not compile"}, "does not compile"),
     ],
 )
 def test_gate(figures: dict[str, int], problem: str) -> None:
-    assert StaticRow(op="softmax", arch=120).passed
+    assert StaticRow(op="softmax", arch=120, steady_masks=0).passed
     row = StaticRow(op="softmax", arch=120, **figures)  # type: ignore[arg-type]
     assert row.problems == (problem,)
     assert not row.passed
@@ -161,7 +162,13 @@ def test_every_activation_kernel_has_a_budget() -> None:
 
 def test_row_survives_json() -> None:
     row = StaticRow(
-        op="softmax", kernel="k", variant="v", arch=90, matrix={"HMMA": 3}, warnings=("slow",), spill_bytes=8
+        op="softmax",
+        kernel="k",
+        variant="v",
+        arch=90,
+        matrix={"HMMA": 3},
+        warnings=("slow",),
+        steady_cycles={"exp": 8.5},
     )
     assert StaticRow.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
@@ -295,16 +302,6 @@ def matmul(module: str, num_warps: int = 8, num_stages: int = 2) -> Variant:
         num_warps=num_warps,
         num_stages=num_stages,
     )
-
-
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder whose modules the compiling processes can import; skips where there is no Triton to compile with."""
-    pytest.importorskip("triton")
-    if sass.find_nvdisasm() is None:
-        pytest.skip("static world: no nvdisasm")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    return tmp_path
 
 
 def test_spills_of_a_triton_kernel_are_flagged_and_the_next_one_compiles(modules: Path) -> None:

@@ -103,7 +103,10 @@ def _attention_notes(arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any)
         yield f"elementwise sums, much slower: float32 of head dimension over {tuning.LONGEST_FLOAT32}; use float16"
     else:
         evidence = tuning.row_of("fwd", arch, q.dtype, problem.head_dim).evidence
-        yield f"evidence of the tile: {evidence}" + (" (compiled, not timed)" if evidence == tuning.STATIC else "")
+        if isinstance(evidence, tuning.Predicted) and problem.is_busy:
+            evidence = tuning.STATIC
+        is_timed = evidence != tuning.STATIC and not isinstance(evidence, tuning.Predicted)
+        yield f"evidence of the tile: {evidence}" + ("" if is_timed else " (compiled, not timed)")
     if (tuned := tuning.tuned_arch(arch)) != arch:
         yield f"sm_{arch} has no tiles of its own: those of sm_{tuned} serve"
     if q.dtype == torch.float32 and precision() == "ieee":

@@ -23,6 +23,7 @@ class Variant:
         attrs: what is known of a value, by path, such as {(0,): [["tt.divisibility", 16]]}.
         num_warps: warps of a program.
         num_stages: tiles in flight in its software-pipelined loops.
+        has_steady_loop: whether it promises a loop over whole tiles, with matrix products and without masks.
     """
 
     op: str
@@ -34,6 +35,7 @@ class Variant:
     attrs: dict[tuple[int, ...], list[Any]]
     num_warps: int
     num_stages: int
+    has_steady_loop: bool = False
 
 
 def specialize(

@@ -104,6 +104,9 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",
         "instructions an element": lambda row: row.instructions_per_element or "-",
     }
+    if any(row.bound for row in rows):
+        figures["steady loop (cycles)"] = lambda row: _cycles(row.steady_cycles)
+        figures["predicted"] = lambda row: f"{row.predicted_tflops:.0f} TFLOP/s, {row.bound}" if row.bound else "-"
     lines = []
     for row in rows:
         cells = [str(figure(row)) if row.compiled else "" for figure in figures.values()]
@@ -114,6 +117,11 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         lines,
         [f"{text}." for text in [not_compiled(rows)] if text],
     )
+
+
+def _cycles(cycles: Mapping[str, float]) -> str:
+    busiest_first = sorted(cycles.items(), key=lambda item: -item[1])
+    return ", ".join(f"{unit} {count:.0f}" for unit, count in busiest_first) or "-"
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """How many instructions a stored element may cost: what the kernels take now, so that no change takes more unnoticed.
 
 Edited on purpose only, with the change that needs it. Figures are for sm_90, of the loop that stores 16 bytes at a time
-(loops.py), rounded up. What would be too many: an H200 issues 132 SM x 4 instructions of 32 threads a cycle, at 1.7 GHz
-and 4.8 TB/s 6 instructions for each byte moved. So a bf16 element has the time of 24 in a forward (2 bytes read, 2
+(stores.py), rounded up. What would be too many: an H200 issues 132 SM x 4 instructions of 32 threads a cycle, at 1.7
+GHz and 4.8 TB/s 6 instructions for each byte moved. So a bf16 element has the time of 24 in a forward (2 bytes read, 2
 written), 36 in a backward (4, 2) and in a gated forward (4, 2), and for each of both results 30 in a gated backward
 (6, 4); an fp32 element twice that. All are below but GELU by erf forward in fp32, a tenth past it.
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusedformer import build
 from fusedformer.benchmarks.report.rows import without_folders
-from fusedformer.benchmarks.static import loops, sass
+from fusedformer.benchmarks.static import sass, stores
 from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
@@ -30,8 +30,8 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
         except build.BuildError as error:
             return [StaticRow(op=source.stem, kernel=source.name, arch=arch, error=without_folders(str(error)))]
         disassembly = sass.disassemble(cubin)
-    mixes = {kernel: sass.count(opcodes) for kernel, opcodes in sass.parse(disassembly).items()}
-    costs = loops.instructions_per_16_bytes(disassembly)
+    mixes = sass.instruction_mixes(disassembly)
+    costs = stores.instructions_per_16_bytes(disassembly)
     # ptxas names the kernels demangled, the disassembly does not.
     mixes = dict(zip(build.demangle(list(mixes)), mixes.values(), strict=True))
     costs = dict(zip(build.demangle(list(costs)), costs.values(), strict=True))

@@ -1,108 +1,111 @@
-"""What one element costs: the instructions of the loop that stores a kernel's results, once round.
+"""The loops of a kernel's machine code, and which of them is the steady one.
 
-The loop is looked for in the control flow of the machine code. It is the shortest way from a 128-bit store back to that
-store, on which no narrower access of global memory lies: what unaligned rows take is not on it, nor is a subroutine.
+A natural loop is all between a branch back and its target, where every way to the branch leads through the target.
+The kernels that promise a steady loop (`Variant.has_steady_loop`) walk over tiles twice: first over those that need no
+mask, then over those at a boundary. Both are innermost loops with matrix instructions; the steady one is the first and
+the shorter.
+Source: Aho, Lam, Sethi, Ullman, "Compilers", 2nd edition, section 9.6.
 """
 
 import re
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-_SECTION = re.compile(r"^\s*\.section\s+\.text\.([^,\s]+)")
-_LABEL = re.compile(r"^\s*(\.L_\w+):")
-_INSTRUCTION = re.compile(
-    r"^\s*/\*[0-9a-f]{4,}\*/\s+(?P<predicate>@!?U?P\w+\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*)"
-)
-_TARGET = re.compile(r"`\((\.L_\w+)\)")
-_BARRIER = re.compile(r"\bB\d+\b")
-_WIDE = ("128", "256")
+from fusedformer.benchmarks.static import control_flow
+from fusedformer.benchmarks.static.control_flow import Code, Instruction
 
-
-@dataclass
-class _Code:
-    """One kernel: its instructions in order, and where its labels stand."""
-
-    opcodes: list[list[str]] = field(default_factory=list)  # each with its modifiers
-    targets: list[str] = field(default_factory=list)  # of branches; else empty
-    conditional: list[bool] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
-    meetings: dict[str, str] = field(default_factory=dict)  # where threads meet again, by barrier
-
-    def append(self, instruction: re.Match[str]) -> None:
-        opcode = instruction["opcode"].split(".")
-        target = _TARGET.search(instruction["operands"])
-        label = target[1] if target and opcode[0] == "BRA" else ""
-        if barrier := _BARRIER.search(instruction["operands"]):
-            if opcode[0] == "BSSY" and target:
-                self.meetings[barrier[0]] = target[1]
-            elif opcode[0] == "BSYNC":
-                label = self.meetings.get(barrier[0], "")
-        self.opcodes.append(opcode)
-        self.targets.append(label)
-        self.conditional.append(bool(instruction["predicate"]) or "," in instruction["operands"].partition("`")[0])
-
-    def next(self, index: int) -> list[int]:
-        """The instructions that may follow."""
-        following = [self.labels[self.targets[index]]] if self.targets[index] in self.labels else []
-        jumps = self.opcodes[index][0] in ("EXIT", "RET") or (following and self.opcodes[index][0] in ("BRA", "BSYNC"))
-        if (self.conditional[index] or not jumps) and index + 1 < len(self.opcodes):
-            following.append(index + 1)
-        return following
+# What makes of a selected value an address, a predicate or a count: then it is that of a copy or of a ring of buffers.
+_INDEXING = frozenset({"IADD", "IADD3", "IMAD", "ISETP", "LEA", "LOP3", "R2UR", "SHF", "VIADD"})
+_COPIES = ("SEL", "IMAD.MOV", "MOV")
 
 
-def instructions_per_16_bytes(disassembly: str) -> dict[str, float]:
-    """By (mangled) kernel name, from the output of `nvdisasm -c`: how many instructions a 16-byte store takes.
+@dataclass(frozen=True)
+class Loop:
+    """The instructions of one loop, in the order of the code."""
 
-    A kernel without a loop that stores 16 bytes at a time is not in it; of several loops the best counts.
+    body: tuple[Instruction, ...]
+
+    @cached_property
+    def masks(self) -> int:
+        """How many instructions choose, in each thread for itself, between a value that is computed with and another.
+
+        These are selects of numbers (FSEL), and those of bits (SEL) whose result is no index: a mask takes one for each
+        score, or pair of scores. Those that are the same for a whole warp (USEL) are of no mask.
+        """
+        return sum(self._is_mask(place) for place in range(len(self.body)))
+
+    def _is_mask(self, place: int) -> bool:
+        if self.body[place].mnemonic != "SEL":
+            return self.body[place].mnemonic == "FSEL"
+        for _ in self.body:  # no chain of copies is longer
+            reader = self._reader(place)
+            if reader is None or not self.body[reader].opcode.startswith(_COPIES):
+                return reader is None or self.body[reader].mnemonic not in _INDEXING
+            place = reader
+        return True
+
+    def _reader(self, place: int) -> int | None:
+        """Which instruction is the next to read what this one writes, in this iteration or the one after it."""
+        written = re.compile(rf"\b{self.body[place].operands.partition(',')[0]}\b")
+        for step in range(1, len(self.body) + 1):
+            reader = (place + step) % len(self.body)
+            if written.search(self.body[reader].sources):
+                return reader
+        return None
+
+
+def steady_loop(disassembly: str, kernel: str) -> Loop | None:
+    """The shortest of the `matrix_loops`; None if there is no loop with matrix instructions."""
+    return min(matrix_loops(disassembly, kernel), key=lambda loop: len(loop.body), default=None)
+
+
+def matrix_loops(disassembly: str, kernel: str) -> list[Loop]:
+    """The innermost loops with matrix instructions of one kernel, in the order of the code.
+
+    Args:
+        disassembly: what `nvdisasm -c` prints.
+        kernel: its (mangled) name.
     """
-    found = {kernel: _best_loop(code) for kernel, code in _parse(disassembly).items()}
-    return {kernel: instructions for kernel, instructions in found.items() if instructions is not None}
+    code = control_flow.parse(disassembly).get(kernel, Code())
+    with_matrix = []
+    for places in _natural_loops(code):
+        if any(code.instructions[place].mnemonic.endswith("MMA") for place in places):
+            with_matrix.append(places)
+    innermost = [places for places in with_matrix if not any(other < places for other in with_matrix)]
+    return [Loop(tuple(code.instructions[place] for place in sorted(places))) for places in sorted(innermost, key=min)]
 
 
-def _parse(disassembly: str) -> dict[str, _Code]:
-    kernels: dict[str, _Code] = {}
-    code = _Code()
-    for line in disassembly.splitlines():
-        if section := _SECTION.match(line):
-            code = kernels.setdefault(section[1], _Code())
-        elif label := _LABEL.match(line):
-            code.labels[label[1]] = len(code.opcodes)
-        elif instruction := _INSTRUCTION.match(line):
-            code.append(instruction)
-    return kernels
+def _natural_loops(code: Code) -> list[frozenset[int]]:
+    """The places of each loop's instructions; loops with the same head are one."""
+    followers = [code.followers(place) for place in range(len(code.instructions))]
+    leaders: list[list[int]] = [[] for _ in followers]
+    for place, nexts in enumerate(followers):
+        for follower in nexts:
+            leaders[follower].append(place)
+    loops: dict[int, set[int]] = {}
+    for place, nexts in enumerate(followers):
+        for head in nexts:
+            if head <= place and not _can_avoid(followers, head, place):
+                loops.setdefault(head, {head}).update(_leading_to(leaders, head, place))
+    return [frozenset(places) for places in loops.values()]
 
 
-def _best_loop(code: _Code) -> float | None:
-    loops = [_loop(code, index) for index in range(len(code.opcodes)) if _stored(code, index)]
-    costs = [len(loop) / sum(_stored(code, index) for index in loop) for loop in loops if loop]
-    return min(costs, default=None)
+def _can_avoid(followers: Sequence[Sequence[int]], head: int, place: int) -> bool:
+    """Whether there is a way from the kernel's begin to `place` that leaves `head` out."""
+    return place in _reachable(followers, 0, head)
 
 
-def _loop(code: _Code, start: int) -> list[int]:
-    """The shortest way from `start` back to it, as instructions; empty if there is none."""
-    came_from: dict[int, int] = {}
-    queue = deque([start])
-    while queue and start not in came_from:
-        index = queue.popleft()
-        for following in code.next(index):
-            if following not in came_from and not _is_off_the_path(code.opcodes[following]):
-                came_from[following] = index
-                queue.append(following)
-    loop: list[int] = []
-    index = start
-    while start in came_from and (not loop or index != start):
-        index = came_from[index]
-        loop.append(index)
-    return loop
+def _leading_to(leaders: Sequence[Sequence[int]], head: int, place: int) -> set[int]:
+    """All from where `place` can be reached without going through `head`."""
+    return _reachable(leaders, place, head)
 
 
-def _stored(code: _Code, index: int) -> int:
-    """How many times 16 bytes this instruction stores."""
-    mnemonic, *modifiers = code.opcodes[index]
-    width = next((width for width in _WIDE if width in modifiers), "0")
-    return int(width) // 128 if mnemonic == "STG" else 0
-
-
-def _is_off_the_path(opcode: list[str]) -> bool:
-    mnemonic, *modifiers = opcode
-    return mnemonic == "CALL" or (mnemonic in ("LDG", "STG") and not set(_WIDE) & set(modifiers))
+def _reachable(neighbours: Sequence[Sequence[int]], start: int, barred: int) -> set[int]:
+    seen = {start} - {barred}
+    pending = list(seen)
+    while pending:
+        fresh = {place for place in neighbours[pending.pop()] if place != barred} - seen
+        seen |= fresh
+        pending += fresh
+    return seen

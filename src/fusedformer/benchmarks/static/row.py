@@ -46,6 +46,11 @@ class StaticRow:
     narrow_offsets: int | None = None  # address computations with 32-bit offsets; not known of .cu kernels
     instructions_per_element: float | None = None  # stored, of the loop that stores; known of .cu kernels alone
     vectorized: bool = False  # whether 128-bit loads and stores are required
+    steady_masks: int | None = None  # of the steady loop, see `loops.Loop`; None if the variant promises none
+    steady_cycles: dict[str, float] = field(default_factory=dict)  # of the steady loop, by unit: `model.Prediction`
+    programs: int = 0  # that an SM holds at a time
+    predicted_tflops: float = 0.0  # by `model.predict`; 0 if there is no model of the loop or of the GPU
+    bound: str = ""  # the units that this rate is due to
     warnings: tuple[str, ...] = ()  # what ptxas warned of
     error: str = ""  # why it did not compile
     skipped: str = ""  # why it was not tried
@@ -74,6 +79,7 @@ class StaticRow:
             "no 128-bit global store": self.vectorized and not self.global_stores_128,
             f"{cost} instructions an element, its budget is {budget}": budget is not None
             and (cost or math.inf) > budget,
+            f"{self.steady_masks} mask instructions in the steady loop": bool(self.steady_masks),
         }
         serialized = tuple(warning for warning in self.warnings if _SERIALIZED.search(warning))
         return tuple(problem for problem, is_found in found.items() if is_found) + serialized

@@ -44,13 +44,8 @@ class InstructionMix:
     local_accesses: int
 
 
-def instruction_mixes(cubin: Path) -> dict[str, InstructionMix]:
-    """Count the instructions of every kernel in the file `cubin`, by (mangled) kernel name; raises as `disassemble`."""
-    return {kernel: count(opcodes) for kernel, opcodes in parse(disassemble(cubin)).items()}
-
-
 def disassemble(cubin: Path) -> str:
-    """The machine code in the file `cubin` in words.
+    """What `nvdisasm -c` prints of the file `cubin`.
 
     Raises:
         FileNotFoundError: there is no nvdisasm.
@@ -63,6 +58,11 @@ def disassemble(cubin: Path) -> str:
     if done.returncode:
         raise RuntimeError(f"nvdisasm cannot read {cubin.name}: {done.stderr.strip()}")
     return done.stdout
+
+
+def instruction_mixes(disassembly: str) -> dict[str, InstructionMix]:
+    """Count the instructions of every kernel, by (mangled) kernel name."""
+    return {kernel: count(opcodes) for kernel, opcodes in parse(disassembly).items()}
 
 
 @functools.cache

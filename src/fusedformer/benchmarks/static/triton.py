@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -24,7 +25,7 @@ from queue import SimpleQueue
 from fusedformer import build
 from fusedformer.benchmarks.harness.processes import ending
 from fusedformer.benchmarks.report.rows import without_folders
-from fusedformer.benchmarks.static import sass
+from fusedformer.benchmarks.static import loops, model, sass
 from fusedformer.benchmarks.static.row import StaticRow, measured, parse_warnings
 from fusedformer.kernels.variants import Variant
 
@@ -149,12 +150,32 @@ def compile_variant(variant: Variant, arch: int) -> StaticRow:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        mix = sass.instruction_mixes(cubin)[compiled.metadata.name]
-    figures = measured(resources, mix)
+        disassembly = sass.disassemble(cubin)
+    figures = measured(resources, sass.instruction_mixes(disassembly)[compiled.metadata.name])
     figures["shared_bytes"] += compiled.metadata.shared  # ptxas sees only what is declared, Triton's comes at launch
     figures["narrow_offsets"] = len(_NARROW_OFFSET.findall(compiled.asm["ttir"]))
     figures["warnings"] = parse_warnings(printed.getvalue())
-    return StaticRow(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, **figures)
+    row = StaticRow(op=variant.op, kernel=variant.kernel, variant=variant.name, arch=arch, **figures)
+    return _with_steady_loop(row, variant, disassembly, compiled.metadata.name) if variant.has_steady_loop else row
+
+
+def _with_steady_loop(row: StaticRow, variant: Variant, disassembly: str, symbol: str) -> StaticRow:
+    """The row with what the steady loop of the kernel tells."""
+    loop = loops.steady_loop(disassembly, symbol)
+    if loop is None:
+        raise RuntimeError("no loop with matrix instructions, though a steady loop is promised")
+    row = replace(row, steady_masks=loop.masks)
+    programs = model.programs_per_sm(row.arch, variant.num_warps, row.registers, row.shared_bytes)
+    if row.arch not in model.CHIPS or not programs:
+        return row
+    prediction = model.predict(row.arch, loop, variant.num_warps, programs)
+    return replace(
+        row,
+        steady_cycles=prediction.cycles,
+        programs=programs,
+        predicted_tflops=prediction.tflops,
+        bound=prediction.bound,
+    )
 
 
 def sources(module: str) -> list[Path]:

@@ -21,11 +21,28 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Evidence of a tile that was not timed: what a model says of its loop over whole tiles, from its machine code.
+
+    The model is fusedformer/benchmarks/static/model.py. `tflops` is the rate of the matrix products in bfloat16 at the
+    largest head dimension of the row, compiled by `PREDICTED_WITH`, and `bound` names the units of the chip that a
+    program waits for.
+    """
+
+    tflops: int
+    bound: str
+
+    def __str__(self) -> str:
+        return f"predicted {self.tflops} TFLOP/s, bound by {self.bound}"
+
+
+@dataclass(frozen=True)
 class Row:
     """The tile of one kernel for head dimensions up to `head_dim`; `busy` where scores are more than scaled products.
 
-    `archs` are compute capabilities, `evidence` is a measurement, or "static": it compiles for each of them without
-    spills and within the shared memory of the chip, the busy one with all features at once, and was not timed.
+    `archs` are compute capabilities. `evidence` is "static": it compiles for each of them without spills and within the
+    shared memory of the chip, the busy one with all features at once, and was not timed; or moreover what is predicted
+    of `tile`; or a measurement.
     """
 
     kernel: str
@@ -34,21 +51,22 @@ class Row:
     head_dim: int
     tile: Tile
     busy: Tile
-    evidence: str
+    evidence: str | Predicted
 
 
 ALL = (80, 90, 100, 120)
 STATIC = "static"
+PREDICTED_WITH = "Triton 3.7.1"
 
 TABLE = (
-    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), STATIC),
-    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), STATIC),
+    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Predicted(172, "shared + issue")),
+    Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(153, "shared + issue")),
+    Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(102, "shared + issue")),
+    Row("fwd", (90,), 2, 64, Tile(128, 64, 4, 2), Tile(64, 64, 8, 1), Predicted(603, "shared + exp")),
     Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(653, "matrix + exp")),
     Row("fwd", (90,), 2, 255, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), Predicted(668, "shared + issue")),
     Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 255, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
@@ -58,27 +76,31 @@ TABLE = (
     Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 256, Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 2, 512, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dq", (80,), 2, 32, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (80,), 2, 32, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Predicted(186, "shared + exp")),
     Row("dq", (80, 120), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), Predicted(177, "shared + issue")),
     Row("dq", (120,), 2, 128, Tile(128, 32, 8, 2), Tile(32, 32, 4, 1), STATIC),
     Row("dq", (80, 120), 2, 256, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("dq", (90,), 2, 256, Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 63, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 64, Tile(128, 64, 4, 2), Tile(64, 32, 8, 1), Predicted(781, "matrix + exp")),
+    Row("dq", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(742, "matrix + exp")),
+    Row("dq", (90,), 2, 256, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), Predicted(586, "shared + issue")),
     Row("dq", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dq", (80, 90, 100), 2, 512, Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dq", (120,), 2, 512, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dkdv", (80, 120), 2, 64, Tile(64, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", (80,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (80,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 4, 1), Predicted(118, "shared + issue")),
     Row("dkdv", (120,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", (90,), 2, 64, Tile(64, 128, 8, 1), Tile(32, 64, 8, 1), STATIC),
-    Row("dkdv", (90,), 2, 128, Tile(32, 128, 8, 1), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (90,), 2, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 1), Predicted(644, "shared + issue")),
+    Row("dkdv", (90,), 2, 127, Tile(32, 128, 8, 1), Tile(32, 32, 4, 1), STATIC),
+    Row("dkdv", (90,), 2, 128, Tile(32, 64, 4, 2), Tile(32, 32, 4, 1), Predicted(621, "shared + issue")),
+    Row("dkdv", (90,), 2, 256, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Predicted(193, "shared + issue")),
     Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(32, 64, 8, 1), STATIC),
     Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
-    Row("dkdv", ALL, 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (80, 100, 120), 2, 256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", ALL, 2, 512, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dbias", ALL, 2, 64, Tile(64, 32, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("dbias", ALL, 2, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),

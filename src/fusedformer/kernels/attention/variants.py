@@ -121,7 +121,14 @@ def variant(name: str, arch: int, setting: Setting, tile: tuning.Tile | None = N
         attrs=attrs,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        has_steady_loop=_has_steady_loop(name, setting),
     )
+
+
+def _has_steady_loop(name: str, setting: Setting) -> bool:
+    """Whether the tiles that need no mask have a loop of their own, in which nothing else takes selects either."""
+    is_plain = not setting.exact and not _FEATURES.keys() & set(setting.features)
+    return name in ("fwd", "dq", "dkdv") and setting.dtype.itemsize == 2 and is_plain
 
 
 def _kind(argument: str, setting: Setting) -> Any:

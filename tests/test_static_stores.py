@@ -1,6 +1,6 @@
 """The instructions of the loop that stores, found in the control flow of machine code."""
 
-from fusedformer.benchmarks.static import loops
+from fusedformer.benchmarks.static import stores
 
 LOOPS = """
 	.section	.text.straight,"ax",@progbits
@@ -43,5 +43,5 @@ LOOPS = """
 
 def test_the_loop_that_stores_is_counted_once_round() -> None:
     """Not the way of unaligned rows, whose accesses are narrow, and not what stands before the loop or after it."""
-    costs = loops.instructions_per_16_bytes(LOOPS)
+    costs = stores.instructions_per_16_bytes(LOOPS)
     assert costs == {"straight": 5.0, "two_stores": 2.5, "detour": 4.0}
