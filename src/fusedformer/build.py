@@ -186,13 +186,16 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     return library
 
 
-def compile_emulated(sources: Sequence[Path], output: Path, *, csrc: Path | None = None) -> None:
+def compile_emulated(
+    sources: Sequence[Path], output: Path, *, csrc: Path | None = None, flags: Sequence[str] = ()
+) -> None:
     """Compile .cu and .cpp files with g++ over csrc/host, and link them with the emulator into the library `output`.
 
     Args:
         sources: the files; they may include the headers of csrc/, and PyTorch's.
         output: appears only when it is complete.
         csrc: the folder with the headers and the emulator; the package's own by default.
+        flags: further ones, for compiling and for linking.
 
     Raises:
         BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
@@ -204,11 +207,11 @@ def compile_emulated(sources: Sequence[Path], output: Path, *, csrc: Path | None
         compiles = []
         for source in (*sources, csrc / "host" / "emulator.cpp"):
             object_file = folder / f"{source.name}.o"
-            command = (*compiler, *_EMULATED_FLAGS, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
+            command = (*compiler, *_EMULATED_FLAGS, *flags, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
             compiles.append(_Step((source,), object_file, (*command, str(source), "-o", str(object_file))))
         objects = tuple(step.output for step in compiles)
         library = folder / output.name
-        link = (*compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
+        link = (*compiler, *flags, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
         _run_directly(compiles, _Step(objects, library, link), jobs=2)
         _publish(library, output)
 
