@@ -146,7 +146,7 @@ def build_extension(
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         compiles = []
-        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
+        for source in _sources(csrc):
             object_file = folder / f"{source.name}.o"
             command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
             # In quotes, for nvcc hands them to a shell, and folders have spaces.
@@ -182,7 +182,7 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
     with _locked(cache_dir / "lock"):
         if not library.is_file():
-            compile_emulated((*sorted(csrc.glob("*.cu")), csrc / "register.cpp"), library, csrc=csrc)
+            compile_emulated(_sources(csrc), library, csrc=csrc)
     return library
 
 
@@ -211,6 +211,10 @@ def compile_emulated(sources: Sequence[Path], output: Path, *, csrc: Path | None
         link = (*compiler, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
         _run_directly(compiles, _Step(objects, library, link), jobs=2)
         _publish(library, output)
+
+
+def _sources(csrc: Path) -> tuple[Path, ...]:
+    return (*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp")))
 
 
 def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:

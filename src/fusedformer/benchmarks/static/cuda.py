@@ -9,7 +9,7 @@ from fusedformer.benchmarks.static import sass
 from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
-_MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
+_MAIN_PATH = ("_fwd_kernel", "_bwd_kernel")
 
 
 def unavailable() -> str:
