@@ -1,4 +1,4 @@
-// The launchers: plain C++ over raw pointers, all that register.cpp sees of the kernels.
+// The launchers: plain C++ over raw pointers, all that the registration files see of the kernels.
 //
 // Arrays are contiguous and on the current device; a row is the last dimension. `rows` and `n` may be 0. Launchers
 // return the error of the launch and do not wait for the kernel.

@@ -1,5 +1,7 @@
 """Drop-in modules: the constructor arguments and the `state_dict` keys of their namesakes in `torch.nn`."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from fusedformer.kernels.gelu import gelu
@@ -13,7 +15,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the trailing `normalized_shape` dimensions of `input`, (*, *normalized_shape)."""
-        rows, weight, bias = _in_rows(self, input, self.weight, self.bias)
+        rows, (weight, bias) = _in_rows(self, input, self.weight, self.bias)
         return layer_norm(rows, weight, bias, eps=self.eps).reshape(input.shape)
 
 
@@ -21,20 +23,22 @@ class RMSNorm(nn.RMSNorm):
     """`torch.nn.RMSNorm` through `fusedformer.rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Divide the trailing `normalized_shape` dimensions of `x`, (*, *normalized_shape), by their mean square's root."""
-        rows, weight = _in_rows(self, x, self.weight)
+        """Normalise the trailing `normalized_shape` dimensions of `x`, (*, *normalized_shape)."""
+        rows, (weight,) = _in_rows(self, x, self.weight)
         return rms_norm(rows, weight, eps=self.eps).reshape(x.shape)
 
 
-def _in_rows(norm: LayerNorm | RMSNorm, x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+def _in_rows(
+    norm: LayerNorm | RMSNorm, x: Tensor, *parameters: Tensor | None
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """x and the parameters with the normalised dimensions in one. Raises ValueError where x has others."""
     shape = norm.normalized_shape
     if x.shape[-len(shape) :] != shape:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"{type(norm).__name__}: input has shape {tuple(x.shape)}, expected (*, {expected})")
     if len(shape) == 1:
-        return [x, *parameters]
-    return [x.flatten(-len(shape)), *(None if parameter is None else parameter.flatten() for parameter in parameters)]
+        return x, parameters
+    return x.flatten(-len(shape)), [None if parameter is None else parameter.flatten() for parameter in parameters]
 
 
 class Softmax(nn.Softmax):

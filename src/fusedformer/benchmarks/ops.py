@@ -1,7 +1,8 @@
 """What the benchmarks measure: every op and architecture, by name."""
 
-from fusedformer.benchmarks import attention, gelu, layer_norm, softmax
+from fusedformer.benchmarks import add_layer_norm, add_rms_norm, attention, gelu, layer_norm, rms_norm, softmax
 from fusedformer.benchmarks.models import ARCHITECTURES
 
-OPS = {module.OP.name: module.OP for module in (layer_norm, softmax, gelu, attention)}
+_MODULES = (layer_norm, rms_norm, add_layer_norm, add_rms_norm, softmax, gelu, attention)
+OPS = {module.OP.name: module.OP for module in _MODULES}
 SUBJECTS = (*OPS, *ARCHITECTURES)

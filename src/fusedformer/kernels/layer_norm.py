@@ -1,8 +1,9 @@
 """LayerNorm over the last dimension: y = (x - mean) / sqrt(variance + eps) * weight + bias.
 
 M rows (all leading dimensions), N features.
-Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N, the gradients
-of weight and bias among them; but where N is odd, or no multiple of 16 bytes, reads dy and x again for those, 2 M N.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N. It makes the
+gradients of weight and bias on the way, but where rows are no multiple of 16 bytes, or too long for a cluster: there it
+reads dy and x again, 2 M N.
 Device code: csrc/layer_norm.cu over csrc/norm.cuh. Source: Ba, Kiros, Hinton, "Layer Normalization", 2016.
 """
 

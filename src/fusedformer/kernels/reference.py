@@ -75,14 +75,15 @@ def rms_norm_bwd(
     parameter_dtype = x.dtype if weight is None else weight.dtype
     if not needs_dweight:
         return dx.to(x.dtype).contiguous(), x.new_empty(0, dtype=parameter_dtype)
-    dweight = (dy_wide * x_hat).reshape(-1, x.shape[-1]) if x.dim() > 1 else (dy_wide * x_hat).unsqueeze(0)
-    return dx.to(x.dtype).contiguous(), dweight.sum(0).to(parameter_dtype)
+    products = dy_wide * x_hat
+    dweight = products.flatten(0, -2).sum(0) if x.dim() > 1 else products
+    return dx.to(x.dtype).contiguous(), dweight.to(parameter_dtype)
 
 
 def dropout(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """x / (1 - p), or 0 where an element is dropped, in float32 or wider; x itself without a seed.
 
-    Element j of row i, rows numbered through all leading dimensions, has word j % 4 of Philox's counter (j // 4, i), and
+    Element j of row i, rows numbered through all leading dimensions, has word j % 4 of Philox's counter (j // 4, i). It
     is kept where the word's upper 24 bits, as a fraction of 1, are at least p.
     """
     wide = x.to(accumulate_dtype(x.dtype))

@@ -1,8 +1,9 @@
 """RMSNorm over the last dimension: y = x / sqrt(mean(x**2) + eps) * weight.
 
 M rows (all leading dimensions), N features.
-Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N, the gradient
-of weight among them; but where N is odd, or no multiple of 16 bytes, reads dy and x again for that, 2 M N.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N. It makes the
+gradient of weight on the way, but where rows are no multiple of 16 bytes, or too long for a cluster: there it reads dy
+and x again, 2 M N.
 Device code: csrc/rms_norm.cu over csrc/norm.cuh. Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
 """
 
@@ -42,9 +43,7 @@ def _fwd_fake(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Ten
     return y, x.new_empty(x.shape[:-1], dtype=reference.accumulate_dtype(x.dtype))
 
 
-def _bwd_fake(
-    dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, needs_dweight: bool
-) -> tuple[Tensor, Tensor]:
+def _bwd_fake(dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, needs_dweight: bool) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     parameter_dtype = x.dtype if weight is None else weight.dtype
     return dx, x.new_empty(x.shape[-1] if needs_dweight else 0, dtype=parameter_dtype)
@@ -86,7 +85,8 @@ def _bwd_definition(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, needs_dweight: bool
 ) -> tuple[Tensor, Tensor]:
     """The backward, where rstd follows from x, so that its share of the derivative is taken through x."""
-    return reference.rms_norm_bwd(dy, x, weight, *norms.statistics_that_follow(x, rstd), needs_dweight)
+    (rstd,) = norms.statistics_that_follow(x, rstd)
+    return reference.rms_norm_bwd(dy, x, weight, rstd, needs_dweight)
 
 
 rms_norm_fwd = library.define(
