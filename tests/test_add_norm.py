@@ -126,6 +126,16 @@ def test_first_output_is_the_norm_of_the_second(world: World, kind: str, n: int,
         torch.testing.assert_close(y, norm(s, *parameters))
 
 
+@pytest.mark.parametrize("rung", ["64 8 1", "64 0 1"], ids=["hold", "stream"])
+def test_first_output_follows_from_the_rounded_sum(kind: str, rung: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, norm, _ = KINDS[kind]
+    monkeypatch.setenv("FUSEDFORMER_EMULATED_RUNG", rung)
+    with emulated_world(kind) as world:
+        x, residual, *parameters = make_inputs(kind, world.device, (6, 501), torch.bfloat16)
+        y, s = fused(x, residual, *parameters, dropout_p=P)
+        assert torch.equal(y, norm(s, *parameters))
+
+
 def test_post_norm_and_pre_norm(world: World, kind: str) -> None:
     """A gradient comes for one of the outputs alone."""
     fused, _, norm = KINDS[kind]

@@ -319,7 +319,8 @@ BUGS = [
         "csrc/norm.cuh",
         "sum = to_float(from_float<T>(sum));",
         "sum = sum;",
-        ("tests/test_rows.py", "-k", "every_rung and add_layer_norm and dtype2 and stream"),
+        ("tests/test_add_norm.py", "-k", "rounded_sum and stream"),
+        symptom="AssertionError|assert",
         slow=True,
     ),
     Bug(
