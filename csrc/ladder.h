@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <span>
 
 namespace fusedformer {
 
@@ -62,6 +63,27 @@ inline constexpr Rung kLadder[] = {
     {kAnyLength, 0, TeamKind::kBlocks, 512, 0, 1},   // static: a block for each row
 };
 
+// For what goes down the rows and keeps a sum of each column (column_sums.cuh): with few vectors to a thread, so that a
+// processor's shared memory holds the sums of as many threads as its registers hold rows.
+inline constexpr Rung kSummingLadder[] = {
+    {8, 0, TeamKind::kLanes, 8, 1, 1},            // static: as in kLadder
+    {32, 0, TeamKind::kLanes, 8, 4, 1},           // static: as above
+    {64, 0, TeamKind::kLanes, 16, 4, 1},          // static: as above
+    {128, 0, TeamKind::kLanes, 32, 4, 1},         // static: as above
+    {1024, 0, TeamKind::kBlocks, 256, 4, 1},      // static: 64 KiB of sums in bf16, 3 blocks to a processor
+    {2048, 90, TeamKind::kBlocks, 256, 4, 2},     // static: as 1024
+    {4096, 90, TeamKind::kBlocks, 256, 4, 4},     // static: as 1024
+    {8192, 90, TeamKind::kBlocks, 256, 4, 8},     // static: as 1024; the largest portable cluster
+    {16384, 90, TeamKind::kBlocks, 256, 4, 16},   // static: as 1024; not portable
+    {32768, 90, TeamKind::kBlocks, 256, 8, 16},   // static: 128 KiB of sums in bf16, one block to a processor
+    {32768, 90, TeamKind::kBlocks, 512, 8, 8},    // static: as in kLadder; sums in fp32 alone, as in the next three
+    {65536, 90, TeamKind::kBlocks, 512, 8, 16},   // static: as in kLadder
+    {2048, 0, TeamKind::kBlocks, 256, 8, 1},      // static: without clusters
+    {4096, 0, TeamKind::kBlocks, 512, 8, 1},      // static: as in kLadder
+    {kAnyLength, 90, TeamKind::kBlocks, 512, 0, 8},  // static: as in kLadder; no sums
+    {kAnyLength, 0, TeamKind::kBlocks, 512, 0, 1},   // static: as in kLadder; no sums
+};
+
 struct RowPlan {
   TeamKind team;
   int threads;         // of one block that share a row
@@ -88,13 +110,15 @@ constexpr std::int64_t vectors_of_row(std::int64_t n, int element_size) {
   return std::max<std::int64_t>(1, ceil_div(n, 16 / element_size));
 }
 
-constexpr Rung find_rung(std::int64_t vectors, const Machine& machine) {
-  for (const Rung& rung : kLadder) {
+using Ladder = std::span<const Rung>;
+
+constexpr Rung find_rung(Ladder ladder, std::int64_t vectors, const Machine& machine) {
+  for (const Rung& rung : ladder) {
     if (vectors <= rung.longest && machine.arch >= rung.oldest_arch && rung.cluster <= machine.largest_cluster) {
       return rung;
     }
   }
-  return kLadder[std::size(kLadder) - 1];  // not reached: the last one suits everything
+  return ladder.back();  // not reached: the last one suits everything
 }
 
 // The fewest whole warps of each block of the cluster that hold the row.
@@ -126,9 +150,34 @@ constexpr RowPlan fit_rung(const Rung& rung, std::int64_t rows, std::int64_t vec
   return rung.team == TeamKind::kLanes ? fit_lanes(rung, rows, processors) : fit_blocks(rung, vectors);
 }
 
-constexpr RowPlan plan_row(std::int64_t rows, std::int64_t n, int element_size, const Machine& machine) {
+constexpr RowPlan plan_row(std::int64_t rows, std::int64_t n, int element_size, const Machine& machine,
+                           Ladder ladder = kLadder) {
   const std::int64_t vectors = vectors_of_row(n, element_size);
-  return fit_rung(find_rung(vectors, machine), rows, vectors, machine.processors);
+  return fit_rung(find_rung(ladder, vectors, machine), rows, vectors, machine.processors);
+}
+
+// Shared memory that one block may have.
+constexpr std::int64_t shared_bytes_of(int arch) {
+  if (arch >= 90 && arch < 120) return 227 * 1024;
+  return (arch == 80 || arch == 87 ? 163 : 99) * 1024;
+}
+
+// Shared memory in which a block keeps a number in fp32 for each column of each of its threads; 0 where it streams.
+constexpr std::int64_t column_sum_bytes(const RowPlan& plan, int element_size) {
+  constexpr int kFp32Size = 4;
+  return std::int64_t{plan.threads} * plan.rows_per_block * plan.held * (16 / element_size) * kFp32Size;
+}
+
+// Blocks, or clusters, that go on to further rows until there are none: as many as run together, unless each would have
+// so few rows that writing and reading its sums were no small part of the traffic. A processor without any is worse.
+constexpr std::int64_t lasting_teams(const RowPlan& plan, std::int64_t rows, int processors) {
+  constexpr std::int64_t kMinTurns = 16;
+  const std::int64_t turns = ceil_div(rows, plan.rows_per_block);
+  const int threads = plan.threads * plan.rows_per_block;
+  const int blocks = blocks_per_processor(plan.team, plan.held) * block_threads(plan.team, plan.held) / threads;
+  const std::int64_t together = std::int64_t{processors} * blocks / plan.cluster;
+  const std::int64_t wanted = std::max(ceil_div(turns, kMinTurns), ceil_div(processors, plan.cluster));
+  return std::max<std::int64_t>(1, std::min({turns, together, wanted}));
 }
 
 }  // namespace fusedformer

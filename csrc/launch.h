@@ -59,6 +59,8 @@ cudaError_t dispatch_width(bool vectors, Launch launch) {
   return vectors ? launch(Width<kVectorWidth<T>>{}) : launch(Width<1>{});
 }
 
+inline constexpr std::size_t kUsualSharedBytes = 48 * 1024;  // more has to be asked for
+
 struct LaunchShape {
   dim3 grid;
   unsigned threads;  // of a block, or of each of its groups
@@ -76,6 +78,12 @@ cudaError_t allow_large_cluster(Kernel kernel, const cudaLaunchConfig_t& config)
   return error != cudaSuccess || clusters > 0 ? error : cudaErrorInvalidClusterSize;
 }
 
+// Lets the kernel have more shared memory than every launch may.
+template <class Kernel>
+cudaError_t allow_shared_memory(Kernel kernel, std::size_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
   cudaLaunchConfig_t config = {};
@@ -89,6 +97,9 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
     cluster.val.clusterDim = {shape.cluster, 1, 1};
     config.attrs = &cluster;
     config.numAttrs = 1;
+  }
+  if (shape.shared_bytes > kUsualSharedBytes) {
+    if (const cudaError_t error = allow_shared_memory(kernel, shape.shared_bytes); error != cudaSuccess) return error;
   }
   if (shape.cluster > kPortableCluster) {
     if (const cudaError_t error = allow_large_cluster(kernel, config); error != cudaSuccess) return error;
@@ -120,22 +131,30 @@ cudaError_t launch_plan(const RowPlan& plan, std::int64_t rows, Launch launch) {
   return cudaErrorInvalidValue;
 }
 
+// How threads share rows of n elements: what the ladder says, unless a rung is forced. None if that one is too short.
+inline std::optional<RowPlan> find_plan(std::int64_t rows, std::int64_t n, int element_size, const Machine& machine,
+                                        Ladder ladder) {
+  const std::optional<Rung> forced = forced_rung();
+  if (!forced) return plan_row(rows, n, element_size, machine, ladder);
+  const std::int64_t vectors = vectors_of_row(n, element_size);
+  if (vectors > forced->longest) return std::nullopt;
+  return fit_rung(*forced, rows, vectors, machine.processors);
+}
+
 // Chooses how threads share rows of n elements of type T, and calls launch(Type<RowShape>, shape) (row.cuh).
 template <class T, class Launch>
-cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch) {
+cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch, Ladder ladder = kLadder) {
   if (rows == 0) return cudaSuccess;
   Machine machine = current_machine();
-  if (const std::optional<Rung> forced = forced_rung()) {
-    const std::int64_t vectors = vectors_of_row(n, sizeof(T));
-    if (vectors > forced->longest) return cudaErrorInvalidValue;
-    return launch_plan(fit_rung(*forced, rows, vectors, machine.processors), rows, launch);
+  for (;;) {
+    const std::optional<RowPlan> plan = find_plan(rows, n, sizeof(T), machine, ladder);
+    if (!plan) return cudaErrorInvalidValue;
+    const cudaError_t error = launch_plan(*plan, rows, launch);
+    const int refused = std::min(plan->cluster, machine.largest_cluster);
+    if (error == cudaSuccess || refused <= kPortableCluster) return error;
+    cudaGetLastError();  // this GPU, or the part of it that is ours, has no room for so large a cluster
+    machine.largest_cluster = kPortableCluster;
   }
-  const RowPlan plan = plan_row(rows, n, sizeof(T), machine);
-  const cudaError_t error = launch_plan(plan, rows, launch);
-  if (error == cudaSuccess || plan.cluster <= kPortableCluster) return error;
-  cudaGetLastError();  // this GPU, or the part of it that is ours, has no room for so large a cluster
-  machine.largest_cluster = kPortableCluster;
-  return launch_plan(plan_row(rows, n, sizeof(T), machine), rows, launch);
 }
 
 }  // namespace fusedformer

@@ -1,4 +1,4 @@
-// The launchers: plain C++ over raw pointers, all that register.cpp sees of the kernels.
+// The launchers: plain C++ over raw pointers, all that the registration files see of the kernels.
 //
 // Arrays are contiguous and on the current device; a row is the last dimension. `rows` and `n` may be 0. Launchers
 // return the error of the launch and do not wait for the kernel.
@@ -57,23 +57,53 @@ cudaError_t glu_bwd(DType dtype, Activation activation, const void* dy, StridedR
                     StridedRows<const void*> up, StridedRows<void*> dgate, StridedRows<void*> dup, std::int64_t rows,
                     std::int64_t n, cudaStream_t stream);
 
-// y = (x - mean) rstd weight + bias; x, y: (rows, n); mean, rstd: (rows,) fp32; weight, bias: (n,) or null, of type
-// `weight_dtype`, which is x's or fp32.
-cudaError_t layer_norm_fwd(DType dtype, DType weight_dtype, const void* x, const void* weight, const void* bias,
-                           float eps, void* y, float* mean, float* rstd, std::int64_t rows, std::int64_t n,
-                           cudaStream_t stream);
 
-// dx: (rows, n); weight: (n,) or null.
-cudaError_t layer_norm_bwd_input(DType dtype, DType weight_dtype, const void* dy, const void* x, const void* weight,
-                                 const float* mean, const float* rstd, void* dx, std::int64_t rows, std::int64_t n,
-                                 cudaStream_t stream);
+// Elements are dropped with probability p, and the others multiplied by scale; none without a seed.
+struct Dropout {
+  const std::int64_t* seed = nullptr;  // (1,) on the device, read there
+  float p = 0.0f, scale = 1.0f;
+};
 
-// Partial sums that layer_norm_bwd_weight keeps of each column: its workspace is (this, n) fp32 for each gradient.
-std::int64_t layer_norm_bwd_partials(std::int64_t rows);
+// y = norm(x) weight + bias, or, of a norm that adds, s = dropout(x) + residual and y = norm(s) weight + bias.
+struct NormForward {
+  DType dtype, weight_dtype;  // weight_dtype is dtype or fp32
+  std::int64_t rows, n;
+  StridedRows<const void*> x;
+  const void *weight, *bias;  // (n,) of weight_dtype, or null
+  float eps;
+  void* y;             // (rows, n)
+  float *mean, *rstd;  // (rows,); mean is null for RMSNorm, as bias is
+  StridedRows<const void*> residual = {};
+  void* s = nullptr;  // (rows, n), aligned to 16 bytes as y is
+  Dropout dropout = {};
+};
 
-// dweight, dbias: (n,) of type `weight_dtype`, each null where it is not wanted, as is its workspace then.
-cudaError_t layer_norm_bwd_weight(DType dtype, DType weight_dtype, const void* dy, const void* x, const float* mean,
-                                  const float* rstd, float* dweight_partials, float* dbias_partials, void* dweight,
-                                  void* dbias, std::int64_t rows, std::int64_t n, cudaStream_t stream);
+// Gradients of NormForward's y, and of s. dx is aligned to 16 bytes.
+struct NormBackward {
+  DType dtype, weight_dtype;
+  std::int64_t rows, n;
+  StridedRows<const void*> dy, x;  // x is s for a norm that adds
+  const void* weight;
+  const float *mean, *rstd;
+  void* dx;                                  // (rows, n): dresidual for a norm that adds
+  float *dweight_partials, *dbias_partials;  // workspace: (the norm's partials, n); null as the gradients are
+  void *dweight, *dbias;                     // (n,) of weight_dtype, or null where not wanted
+  StridedRows<const void*> ds = {};          // or null
+  void* dx_of_dropout = nullptr;             // (rows, n), aligned as dx is; null without dropout, where it is dresidual
+  Dropout dropout = {};
+};
+
+cudaError_t layer_norm_fwd(const NormForward& args, cudaStream_t stream);
+cudaError_t rms_norm_fwd(const NormForward& args, cudaStream_t stream);
+cudaError_t add_layer_norm_fwd(const NormForward& args, cudaStream_t stream);
+cudaError_t add_rms_norm_fwd(const NormForward& args, cudaStream_t stream);
+
+// Also of the norms that add.
+cudaError_t layer_norm_bwd(const NormBackward& args, cudaStream_t stream);
+cudaError_t rms_norm_bwd(const NormBackward& args, cudaStream_t stream);
+
+// Rows of partial sums that they keep for each gradient of a parameter.
+std::int64_t layer_norm_bwd_partials(DType dtype, std::int64_t rows, std::int64_t n);
+std::int64_t rms_norm_bwd_partials(DType dtype, std::int64_t rows, std::int64_t n);
 
 }  // namespace fusedformer

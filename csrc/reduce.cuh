@@ -2,6 +2,7 @@
 //
 //     thread(), threads()           this thread's place in the team, and its size
 //     first_row(), row_stride()     the team's rows: it goes on until there are no more
+//     own_shared_bytes()            what reductions take of the block's shared memory, from its beginning
 //     reduce(value)                 the values of all its threads merged, the same bits in each; all threads call it
 //
 // A value to reduce is a struct of 4-byte fields whose default is the identity and whose `merge` is symmetric bit for
@@ -57,6 +58,7 @@ class Lanes {
   __device__ int threads() const { return blockDim.x; }
   __device__ std::int64_t first_row() const { return blockIdx.x * std::int64_t{blockDim.y} + threadIdx.y; }
   __device__ std::int64_t row_stride() const { return gridDim.x * std::int64_t{blockDim.y}; }
+  __device__ std::size_t own_shared_bytes() const { return 0; }
 
   template <class Value>
   __device__ Value reduce(Value value) const {
@@ -79,9 +81,11 @@ class Blocks {
   static constexpr TeamKind kKind = TeamKind::kBlocks;
   static constexpr std::size_t kMaxValueBytes = 16;
 
-  static std::size_t shared_bytes(int threads, int blocks) {
+  __host__ __device__ static std::size_t shared_bytes(int threads, int blocks) {
     return 2 * kMaxValueBytes * (threads / kWarpSize) * blocks;
   }
+
+  __device__ std::size_t own_shared_bytes() const { return shared_bytes(blockDim.x, cluster_size()); }
 
   // The first reduction waits until all blocks of the cluster have begun.
   __device__ Blocks() {

@@ -128,6 +128,16 @@ class Row {
     }
   }
 
+  // Of a row that is held: what is there from now on, rounded to T.
+  template <int kColumns>
+  __device__ void replace(const Place<kColumns>& place, const Floats<kColumns>& values) {
+    if constexpr (kColumns == 1) {
+      edges_[place.slot] = from_float<T>(values[0]);
+    } else {
+      vectors_[place.slot] = from_floats<T>(values);
+    }
+  }
+
   template <int kColumns>
   __device__ Floats<kColumns> load(const Place<kColumns>& place) const {
     if constexpr (Shape::kHeld == 0) {

@@ -18,7 +18,17 @@ os.environ["FUSEDFORMER_EMULATE"] = "1"
 import torch
 from torch import Tensor
 
-from fusedformer import attention, bias_gelu, flash_attn_with_kvcache, gelu, layer_norm, softmax, swiglu
+from fusedformer import (
+    add_layer_norm,
+    attention,
+    bias_gelu,
+    flash_attn_with_kvcache,
+    gelu,
+    layer_norm,
+    rms_norm,
+    softmax,
+    swiglu,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = (1, 2, 7, 8, 33, 127, 1000, 1024, 1025, 4097)
@@ -43,11 +53,20 @@ def calls_in_rows(op: str) -> Iterator[Call]:
         elif op == "glu":
             yield swiglu, [x, randn(ROWS, length, dtype=dtype)]
             yield swiglu, [randn(ROWS, 2 * length, dtype=dtype)]
+        elif op == "rms_norm":
+            yield rms_norm, [x, weight]
+        elif op == "add_norm":
+            yield _both_of_add_layer_norm, [x, randn(ROWS, length, dtype=dtype), weight, bias]
         else:
             yield layer_norm, [x, weight, bias]
             yield layer_norm, [x]
-    if op == "layer_norm":  # more rows than are summed in one go
-        yield layer_norm, [randn(*shape, dtype=torch.float32) for shape in [(1037, 24), (24,), (24,)]]
+    if op == "layer_norm":  # more rows than are summed in one go, on the way to dx and apart from it
+        for n in (24, 23):
+            yield layer_norm, [randn(*shape, dtype=torch.float32) for shape in [(1037, n), (n,), (n,)]]
+
+
+def _both_of_add_layer_norm(*inputs: Tensor) -> Tensor:
+    return torch.cat(add_layer_norm(*inputs, dropout_p=0.3), -1)
 
 
 def calls_of_attention() -> Iterator[Call]:

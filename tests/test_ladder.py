@@ -17,13 +17,22 @@ SOURCE = """
 using namespace fusedformer;
 
 extern "C" void plan_rows(std::int64_t rows, const std::int64_t* lengths, int count, int element_size, int arch,
-                          int processors, int largest_cluster, int* out) {
+                          int processors, int largest_cluster, int sums, int* out) {
+  const Machine machine = {arch, processors, largest_cluster};
   for (int i = 0; i < count; ++i) {
-    const RowPlan plan = plan_row(rows, lengths[i], element_size, {arch, processors, largest_cluster});
-    const int fields[] = {plan.team == TeamKind::kLanes, plan.threads, plan.held, plan.cluster, plan.rows_per_block};
+    const RowPlan plan = plan_row(rows, lengths[i], element_size, machine, sums ? Ladder(kSummingLadder) : kLadder);
+    const int fields[] = {plan.team == TeamKind::kLanes,
+                          plan.threads,
+                          plan.held,
+                          plan.cluster,
+                          plan.rows_per_block,
+                          static_cast<int>(2 * column_sum_bytes(plan, element_size)),
+                          static_cast<int>(lasting_teams(plan, rows, processors))};
     out = std::copy(std::begin(fields), std::end(fields), out);
   }
 }
+
+extern "C" std::int64_t shared_bytes(int arch) { return shared_bytes_of(arch); }
 
 extern "C" int threads_of_block(int lanes, int held) {
   return block_threads(lanes ? TeamKind::kLanes : TeamKind::kBlocks, held);
@@ -61,6 +70,8 @@ class Plans:
     held: Ints
     cluster: Ints
     rows_per_block: Ints
+    sum_bytes: Ints  # of two sums for each column
+    teams: Ints  # that stay
 
     @property
     def capacity(self) -> Ints:
@@ -77,14 +88,20 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def plan(
-    library: ctypes.CDLL, size: int, arch: int, largest_cluster: int, rows: int = 1 << 20, processors: int = PROCESSORS
+    library: ctypes.CDLL,
+    size: int,
+    arch: int,
+    largest_cluster: int,
+    rows: int = 1 << 20,
+    processors: int = PROCESSORS,
+    sums: bool = False,
 ) -> Plans:
     lengths = np.ascontiguousarray(LENGTHS, dtype=np.int64)
-    out = np.empty((len(lengths), 5), dtype=np.int32)
+    out = np.empty((len(lengths), 7), dtype=np.int32)
     lengths_pointer = lengths.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
     out_pointer = out.ctypes.data_as(ctypes.POINTER(ctypes.c_int))
     library.plan_rows(
-        ctypes.c_int64(rows), lengths_pointer, len(lengths), size, arch, processors, largest_cluster, out_pointer
+        ctypes.c_int64(rows), lengths_pointer, len(lengths), size, arch, processors, largest_cluster, sums, out_pointer
     )
     return Plans(-(-lengths // (16 // size)), *out.T.astype(np.int64))
 
@@ -189,3 +206,35 @@ def test_few_rows_are_spread_over_processors(library: ctypes.CDLL, machine: tupl
     assert (plans.rows_per_block * plans.threads <= 32)[plans.lanes == 1].all()
     plans = plan(library, 2, *machine, rows=132 * 16)
     assert (plans.rows_per_block == 128 // plans.threads)[plans.threads == 8].all()
+
+
+def test_sums_of_columns_fit_beside_rows(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:
+    """In fp32, two for each column, wherever a cluster of 16 blocks holds the row; all blocks that registers let in."""
+    plans = plan(library, size, *machine, sums=True)
+    held = plans.held > 0
+    assert (plans.capacity >= plans.vectors)[held].all()
+    assert (plans.cluster <= machine[1]).all()
+    library.shared_bytes.restype = ctypes.c_int64
+    own_bytes = 2 * 16 * plans.threads // 32 * plans.cluster
+    fits = held & (plans.sum_bytes + own_bytes <= library.shared_bytes(machine[0]))
+    longest = {1: 2048, 8: 8192, 16: 32768}[machine[1]] if machine[0] != 120 else 16384
+    assert fits[plans.vectors <= longest].all()
+    short = plans.vectors <= 1024
+    blocks = np.where(plans.lanes == 1, np.where(plans.held == 1, 5, 4), 3)
+    most = np.where(plans.lanes == 1, 128, 256)
+    together = blocks * most // (plans.threads * plans.rows_per_block)
+    if machine[0] in (90, 100):
+        assert ((plans.sum_bytes + own_bytes) * together <= 228 * 1024)[short].all()
+
+
+def test_teams_that_stay(library: ctypes.CDLL, size: int, machine: tuple[int, int]) -> None:
+    """No more than rows, no processor without one, and sums that are little beside the rows they are of."""
+    for rows in (1, 7, 131, 4096, 1 << 20):
+        plans = plan(library, size, *machine, rows=rows, sums=True)
+        turns = -(-rows // plans.rows_per_block)
+        assert (plans.teams >= 1).all()
+        assert (plans.teams <= turns).all()
+        needed = np.maximum(-(-turns // 16), -(-PROCESSORS // plans.cluster))
+        assert (plans.teams <= needed).all()
+        busy = plans.teams * plans.cluster
+        assert ((busy > PROCESSORS - plans.cluster) | (plans.teams == turns))[plans.held > 0].all()

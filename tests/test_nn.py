@@ -25,6 +25,19 @@ PAIRS: list[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
         lambda: fusedformer.nn.LayerNorm(24, elementwise_affine=False),
         (3, 24),
     ),
+    ("RMSNorm", lambda: nn.RMSNorm(24), lambda: fusedformer.nn.RMSNorm(24), (3, 5, 24)),
+    (
+        "RMSNorm-2d",
+        lambda: nn.RMSNorm((4, 6), eps=1e-3),
+        lambda: fusedformer.nn.RMSNorm((4, 6), eps=1e-3),
+        (3, 4, 6),
+    ),
+    (
+        "RMSNorm-plain",
+        lambda: nn.RMSNorm(24, elementwise_affine=False),
+        lambda: fusedformer.nn.RMSNorm(24, elementwise_affine=False),
+        (3, 24),
+    ),
     ("Softmax", lambda: nn.Softmax(dim=1), lambda: fusedformer.nn.Softmax(dim=1), (3, 5, 24)),
     ("GELU", nn.GELU, fusedformer.nn.GELU, (3, 24)),
     ("GELU-tanh", lambda: nn.GELU("tanh"), lambda: fusedformer.nn.GELU("tanh"), (3, 24)),
@@ -88,6 +101,8 @@ def test_copies_and_pickles() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"input has shape \(3, 4, 5\)"):
         fusedformer.nn.LayerNorm((4, 6))(torch.ones(3, 4, 5))
+    with pytest.raises(ValueError, match=r"RMSNorm: input has shape \(3, 5\), expected \(\*, 6\)"):
+        fusedformer.nn.RMSNorm(6)(torch.ones(3, 5))
     for affine in (True, False):
         with pytest.raises(ValueError, match=r"input has shape \(3, 5\), expected \(\*, 6\)"):
             fusedformer.nn.LayerNorm(6, elementwise_affine=affine)(torch.ones(3, 5))

@@ -41,6 +41,28 @@ def test_layer_norm(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.op("rms_norm")
+@pytest.mark.parametrize("shape", [(7,), (3, 8), (2, 3, 5)])
+def test_rms_norm(shape: tuple[int, ...]) -> None:
+    x, dy, weight = randn(*shape).requires_grad_(), randn(*shape, seed=1), randn(shape[-1]).requires_grad_()
+    expected = F.rms_norm(x, shape[-1:], weight, 1e-3)
+    y, rstd = reference.rms_norm_fwd(x.detach(), weight.detach(), 1e-3)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(rstd, (x.detach().square().mean(-1) + 1e-3).rsqrt())
+    got = reference.rms_norm_bwd(dy, x.detach(), weight.detach(), rstd, True)
+    for mine, other in zip(got, gradients(expected, [x, weight], dy), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.op("add_layer_norm")
+def test_dropout_keeps_the_mean() -> None:
+    x = torch.ones(100, 401, dtype=torch.float64)
+    dropped = reference.dropout(x, torch.tensor([5]), 0.25)
+    assert set(dropped.unique().tolist()) == {0.0, 4 / 3}
+    assert abs(dropped.mean() - 1) < 4 * (0.25 / 0.75 / x.numel()) ** 0.5
+    assert torch.equal(reference.dropout(x, None, 0.25), x)
+
+
 @pytest.mark.op("softmax")
 def test_softmax() -> None:
     x, dy = randn(4, 9).requires_grad_(), randn(4, 9, seed=1)
@@ -99,6 +121,7 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
     """kernels/aten.py in float64, to rounding, and with the same dtypes, shapes and strides."""
     x, dy, weight = randn(5, 3, 8), randn(5, 3, 8, seed=1), randn(8)
     mean, rstd = reference.layer_norm_fwd(x, None, None, 1e-5)[1:]
+    seed = torch.tensor([5])
     calls: list[tuple[str, tuple[object, ...]]] = [
         ("layer_norm_fwd", (x, weight, weight, 1e-5)),
         ("layer_norm_bwd", (dy, x, weight, mean, rstd, True, True)),
@@ -106,6 +129,13 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
         ("layer_norm_bwd", (dy, x, None, mean, rstd, False, False)),
         ("layer_norm_bwd", (dy, x, None, mean, rstd, False, True)),
         ("layer_norm_bwd", (dy[..., :1], x[..., :1], weight[:1], mean, rstd, True, True)),
+        ("rms_norm_fwd", (x.transpose(0, 1), weight, 1e-5)),
+        ("rms_norm_bwd", (dy, x, weight, rstd, True)),
+        ("add_layer_norm_fwd", (x, dy, weight, weight, seed, 1e-5, 0.3)),
+        ("add_layer_norm_bwd", (dy, x, x, weight, mean, rstd, seed, 0.3, True, True)),
+        ("add_layer_norm_bwd", (dy, None, x, None, mean, rstd, None, 0.0, False, False)),
+        ("add_rms_norm_fwd", (x, dy, None, None, 1e-5, 0.0)),
+        ("add_rms_norm_bwd", (dy, x, x, weight, rstd, seed, 0.3, True)),
         ("softmax_fwd", (x.transpose(0, 2),)),
         ("softmax_fwd", (torch.full((2, 3), -math.inf),)),
         ("softmax_bwd", (dy, x)),

@@ -12,7 +12,7 @@ from conftest import emulated_world
 from oracle import check_op
 from torch import Tensor
 
-from fusedformer import layer_norm, softmax
+from fusedformer import add_layer_norm, layer_norm, rms_norm, softmax
 
 DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
 Run = Callable[[Tensor], None]
@@ -33,9 +33,33 @@ def check_layer_norm(x: Tensor) -> None:
     check_op(layer_norm, lambda x: F.layer_norm(x, (n,)), [x], names=names[:1])
 
 
+def check_rms_norm(x: Tensor) -> None:
+    """With an unaligned weight in x's dtype and with none."""
+    n = x.shape[-1]
+    weight = 1 + 0.1 * torch.randn(n + 1, generator=torch.Generator().manual_seed(2)).to(x.dtype)[1:]
+    check_op(rms_norm, lambda x, w: F.rms_norm(x, (n,), w), [x, weight], names=["dx", "dweight"])
+    check_op(rms_norm, lambda x: F.rms_norm(x, (n,)), [x], names=["dx"])
+
+
+def check_add_layer_norm(x: Tensor) -> None:
+    """Both outputs side by side; dropout is in test_add_norm.py."""
+    n, generator = x.shape[-1], torch.Generator().manual_seed(2)
+    residual = torch.randn(x.numel() + 1, generator=generator).to(x.dtype)[1:].view(x.shape)
+    weight, bias = (1 + 0.1 * torch.randn(2, n, generator=generator)).to(x.dtype)
+
+    def plain(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        s = x + residual
+        return torch.cat((F.layer_norm(s, (n,), weight, bias), s), -1)
+
+    names = ["dx", "dresidual", "dweight", "dbias"]
+    check_op(lambda *inputs: torch.cat(add_layer_norm(*inputs), -1), plain, [x, residual, weight, bias], names=names)
+
+
 OPS = [
     pytest.param(check_softmax, marks=pytest.mark.op("softmax"), id="softmax"),
     pytest.param(check_layer_norm, marks=pytest.mark.op("layer_norm"), id="layer_norm"),
+    pytest.param(check_rms_norm, marks=pytest.mark.op("rms_norm"), id="rms_norm"),
+    pytest.param(check_add_layer_norm, marks=pytest.mark.op("add_layer_norm"), id="add_layer_norm"),
 ]
 # Threads (of one block), vectors held by each and blocks; 0 blocks are lanes of a warp, 0 vectors are streaming.
 RUNGS = [

@@ -13,7 +13,7 @@ from fusedformer import build
 
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-g1")
 TESTS = Path(__file__).parent
-ROW_WISE = ("softmax", "layer_norm", "gelu", "bias_activation", "glu")
+ROW_WISE = ("softmax", "layer_norm", "rms_norm", "add_norm", "gelu", "bias_activation", "glu")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
 
@@ -25,7 +25,7 @@ def runtime(name: str) -> str:
 
 
 def compile_sanitized(csrc: Path, library: Path) -> Path:
-    build.compile_emulated((*sorted(csrc.glob("*.cu")), csrc / "register.cpp"), library, csrc=csrc, flags=SANITIZE)
+    build.compile_emulated(build.sources_of(csrc), library, csrc=csrc, flags=SANITIZE)
     return library
 
 

@@ -10,7 +10,18 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 import fusedformer
-from fusedformer import bias_gelu, bias_relu, geglu, gelu, layer_norm, softmax, swiglu
+from fusedformer import (
+    add_layer_norm,
+    add_rms_norm,
+    bias_gelu,
+    bias_relu,
+    geglu,
+    gelu,
+    layer_norm,
+    rms_norm,
+    softmax,
+    swiglu,
+)
 
 Function = Callable[[Tensor], Tensor]
 
@@ -38,6 +49,12 @@ OPS: dict[str, tuple[Function, Function]] = {
     "softmax": (softmax, lambda x: F.softmax(x, -1)),
     "softmax-dim-0": (lambda x: softmax(x, 0), lambda x: F.softmax(x, 0)),
     "layer_norm": (lambda x: layer_norm(x, WEIGHT, BIAS), lambda x: F.layer_norm(x, (5,), WEIGHT, BIAS)),
+    "rms_norm": (lambda x: rms_norm(x, WEIGHT), lambda x: F.rms_norm(x, (5,), WEIGHT)),
+    "add_layer_norm": (
+        lambda x: torch.add(*add_layer_norm(x, x.sin(), WEIGHT, BIAS)),
+        lambda x: F.layer_norm(x + x.sin(), (5,), WEIGHT, BIAS) + x + x.sin(),
+    ),
+    "add_rms_norm": (lambda x: add_rms_norm(x, x.sin(), WEIGHT)[0], lambda x: F.rms_norm(x + x.sin(), (5,), WEIGHT)),
     "layer_norm-of-weight": (
         lambda w: layer_norm(TANGENT, w.flatten()[:5], BIAS),
         lambda w: F.layer_norm(TANGENT, (5,), w.flatten()[:5], BIAS),

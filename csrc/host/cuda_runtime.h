@@ -11,6 +11,7 @@
 #include "emulator.h"
 
 #define __global__
+#define __host__
 #define __device__
 #define __launch_bounds__(...)
 
@@ -62,11 +63,18 @@ inline emulator::LaunchShape shape_of(const cudaLaunchConfig_t& config) {
   return {config.gridDim, config.blockDim, config.dynamicSmemBytes, cluster};
 }
 
-enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed = 13 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13
+};
 
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
-  if (value != 0) emulator::allow_large_clusters(reinterpret_cast<const void*>(kernel));
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
+  const auto address = reinterpret_cast<const void*>(kernel);
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
+    return emulator::allow_shared_bytes(address, value) ? cudaSuccess : cudaErrorInvalidValue;
+  }
+  if (value != 0) emulator::allow_large_clusters(address);
   return cudaSuccess;
 }
 

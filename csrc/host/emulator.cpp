@@ -5,10 +5,10 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
-#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -237,22 +237,23 @@ void Grid::enter_fiber() {
   }
 }
 
-// Kernels that may be launched in clusters larger than every GPU has.
-class LargeClusters {
+// What kernels may have of something, where that is more than every launch may.
+class Allowances {
  public:
-  void allow(const void* kernel) {
+  void allow(const void* kernel, std::size_t most) {
     const std::lock_guard lock(mutex_);
-    kernels_.insert(kernel);
+    most_[kernel] = most;
   }
-  bool are_allowed(const void* kernel) {
+  std::size_t of(const void* kernel, std::size_t otherwise) {
     const std::lock_guard lock(mutex_);
-    return kernels_.contains(kernel);
+    const auto found = most_.find(kernel);
+    return found == most_.end() ? otherwise : found->second;
   }
 
  private:
   std::mutex mutex_;
-  std::set<const void*> kernels_;
-} large_clusters;
+  std::map<const void*, std::size_t> most_;
+} clusters, shared_bytes;
 
 }  // namespace
 
@@ -279,14 +280,19 @@ void cluster_arrive(std::source_location where) { grid->arrive_in_cluster({"clus
 void cluster_wait(std::source_location where) { grid->wait_for_cluster({"cluster_wait", 0xffffffffu, where}); }
 void* shared_memory_of(unsigned rank, void* own) { return grid->shared_memory_of(rank, own); }
 
-void allow_large_clusters(const void* kernel) { large_clusters.allow(kernel); }
+void allow_large_clusters(const void* kernel) { clusters.allow(kernel, kMaxCluster); }
+
+bool allow_shared_bytes(const void* kernel, std::size_t bytes) {
+  if (bytes <= kMaxAllowedSharedBytes) shared_bytes.allow(kernel, bytes);
+  return bytes <= kMaxAllowedSharedBytes;
+}
 
 bool is_valid(const void* kernel, const LaunchShape& shape) {
   const auto some = [](const Index3& sizes) { return sizes.x > 0 && sizes.y > 0 && sizes.z > 0; };
-  const unsigned largest_cluster = large_clusters.are_allowed(kernel) ? kMaxCluster : kMaxPortableCluster;
   return some(shape.grid) && shape.grid.y <= 65535 && shape.grid.z <= 65535 && some(shape.block) &&
-         volume(shape.block) <= kMaxThreads && shape.shared_bytes <= kMaxSharedBytes && shape.cluster > 0 &&
-         shape.cluster <= largest_cluster && shape.grid.x % shape.cluster == 0;
+         volume(shape.block) <= kMaxThreads && shape.shared_bytes <= shared_bytes.of(kernel, kMaxSharedBytes) &&
+         shape.cluster > 0 && shape.cluster <= clusters.of(kernel, kMaxPortableCluster) &&
+         shape.grid.x % shape.cluster == 0;
 }
 
 }  // namespace emulator

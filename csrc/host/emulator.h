@@ -33,12 +33,16 @@ inline constexpr unsigned kWarpSize = 32;
 inline constexpr unsigned kMaxThreads = 1024;          // of a block
 inline constexpr unsigned kMaxPortableCluster = 8, kMaxCluster = 16;
 inline constexpr std::size_t kMaxSharedBytes = 49152;  // of a block that has not asked for more
+inline constexpr std::size_t kMaxAllowedSharedBytes = 232448;
 
 // Whether CUDA would launch the kernel so.
 bool is_valid(const void* kernel, const LaunchShape& shape);
 
 // As cudaFuncAttributeNonPortableClusterSizeAllowed does.
 void allow_large_clusters(const void* kernel);
+
+// As cudaFuncAttributeMaxDynamicSharedMemorySize does; false where no block can have that much.
+bool allow_shared_bytes(const void* kernel, std::size_t bytes);
 
 // The integers in an environment variable that stands for what a GPU would say, if it is set.
 template <std::size_t kCount>

@@ -1,6 +1,7 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
+from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 from fusedformer.kernels.attention.flash_attn import (
     flash_attn_func,
@@ -17,6 +18,7 @@ from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.glu import geglu, swiglu
 from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.rms_norm import rms_norm
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
@@ -33,6 +35,8 @@ __all__ = [
     "TransformerConfig",
     "VisionTransformer",
     "__version__",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "attention_backward",
     "bias_gelu",
@@ -49,6 +53,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "nn",
+    "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "swiglu",

@@ -79,7 +79,7 @@ def find_csrc() -> Path:
     package = Path(__file__).resolve().parent
     candidates = (package / "csrc", package.parents[1] / "csrc")
     for folder in candidates:
-        if (folder / "register.cpp").is_file():
+        if (folder / "register.h").is_file():
             return folder
     raise FileNotFoundError("no csrc folder with the CUDA C++ sources: looked in " + " and ".join(map(str, candidates)))
 
@@ -146,7 +146,7 @@ def build_extension(
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         compiles = []
-        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
+        for source in sources_of(csrc):
             object_file = folder / f"{source.name}.o"
             command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
             # In quotes, for nvcc hands them to a shell, and folders have spaces.
@@ -182,7 +182,7 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
     with _locked(cache_dir / "lock"):
         if not library.is_file():
-            compile_emulated((*sorted(csrc.glob("*.cu")), csrc / "register.cpp"), library, csrc=csrc)
+            compile_emulated(sources_of(csrc), library, csrc=csrc)
     return library
 
 
@@ -214,6 +214,11 @@ def compile_emulated(
         link = (*compiler, *flags, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
         _run_directly(compiles, _Step(objects, library, link), jobs=2)
         _publish(library, output)
+
+
+def sources_of(csrc: Path) -> tuple[Path, ...]:
+    """What the extension is made of: the kernels, and the files that register them."""
+    return (*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp")))
 
 
 def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:

@@ -4,11 +4,14 @@ GEGLU and SwiGLU have none there: they take the place of the activation in a net
 twice as wide, and have no parameters.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from fusedformer.kernels.gelu import check_approximate, gelu
 from fusedformer.kernels.glu import geglu, swiglu
 from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.rms_norm import rms_norm
 from fusedformer.kernels.softmax import softmax
 
 
@@ -17,15 +20,30 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the trailing `normalized_shape` dimensions of `input`, (*, *normalized_shape)."""
-        if input.shape[-len(self.normalized_shape) :] != self.normalized_shape:
-            expected = ", ".join(map(str, self.normalized_shape))
-            raise ValueError(f"LayerNorm: input has shape {tuple(input.shape)}, expected (*, {expected})")
-        if len(self.normalized_shape) == 1:
-            return layer_norm(input, self.weight, self.bias, eps=self.eps)
-        weight = None if self.weight is None else self.weight.flatten()
-        bias = None if self.bias is None else self.bias.flatten()
-        rows = input.flatten(-len(self.normalized_shape))
+        rows, (weight, bias) = _in_rows(self, input, self.weight, self.bias)
         return layer_norm(rows, weight, bias, eps=self.eps).reshape(input.shape)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` through `fusedformer.rms_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the trailing `normalized_shape` dimensions of `x`, (*, *normalized_shape)."""
+        rows, (weight,) = _in_rows(self, x, self.weight)
+        return rms_norm(rows, weight, eps=self.eps).reshape(x.shape)
+
+
+def _in_rows(
+    norm: LayerNorm | RMSNorm, x: Tensor, *parameters: Tensor | None
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """x and the parameters with the normalised dimensions in one. Raises ValueError where x has others."""
+    shape = norm.normalized_shape
+    if x.shape[-len(shape) :] != shape:
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{type(norm).__name__}: input has shape {tuple(x.shape)}, expected (*, {expected})")
+    if len(shape) == 1:
+        return x, parameters
+    return x.flatten(-len(shape)), [None if parameter is None else parameter.flatten() for parameter in parameters]
 
 
 class Softmax(nn.Softmax):

@@ -42,6 +42,53 @@ def layer_norm_bwd(
     return dx.to(x.dtype).contiguous(), dweight.to(parameter_dtype), dbias.to(parameter_dtype)
 
 
+def rms_norm_fwd(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """As `reference.rms_norm_fwd`."""
+    if x.numel() == 0:
+        return reference.rms_norm_fwd(x, weight, eps)
+    y, rstd = _aten._fused_rms_norm(_widen(x, x), x.shape[-1:], _widen(weight, x), eps)
+    return y.to(x.dtype).contiguous(), rstd.squeeze(-1)
+
+
+def rms_norm_bwd(
+    dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, needs_dweight: bool
+) -> tuple[Tensor, Tensor]:
+    """As `reference.rms_norm_bwd`, which ATen has no kernel for on the CPU."""
+    return reference.rms_norm_bwd(dy, x, weight, rstd, needs_dweight)
+
+
+def add_layer_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, seed: Tensor | None,
+    eps: float, dropout_p: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """As `reference.add_layer_norm_fwd`."""
+    return reference.add_norm_fwd(layer_norm_fwd, x, residual, (weight, bias), seed, eps, dropout_p)
+
+
+def add_layer_norm_bwd(
+    dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, seed: Tensor | None,
+    dropout_p: float, needs_dweight: bool, needs_dbias: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """As `reference.add_layer_norm_bwd`."""
+    needs = (needs_dweight, needs_dbias)
+    return reference.add_norm_bwd(layer_norm_bwd, dy, ds, s, weight, (mean, rstd), seed, dropout_p, needs)
+
+
+def add_rms_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor | None, seed: Tensor | None, eps: float, dropout_p: float
+) -> tuple[Tensor, ...]:
+    """As `reference.add_rms_norm_fwd`."""
+    return reference.add_norm_fwd(rms_norm_fwd, x, residual, (weight,), seed, eps, dropout_p)
+
+
+def add_rms_norm_bwd(
+    dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor | None, rstd: Tensor, seed: Tensor | None,
+    dropout_p: float, needs_dweight: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """As `reference.add_rms_norm_bwd`."""
+    return reference.add_norm_bwd(rms_norm_bwd, dy, ds, s, weight, (rstd,), seed, dropout_p, (needs_dweight,))
+
+
 def softmax_fwd(x: Tensor) -> Tensor:
     """As `reference.softmax_fwd`."""
     y = torch.softmax(x, dim=-1)

@@ -1,18 +1,18 @@
 """LayerNorm over the last dimension: y = (x - mean) / sqrt(variance + eps) * weight + bias.
 
 M rows (all leading dimensions), N features.
-Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N,
-and reads dy and x again for the weight's gradient, 2 M N, or dy alone for the bias's, M N.
-Device code: csrc/layer_norm.cu. Source: Ba, Kiros, Hinton, "Layer Normalization", 2016.
+Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and x and writes dx, 3 M N. It makes the
+gradients of weight and bias on the way, but where rows are no multiple of 16 bytes, or too long for a cluster: there it
+reads dy and x again, 2 M N.
+Device code: csrc/layer_norm.cu over csrc/norm.cuh. Source: Ba, Kiros, Hinton, "Layer Normalization", 2016.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, norms, reference
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -32,39 +32,10 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, equation 4.
     """
-    _check(x, weight, bias, eps)
-    weight, bias = _parameters_of_one_dtype(x, weight, bias)
+    norms.check("layer_norm", x, weight, bias, eps)
+    weight, bias = norms.parameters_of_one_dtype(x, weight, bias)
     y, _, _ = layer_norm_fwd(x, weight, bias, eps)
     return y
-
-
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-    library.check_tensor("layer_norm", "x", x)
-    if x.dim() == 0:
-        raise ValueError("layer_norm: x has no dimension to normalise: shape ()")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None:
-            continue
-        library.check_tensor("layer_norm", name, parameter)
-        if parameter.shape != x.shape[-1:]:
-            raise ValueError(f"layer_norm: {name} has shape {tuple(parameter.shape)}, x has {x.shape[-1]} features")
-    library.check_dtype("layer_norm", x=x, weight=weight, bias=bias)
-    library.check_device("layer_norm", x=x, weight=weight, bias=bias)
-    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
-        raise ValueError(f"layer_norm: eps is {eps!r}, expected a finite number >= 0")
-
-
-def _parameters_of_one_dtype(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """The kernels take weight and bias in x's dtype or in float32, and no bias without a weight."""
-    if bias is not None and weight is None:
-        weight = torch.ones_like(bias)
-    given = {parameter.dtype for parameter in (weight, bias) if parameter is not None}
-    if given <= {x.dtype} or given <= {torch.float32}:
-        return weight, bias
-    wide = reference.accumulate_dtype(x.dtype)
-    return (None if weight is None else weight.to(wide)), (None if bias is None else bias.to(wide))
 
 
 def _fwd_fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,9 +91,7 @@ def _bwd_definition(
     dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needs_dweight: bool, needs_dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward, where mean and rstd follow from x, so that their share of the derivative is taken through x."""
-    variance, mean = torch.var_mean(x.to(rstd.dtype), -1, correction=0)
-    # eps is not kept: the saved value of 1 / rstd**2 stands for variance + eps, and only varies with x.
-    rstd = torch.rsqrt(rstd.detach().pow(-2) + variance - variance.detach())
+    mean, rstd = norms.statistics_that_follow(x, mean, rstd)
     return reference.layer_norm_bwd(dy, x, weight, mean, rstd, needs_dweight, needs_dbias)
 
 

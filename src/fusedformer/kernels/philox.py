@@ -12,7 +12,12 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
-    """First of the four 32-bit words of the counter (c0, c1, c2, 0), as int64.
+    """First of the four words that `philox_words` gives."""
+    return philox_words(seed, c0, c1, c2)[0]
+
+
+def philox_words(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four 32-bit words of the counter (c0, c1, c2, 0), as int64.
 
     Args:
         seed: int64, of one element.
@@ -27,7 +32,7 @@ def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
         high_1, low_1 = _multiply(_MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high_1 ^ c1 ^ key[0], low_1, high_0 ^ c3 ^ key[1], low_0
         key = [(part + step) & _LOW for part, step in zip(key, _KEY_STEPS)]
-    return c0
+    return c0, c1, c2, c3
 
 
 def _multiply(factor: int, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,12 @@ contiguous. Every function here is made of differentiable PyTorch, which is how 
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from fusedformer.kernels.philox import philox_words
 
 # The activations by number, as csrc/ops.h has them and the schemas pass them.
 GELU_ERF, GELU_TANH, SILU, RELU = range(4)
@@ -51,6 +54,117 @@ def layer_norm_bwd(
     dweight = (rows * x_hat).sum(0).to(parameter_dtype) if needs_dweight else none
     dbias = rows.sum(0).to(parameter_dtype) if needs_dbias else none.clone()
     return dx.to(x.dtype).contiguous(), dweight, dbias
+
+
+def rms_norm_fwd(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """y = x * rstd * weight over the last dimension, rstd = 1 / sqrt(mean(x**2) + eps); also rstd, x.shape[:-1]."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = wide * rstd
+    if weight is not None:
+        y = y * weight
+    return y.to(x.dtype).contiguous(), rstd.squeeze(-1)
+
+
+def rms_norm_bwd(
+    dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, needs_dweight: bool
+) -> tuple[Tensor, Tensor]:
+    """dx and dweight, which is empty where it is not needed."""
+    wide = accumulate_dtype(x.dtype)
+    x_hat = x.to(wide) * rstd.unsqueeze(-1)
+    dy_wide = dy.to(wide)
+    dx_hat = dy_wide if weight is None else dy_wide * weight
+    dx = (dx_hat - (dx_hat * x_hat).mean(-1, keepdim=True) * x_hat) * rstd.unsqueeze(-1)
+    parameter_dtype = x.dtype if weight is None else weight.dtype
+    if not needs_dweight:
+        return dx.to(x.dtype).contiguous(), x.new_empty(0, dtype=parameter_dtype)
+    products = dy_wide * x_hat
+    dweight = products.flatten(0, -2).sum(0) if x.dim() > 1 else products
+    return dx.to(x.dtype).contiguous(), dweight.to(parameter_dtype)
+
+
+def dropout(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """x / (1 - p), or 0 where an element is dropped, in float32 or wider; x itself without a seed.
+
+    Element j of row i, rows numbered through all leading dimensions, has word j % 4 of Philox's counter (j // 4, i). It
+    is kept where the word's upper 24 bits, as a fraction of 1, are at least p.
+    """
+    wide = x.to(accumulate_dtype(x.dtype))
+    if seed is None:
+        return wide
+    n, device = x.shape[-1], x.device
+    rows = torch.arange(math.prod(x.shape[:-1]), device=device).view(*x.shape[:-1], 1)
+    words = philox_words(seed, torch.arange((n + 3) // 4, device=device), rows & 0xFFFFFFFF, rows >> 32)
+    random = torch.stack(words, -1).flatten(-2)[..., :n]
+    keep = (random >> 8).float() * 2.0**-24 >= torch.tensor(p, dtype=torch.float32)
+    return torch.where(keep, wide / (1 - p), 0.0)
+
+
+def add_norm_fwd(
+    norm_fwd: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    residual: Tensor,
+    parameters: Sequence[Tensor | None],
+    seed: Tensor | None,
+    eps: float,
+    dropout_p: float,
+) -> tuple[Tensor, ...]:
+    """y, s and the statistics: s = dropout(x) + residual, rounded to x's dtype; y and the rest are norm_fwd's of s."""
+    s = (x + residual if seed is None else dropout(x, seed, dropout_p) + residual).to(x.dtype).contiguous()
+    y, *statistics = norm_fwd(s, *parameters, eps)
+    return y, s, *statistics
+
+
+def add_norm_bwd(
+    norm_bwd: Callable[..., tuple[Tensor, ...]],
+    dy: Tensor,
+    ds: Tensor | None,
+    s: Tensor,
+    weight: Tensor | None,
+    statistics: Sequence[Tensor],
+    seed: Tensor | None,
+    dropout_p: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """dx, dresidual and the gradients of the parameters. Without dropout dx is dresidual, and empty here."""
+    wide = accumulate_dtype(s.dtype)
+    ds_of_norm, *gradients = norm_bwd(dy.to(wide), s.to(wide), weight, *statistics, *needs)
+    dresidual = ds_of_norm if ds is None else ds_of_norm + ds
+    dx = s.new_empty(0) if seed is None else dropout(dresidual, seed, dropout_p).to(s.dtype).contiguous()
+    parameter_dtype = s.dtype if weight is None else weight.dtype
+    return dx, dresidual.to(s.dtype).contiguous(), *(gradient.to(parameter_dtype) for gradient in gradients)
+
+
+def add_layer_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, seed: Tensor | None,
+    eps: float, dropout_p: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """y, s, mean, rstd."""
+    return add_norm_fwd(layer_norm_fwd, x, residual, (weight, bias), seed, eps, dropout_p)
+
+
+def add_layer_norm_bwd(
+    dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, seed: Tensor | None,
+    dropout_p: float, needs_dweight: bool, needs_dbias: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """dx, dresidual, dweight, dbias."""
+    needs = (needs_dweight, needs_dbias)
+    return add_norm_bwd(layer_norm_bwd, dy, ds, s, weight, (mean, rstd), seed, dropout_p, needs)
+
+
+def add_rms_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor | None, seed: Tensor | None, eps: float, dropout_p: float
+) -> tuple[Tensor, ...]:
+    """y, s, rstd."""
+    return add_norm_fwd(rms_norm_fwd, x, residual, (weight,), seed, eps, dropout_p)
+
+
+def add_rms_norm_bwd(
+    dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor | None, rstd: Tensor, seed: Tensor | None,
+    dropout_p: float, needs_dweight: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """dx, dresidual, dweight."""
+    return add_norm_bwd(rms_norm_bwd, dy, ds, s, weight, (rstd,), seed, dropout_p, (needs_dweight,))
 
 
 def softmax_fwd(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from fusedformer.benchmarks.static import sass, stores
 from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
-_MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
+_MAIN_PATH = ("_fwd_kernel", "_bwd_kernel")
 _SINGLE = "1"  # the last template argument of their variants that take one element at a time
 _BYTES = {"float": 4, "__half": 2, "__nv_bfloat16": 2}  # of an element, whose type is the first template argument
 

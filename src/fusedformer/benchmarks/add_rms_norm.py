@@ -1,0 +1,55 @@
+"""Residual + RMSNorm of M rows of N features, as between the blocks of a transformer.
+
+Contenders: ours, and PyTorch's sum and norm one after the other. Dropout is left out: no two generators drop the same.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.kernels.add_norm import add_rms_norm
+
+
+def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
+    """x and residual (M, N); weight (N,) near 1, as training leaves it."""
+    M, N = case.sizes["M"], case.sizes["N"]
+    x, residual = (randn((M, N), case, generator) for _ in range(2))
+    return x, residual, 1 + 0.1 * randn((N,), case, generator)
+
+
+def work(case: Case, direction: str) -> Work:
+    """Bytes moved at least: forward reads x and residual and writes s and y; backward reads dy and s and writes dx.
+
+    Weights, their gradients and the statistics are 1/M or 1/N of that, and left out.
+    """
+    return traffic(case, tensors=4 if direction == FORWARD else 3)
+
+
+def ours(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """The norm alone, as in a post-norm block."""
+    return add_rms_norm(x, residual, weight)[0]
+
+
+def plain(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+    """PyTorch's."""
+    return F.rms_norm(x + residual, x.shape[-1:], weight)
+
+
+OP = Op(
+    name="add_rms_norm",
+    input_names=("x", "residual", "weight"),
+    make_inputs=make_inputs,
+    work=work,
+    contenders={"ours": ours, "x + residual, F.rms_norm": plain},
+    plain=plain,
+    error_cases=(
+        Case({"M": 16, "N": 768}, torch.float32),
+        Case({"M": 16, "N": 1023}, torch.float16),
+        Case({"M": 16, "N": 1024}, torch.bfloat16),
+    ),
+    time_cases={
+        "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
+        "cuda": tuple(Case({"M": 2**27 // N, "N": N}, torch.bfloat16) for N in (1024, 4096, 8192)),
+    },
+)
