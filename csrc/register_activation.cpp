@@ -7,6 +7,8 @@ using namespace fusedformer::registration;
 using fusedformer::Activation;
 using fusedformer::StridedRows;
 
+Activation gelu_form(bool tanh) { return tanh ? Activation::kGeluTanh : Activation::kGeluErf; }
+
 Tensor gelu_fwd(const Tensor& x, bool tanh) {
   const OnDeviceOf device(x);
   const Tensor x_flat = in_rows(x), y = new_output_like(x);
