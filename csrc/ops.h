@@ -1,4 +1,4 @@
-// The launchers: plain C++ over raw pointers, all that register.cpp sees of the kernels.
+// The launchers: plain C++ over raw pointers, all that register*.cpp see of the kernels.
 //
 // Arrays are contiguous and on the current device; a row is the last dimension. `rows` and `n` may be 0. Launchers
 // return the error of the launch and do not wait for the kernel.
@@ -11,6 +11,15 @@
 namespace fusedformer {
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
+
+// Where rows begin that need not be contiguous, in elements: the leading dimensions with their sizes and strides, the
+// innermost first, those that go on from one another taken as one. With more than one level, below 2^32 rows.
+struct RowStrides {
+  static constexpr int kMaxLevels = 4;
+  int levels;
+  unsigned sizes[kMaxLevels];  // not of the last level
+  std::int64_t strides[kMaxLevels];
+};
 
 // y = softmax(x) over each row; x, y: (rows, n). A row of -inf alone gives 0.
 cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, std::int64_t n, cudaStream_t stream);
@@ -46,5 +55,26 @@ std::int64_t layer_norm_bwd_partials(std::int64_t rows);
 cudaError_t layer_norm_bwd_weight(DType dtype, DType weight_dtype, const void* dy, const void* x, const float* mean,
                                   const float* rstd, float* dweight_partials, float* dbias_partials, void* dweight,
                                   void* dbias, std::int64_t rows, std::int64_t n, cudaStream_t stream);
+
+// What cross entropy knows of each row beside its logits.
+struct Labels {
+  const std::int64_t* target;  // (rows,)
+  const float* weight;         // (n,) or null: all 1
+  const float* weight_sum;     // () or null as weight is
+  std::int64_t ignore_index;
+  float smoothing;
+};
+
+// loss, lse, max, sum: (rows,), of logits: rows of n, read in place; sum is of exp(logits - max), and lse = max +
+// log(sum). loss and lse are 0 where target is ignore_index; loss is NaN where it is no column.
+cudaError_t cross_entropy_fwd(DType dtype, const void* logits, const Labels& labels, float* loss, float* lse,
+                              float* max, float* sum, std::int64_t rows, std::int64_t n,
+                              const RowStrides& logits_strides, cudaStream_t stream);
+
+// dlogits: (rows, n); dloss: (rows,), read in place; dlse: (rows,) or null; max, sum: (rows,).
+cudaError_t cross_entropy_bwd(DType dtype, const float* dloss, const float* dlse, const void* logits,
+                              const Labels& labels, const float* max, const float* sum, void* dlogits,
+                              std::int64_t rows, std::int64_t n, const RowStrides& dloss_strides,
+                              const RowStrides& logits_strides, cudaStream_t stream);
 
 }  // namespace fusedformer

@@ -18,7 +18,7 @@ os.environ["FUSEDFORMER_EMULATE"] = "1"
 import torch
 from torch import Tensor
 
-from fusedformer import attention, flash_attn_with_kvcache, gelu, layer_norm, softmax
+from fusedformer import attention, cross_entropy, flash_attn_with_kvcache, gelu, layer_norm, softmax
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = (1, 2, 7, 8, 33, 127, 1000, 1024, 1025, 4097)
@@ -38,6 +38,12 @@ def calls_in_rows(op: str) -> Iterator[Call]:
             yield softmax, [x]
         elif op == "gelu":
             yield gelu, [x]
+        elif op == "cross_entropy":
+            target = torch.arange(ROWS) * (length - 1) // (ROWS - 1)  # the first and the last class among them
+            target[1] = length  # no class
+            yield functools.partial(cross_entropy, target=target), [x]
+            weight = weight.detach().float()
+            yield functools.partial(cross_entropy, target=target, weight=weight, label_smoothing=0.1), [x]
         else:
             yield layer_norm, [x, weight, bias]
             yield layer_norm, [x]

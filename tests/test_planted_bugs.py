@@ -38,6 +38,7 @@ ATTENTION_TESTS = ("tests/test_attention.py", "-k", "shared or 70-100")
 DECODE_TESTS = ("tests/test_attention_decode.py", "-k", "test_features or test_splits")
 CLUSTER_TESTS = ("tests/test_rows.py", "-k", "every_rung and softmax and dtype0 and 4-blocks")
 LANES_TESTS = ("tests/test_rows.py", "-k", "every_rung and softmax and dtype0 and lanes")
+CROSS_ENTROPY_TESTS = ("tests/test_cross_entropy.py", "-k", "within_budget or no_class or hide or strides")
 GELU_TESTS = ("tests/test_gelu.py", "-k", "tails")
 GUARD_TESTS = ("tests/test_guard_pages.py", "-k")
 
@@ -291,6 +292,48 @@ BUGS = [
         "row_[column] = row_[column - 1] = from_float<T>(values[0]);",
         (*GUARD_TESTS, "softmax and start"),
         symptom="Segmentation fault",
+        slow=True,
+    ),
+    Bug(
+        "smoothing that leaves out a weight",
+        "csrc/cross_entropy.cu",
+        "sums.distances += weights[i] * (values[i] - origin);",
+        "sums.distances += values[i] - origin;",
+        ("tests/test_cross_entropy.py", "-k", "options"),
+        slow=True,
+    ),
+    Bug(
+        "target taken from the neighbouring column",
+        "csrc/cross_entropy.cu",
+        "values[i] -= i == static_cast<int>(target) ?",
+        "values[i] -= i == static_cast<int>(target) + 1 ?",
+        CROSS_ENTROPY_TESTS,
+    ),
+    Bug(
+        "target that is no class read",
+        "csrc/cross_entropy.cu",
+        "is_column(target >= 0 && target < n)",
+        "is_column(target != labels.ignore_index)",
+        CROSS_ENTROPY_TESTS,
+        symptom="AssertionError|Segmentation fault",
+        slow=True,
+    ),
+    Bug(
+        "rows of a strided tensor as if they were contiguous",
+        "csrc/strides.cuh",
+        "rest % rows.sizes[level]",
+        "rest",
+        CROSS_ENTROPY_TESTS,
+        symptom="times its budget|Segmentation fault",
+        slow=True,
+    ),
+    Bug(
+        "gradient of an ignored row",
+        "csrc/cross_entropy.cu",
+        "label.is_ignored ? Floats<place.kCount>{} : values",
+        "values",
+        CROSS_ENTROPY_TESTS,
+        symptom="times its budget|AssertionError",
         slow=True,
     ),
     Bug(

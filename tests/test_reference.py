@@ -48,6 +48,23 @@ def test_softmax() -> None:
     assert torch.equal(reference.softmax_fwd(hidden), torch.zeros_like(hidden))
 
 
+@pytest.mark.op("cross_entropy")
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 1.5, 9, dtype=torch.float64)])
+def test_cross_entropy(weight: Tensor | None, smoothing: float) -> None:
+    x, dloss, dlse = randn(5, 9).requires_grad_(), randn(5, seed=1), randn(5, seed=2)
+    target = torch.tensor([0, 8, -7, 3, 3])
+    expected = F.cross_entropy(x, target, weight, ignore_index=-7, label_smoothing=smoothing, reduction="none")
+    expected_lse = x.logsumexp(-1).where(target != -7, 0.0)
+    settings = (target, weight, -7, smoothing)
+    loss, lse, maximum, total = reference.cross_entropy_fwd(x.detach(), *settings)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(lse, expected_lse)
+    got = reference.cross_entropy_bwd(dloss, dlse, x.detach(), *settings[:2], maximum, total, *settings[2:])
+    (expected_dx,) = gradients(expected @ dloss + expected_lse @ dlse, [x], torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(got, expected_dx)
+
+
 @pytest.mark.op("gelu")
 @pytest.mark.parametrize("tanh", [False, True])
 def test_gelu(tanh: bool) -> None:
@@ -88,6 +105,8 @@ def test_fallbacks_wait_for_no_device() -> None:
     x = torch.empty(3, 8, device="meta")
     for out in (aten.softmax_fwd(x), aten.gelu_fwd(x, False), aten.gelu_bwd(x, x, True)):
         assert out.shape == x.shape
+    target = torch.empty(3, device="meta", dtype=torch.int64)
+    assert aten.cross_entropy_fwd(x, target, None, -100, 0.0)[0].shape == (3,)
 
 
 @pytest.mark.parametrize("causal", [False, True])

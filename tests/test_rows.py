@@ -4,6 +4,8 @@ An op that is written over csrc/row.cuh adds itself to OPS. The ladder itself is
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from conftest import emulated_world
 from oracle import check_op
 from torch import Tensor
 
-from fusedformer import layer_norm, softmax
+from fusedformer import cross_entropy, layer_norm, softmax
 
 DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
 Run = Callable[[Tensor], None]
+Options = dict[str, Any]
 
 
 def check_softmax(x: Tensor) -> None:
@@ -33,9 +36,19 @@ def check_layer_norm(x: Tensor) -> None:
     check_op(layer_norm, lambda x: F.layer_norm(x, (n,)), [x], names=names[:1])
 
 
+def check_cross_entropy(x: Tensor) -> None:
+    """With and without smoothing; its backward has no rungs."""
+    target = torch.randint(x.shape[-1], x.shape[:-1], generator=torch.Generator().manual_seed(2))
+    for smoothing in (0.0, 0.1):
+        # Of one class, loss and gradient are 0 but for rounding, and there is nothing to judge by.
+        options: Options = {"reduction": "none", "label_smoothing": smoothing if x.shape[-1] > 1 else 0.0}
+        check_op(partial(cross_entropy, **options), partial(F.cross_entropy, **options), [x, target])
+
+
 OPS = [
     pytest.param(check_softmax, marks=pytest.mark.op("softmax"), id="softmax"),
     pytest.param(check_layer_norm, marks=pytest.mark.op("layer_norm"), id="layer_norm"),
+    pytest.param(check_cross_entropy, marks=pytest.mark.op("cross_entropy"), id="cross_entropy"),
 ]
 # Threads (of one block), vectors held by each and blocks; 0 blocks are lanes of a warp, 0 vectors are streaming.
 RUNGS = [

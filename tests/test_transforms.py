@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 import fusedformer
-from fusedformer import gelu, layer_norm, softmax
+from fusedformer import cross_entropy, gelu, layer_norm, softmax
 
 Function = Callable[[Tensor], Tensor]
 
@@ -32,6 +32,20 @@ OPS: dict[str, tuple[Function, Function]] = {
         lambda w: F.layer_norm(TANGENT, (5,), w.flatten()[:5], BIAS),
     ),
 }
+
+TARGET = torch.tensor(3)
+
+
+def z_losses(x: Tensor) -> Tensor:
+    return cross_entropy(x, TARGET.expand(x.shape[:-1]), weight=WEIGHT.abs(), z_loss=0.1, reduction="none")
+
+
+def torch_z_losses(x: Tensor) -> Tensor:
+    # By its definition: vmap takes targets of no dimension for class probabilities in F.cross_entropy.
+    return WEIGHT[3].abs() * (x.logsumexp(-1) - x[..., 3]) + 0.1 * x.logsumexp(-1).square()
+
+
+OPS["cross_entropy"] = (z_losses, torch_z_losses)
 
 
 def scalar(f: Function) -> Function:

@@ -12,6 +12,7 @@ from fusedformer.kernels.attention.flash_attn import (
 )
 from fusedformer.kernels.attention.op import attention, attention_backward
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
+from fusedformer.kernels.cross_entropy import cross_entropy
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_backward",
+    "cross_entropy",
     "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",

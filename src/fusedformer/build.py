@@ -146,7 +146,7 @@ def build_extension(
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         compiles = []
-        for source in (*sorted(csrc.glob("*.cu")), csrc / "register.cpp"):
+        for source in _sources(csrc):
             object_file = folder / f"{source.name}.o"
             command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
             # In quotes, for nvcc hands them to a shell, and folders have spaces.
@@ -182,7 +182,7 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
     with _locked(cache_dir / "lock"):
         if not library.is_file():
-            compile_emulated((*sorted(csrc.glob("*.cu")), csrc / "register.cpp"), library, csrc=csrc)
+            compile_emulated(_sources(csrc), library, csrc=csrc)
     return library
 
 
@@ -260,6 +260,10 @@ def demangle(names: Sequence[str]) -> list[str]:
         return list(names)
     plain = _execute(("c++filt", *names)).replace("(anonymous namespace)::", "").splitlines()
     return [re.sub(r"\w+::", "", re.sub(r"\(.*", "", name).removeprefix("void ")) for name in plain]
+
+
+def _sources(csrc: Path) -> list[Path]:
+    return [*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp"))]
 
 
 def _site_packages() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fusedformer.kernels.cross_entropy import REDUCTIONS, cross_entropy
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
 from fusedformer.kernels.softmax import softmax
@@ -38,3 +39,39 @@ class GELU(nn.GELU):
     def forward(self, input: Tensor) -> Tensor:
         """GELU of every element of `input`."""
         return gelu(input, self.approximate)
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """`torch.nn.CrossEntropyLoss` of class indices through `fusedformer.cross_entropy`, with its `z_loss`.
+
+    Where there are more than two dimensions, classes are the second one, as in `torch.nn`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+    ) -> None:
+        if size_average is not None or reduce is not None:
+            given = f"size_average is {size_average}, reduce is {reduce}"
+            raise ValueError(f"CrossEntropyLoss: {given}: long deprecated, use reduction, one of {REDUCTIONS}")
+        super().__init__(weight, None, ignore_index, None, reduction, label_smoothing)
+        self.z_loss = z_loss
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input`, (C,), (N, C) or (N, C, d1, ...), and of classes `target`, (), (N,) or (N, d1, ...)."""
+        return cross_entropy(
+            input.movedim(1, -1) if input.dim() > 1 else input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            reduction=self.reduction,
+        )

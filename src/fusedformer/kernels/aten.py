@@ -57,6 +57,19 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     return _aten._softmax_backward_data(dy, y, -1, y.dtype).contiguous()
 
 
+def cross_entropy_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.cross_entropy_fwd`; on the CPU, where a look at the targets is cheap, they are checked."""
+    if target.is_cpu:
+        classes = logits.shape[-1]
+        wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+        if len(wrong) > 0:
+            expected = f"expected 0 to {classes - 1}, or {ignore_index} of rows to ignore"
+            raise ValueError(f"cross_entropy: target has {wrong[0].item()}, {expected}")
+    return reference.cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
+
+
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:
     """As `reference.gelu_fwd`."""
     approximate = "tanh" if tanh else "none"

@@ -1,6 +1,6 @@
 """Every op in plain PyTorch: its specification, the oracle of its tests (in float64) and the CPU path.
 
-Legend: N normalised or softmax dimension, B batch, S sequence, H heads, D head dimension.
+Legend: N normalised or softmax dimension, V classes, B batch, S sequence, H heads, D head dimension.
 Statistics and sums are fp32 whatever the input, float64 for a float64 input; outputs have the input's dtype and are
 contiguous. Every function here is made of differentiable PyTorch, which is how the backward ops get a derivative.
 """
@@ -67,6 +67,61 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     dy_wide, y_wide = dy.to(wide), y.to(wide)
     dx = y_wide * (dy_wide - (dy_wide * y_wide).sum(-1, keepdim=True))
     return dx.to(y.dtype).contiguous()
+
+
+def cross_entropy_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row: loss and logsumexp, both 0 of an ignored one; the maximum, and the sum of the exponentials to it.
+
+    The loss is NaN where the target is no class.
+    """
+    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    # Zeros in place of an ignored row keep its values out of the gradients.
+    wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
+    maximum = wide.amax(-1)
+    total = (wide - maximum.unsqueeze(-1)).exp().sum(-1)
+    log_sum = total.log()
+    loss = (1 - label_smoothing) * w_target * (maximum - wide.gather(-1, index).squeeze(-1) + log_sum)
+    if label_smoothing > 0:
+        distances = (maximum.unsqueeze(-1) - wide) + log_sum.unsqueeze(-1)
+        loss = loss + label_smoothing / logits.shape[-1] * (w * distances).sum(-1)
+    lse = (maximum + log_sum).masked_fill(~kept, 0.0)
+    return loss.masked_fill(~kept, 0.0).contiguous(), lse.contiguous(), maximum.contiguous(), total.contiguous()
+
+
+def cross_entropy_bwd(
+    dloss: Tensor,
+    dlse: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    maximum: Tensor,
+    total: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    """dlogits = (dloss * sum(labels) + dlse) * softmax - dloss * labels, with labels weighted and smoothed."""
+    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
+    each, at_target = label_smoothing / logits.shape[-1] * w, (1 - label_smoothing) * w_target
+    scale = dloss * (at_target + each.sum())
+    scale = scale if dlse is None else scale + dlse
+    dlogits = (scale / total).unsqueeze(-1) * (wide - maximum.unsqueeze(-1)).exp()
+    if label_smoothing > 0:
+        dlogits = dlogits - dloss.unsqueeze(-1) * each
+    dlogits = dlogits.scatter_add(-1, index, -(dloss * at_target).unsqueeze(-1))
+    return dlogits.masked_fill(~kept.unsqueeze(-1), 0.0).to(logits.dtype).contiguous()
+
+
+def _labels(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Targets to index with, (..., 1); which rows are kept; weights, (V,); those of the targets, NaN of no class."""
+    classes, kept = logits.shape[-1], target != ignore_index
+    w = logits.new_ones(classes, dtype=accumulate_dtype(logits.dtype)) if weight is None else weight
+    index = target.clamp(0, classes - 1)
+    return index.unsqueeze(-1), kept, w, w[index].masked_fill(kept & (index != target), math.nan)
 
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:

@@ -10,6 +10,8 @@ from fusedformer.benchmarks.static.row import StaticRow, measured
 
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
 _MAIN_PATH = ("_fwd_kernel", "_bwd_kernel", "_bwd_input_kernel")
+# Of these, kernels that write no tensor of rows.
+_REDUCTIONS = ("cross_entropy_fwd_kernel",)
 
 
 def unavailable() -> str:
@@ -34,8 +36,6 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
     for kernel in resources:
         name, _, arguments = kernel.name.removesuffix(">").partition("<")
         figures = measured(kernel, mixes[kernel.name])
-        vectorized = name.endswith(_MAIN_PATH)
-        rows.append(
-            StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures)
-        )
+        figures |= {"vectorized": name.endswith(_MAIN_PATH), "reduces": name in _REDUCTIONS}
+        rows.append(StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, **figures))
     return rows

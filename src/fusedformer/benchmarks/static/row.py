@@ -43,6 +43,7 @@ class StaticRow:
     local_accesses: int = 0
     narrow_offsets: int | None = None  # address computations with 32-bit offsets; not known of .cu kernels
     vectorized: bool = False  # whether 128-bit loads and stores are required
+    reduces: bool = False  # whether it stores a few numbers for each row, so loads alone are
     warnings: tuple[str, ...] = ()  # what ptxas warned of
     error: str = ""  # why it did not compile
     skipped: str = ""  # why it was not tried
@@ -67,7 +68,7 @@ class StaticRow:
             f"{self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}": self.shared_bytes > limit,
             f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
-            "no 128-bit global store": self.vectorized and not self.global_stores_128,
+            "no 128-bit global store": self.vectorized and not self.reduces and not self.global_stores_128,
         }
         serialized = tuple(warning for warning in self.warnings if _SERIALIZED.search(warning))
         return tuple(problem for problem, is_found in found.items() if is_found) + serialized
