@@ -37,12 +37,14 @@ TARGET = torch.tensor(3)
 
 
 def z_losses(x: Tensor) -> Tensor:
-    return cross_entropy(x, TARGET.expand(x.shape[:-1]), weight=WEIGHT.abs(), z_loss=0.1, reduction="none")
+    loss = cross_entropy(x, TARGET.expand(x.shape[:-1]), weight=WEIGHT.abs(), z_loss=0.1, reduction="none")
+    return loss.unsqueeze(-1)
 
 
 def torch_z_losses(x: Tensor) -> Tensor:
-    # By its definition: vmap takes targets of no dimension for class probabilities in F.cross_entropy.
-    return WEIGHT[3].abs() * (x.logsumexp(-1) - x[..., 3]) + 0.1 * x.logsumexp(-1).square()
+    # By its definition: F.cross_entropy would have classes in another dimension.
+    lse = x.logsumexp(-1, keepdim=True)
+    return WEIGHT[3].abs() * (lse - x[..., 3:4]) + 0.1 * lse.square()
 
 
 OPS["cross_entropy"] = (z_losses, torch_z_losses)
