@@ -6,11 +6,12 @@
 
 namespace fusedformer {
 
+inline constexpr float kLog2E = 1.44269504f;
+
 // exp(x) for results of type T. The rounding of log2(e) x is far below what 16 bits show, and costs fp32 3 ulp at
 // x = -10: there expf has the instructions to spare, for its elements take twice the time to come.
 template <class T>
 __device__ float exp_for(float x) {
-  constexpr float kLog2E = 1.44269504f;
   if constexpr (sizeof(T) == sizeof(float)) {
     return expf(x);
   } else {
@@ -18,11 +19,20 @@ __device__ float exp_for(float x) {
   }
 }
 
-// The largest of some numbers and the sum of their exponentials relative to it.
-template <class T>
+// The largest of some numbers and the sum of their exponentials relative to it: powers of e for results of type T, or
+// of 2, where the numbers have been multiplied by log2(e) already.
+template <class T, bool kBase2 = false>
 struct MaxSum {
   float max = -INFINITY;
   float sum = 0.0f;
+
+  static __device__ float power(float x) {
+    if constexpr (kBase2) {
+      return exp2_approx(x);
+    } else {
+      return exp_for<T>(x);
+    }
+  }
 
   // What is subtracted in exponents: while only -inf was seen, not max, for -inf - -inf is NaN.
   __device__ float shift() const { return max == -INFINITY ? 0.0f : max; }
@@ -33,7 +43,7 @@ struct MaxSum {
     const MaxSum larger = keep ? *this : other;
     const MaxSum smaller = keep ? other : *this;
     max = larger.max;
-    sum = larger.sum + smaller.sum * exp_for<T>(smaller.max - larger.shift());
+    sum = larger.sum + smaller.sum * power(smaller.max - larger.shift());
   }
 
   template <int kColumns>
@@ -42,7 +52,7 @@ struct MaxSum {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) chunk.max = fmaxf(chunk.max, x[i]);
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) chunk.sum += exp_for<T>(x[i] - chunk.shift());
+    for (int i = 0; i < kColumns; ++i) chunk.sum += power(x[i] - chunk.shift());
     merge(chunk);
   }
 };

@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <optional>
 
 namespace fusedformer {
 
@@ -27,6 +28,17 @@ cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, 
 // dx = y (dy - sum(dy y)); dy, y, dx: (rows, n).
 cudaError_t softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
                         cudaStream_t stream);
+
+// y = softmax(scale x + mask) over each row, 0 where hidden; x, mask: rows of n, read in place; y: (rows, n). `additive` is
+// the type of an additive mask, x's or fp32; without it, mask is boolean, true for what is seen, or null. `queries`, if
+// not 0, makes rows causal: each `queries` of them are a matrix, whose last row sees all columns.
+cudaError_t masked_softmax_fwd(DType dtype, std::optional<DType> additive, const void* x, const void* mask, void* y,
+                               std::int64_t rows, std::int64_t n, std::int64_t queries, const RowStrides& x_strides,
+                               const RowStrides& mask_strides, float scale, cudaStream_t stream);
+
+// dx = scale y (dy - sum(dy y)), 0 where y is 0 or hidden; dy, y, dx: (rows, n).
+cudaError_t masked_softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
+                               std::int64_t queries, float scale, cudaStream_t stream);
 
 enum class Gelu { kErf, kTanh };
 

@@ -111,12 +111,16 @@ inline void check_launch(cudaError_t error) {
   STD_TORCH_CHECK(false, "kernel launch failed: ", cudaGetErrorString(error));
 }
 
-inline void check_like(const Tensor& tensor, const Tensor& like, const char* names) {
+inline void check_sizes(const Tensor& tensor, const Tensor& like, const char* names) {
   const bool same_sizes = std::equal(tensor.sizes().begin(), tensor.sizes().end(), like.sizes().begin(),
                                      like.sizes().end());
   STD_TORCH_CHECK(same_sizes, names, " must have the same shape");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), names, " must have the same dtype");
   STD_TORCH_CHECK(tensor.device() == like.device(), names, " must be on the same device");
+}
+
+inline void check_like(const Tensor& tensor, const Tensor& like, const char* names) {
+  check_sizes(tensor, like, names);
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), names, " must have the same dtype");
 }
 
 // The last dimension is a row.

@@ -4,7 +4,9 @@
 namespace {
 
 using namespace fusedformer::registration;
+using fusedformer::DType;
 using fusedformer::Labels;
+using fusedformer::RowStrides;
 
 Tensor softmax_fwd(const Tensor& x) {
   const Rows shape(x);
@@ -22,6 +24,41 @@ Tensor softmax_bwd(const Tensor& dy, const Tensor& y) {
   const Tensor dy_rows = in_rows(dy), y_rows = in_rows(y), dx = new_output_like(y);
   check_launch(fusedformer::softmax_bwd(dtype_of(y), dy_rows.const_data_ptr(), y_rows.const_data_ptr(),
                                         dx.mutable_data_ptr(), shape.rows, shape.n, device.stream()));
+  return dx;
+}
+
+// Rows of a matrix, if it is to be causal, else 0.
+std::int64_t queries_of(const Tensor& x, bool causal) {
+  STD_TORCH_CHECK(!causal || x.dim() >= 2, "causal is of the last two dimensions, and there are ", x.dim());
+  return causal ? x.size(x.dim() - 2) : 0;
+}
+
+Tensor masked_softmax_fwd(const Tensor& x, const std::optional<Tensor>& mask, bool causal, double scale) {
+  const Rows shape(x);
+  const OnDeviceOf device(x);
+  const RowsInPlace x_rows(x);
+  const std::optional<RowsInPlace> mask_rows = mask ? std::optional<RowsInPlace>(*mask) : std::nullopt;
+  std::optional<DType> additive;
+  if (mask) {
+    check_sizes(*mask, x, "mask and x");
+    if (mask->scalar_type() != ScalarType::Bool) additive = dtype_of(*mask);
+  }
+  const Tensor y = new_output_like(x);
+  check_launch(fusedformer::masked_softmax_fwd(
+      dtype_of(x), additive, x_rows.tensor.const_data_ptr(), mask ? mask_rows->tensor.const_data_ptr() : nullptr,
+      y.mutable_data_ptr(), shape.rows, shape.n, queries_of(x, causal), x_rows.strides,
+      mask ? mask_rows->strides : RowStrides{}, static_cast<float>(scale), device.stream()));
+  return y;
+}
+
+Tensor masked_softmax_bwd(const Tensor& dy, const Tensor& y, bool causal, double scale) {
+  check_like(dy, y, "dy and y");
+  const Rows shape(y);
+  const OnDeviceOf device(y);
+  const Tensor dy_rows = in_rows(dy), y_rows = in_rows(y), dx = new_output_like(y);
+  check_launch(fusedformer::masked_softmax_bwd(dtype_of(y), dy_rows.const_data_ptr(), y_rows.const_data_ptr(),
+                                               dx.mutable_data_ptr(), shape.rows, shape.n, queries_of(y, causal),
+                                               static_cast<float>(scale), device.stream()));
   return dx;
 }
 
@@ -97,6 +134,8 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const std::optional<Tensor>& dlse,
 STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, library) {
   library.impl("softmax_fwd", TORCH_BOX(&softmax_fwd));
   library.impl("softmax_bwd", TORCH_BOX(&softmax_bwd));
+  library.impl("masked_softmax_fwd", TORCH_BOX(&masked_softmax_fwd));
+  library.impl("masked_softmax_bwd", TORCH_BOX(&masked_softmax_bwd));
   library.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd));
   library.impl("cross_entropy_bwd", TORCH_BOX(&cross_entropy_bwd));
 }

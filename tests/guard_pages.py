@@ -36,6 +36,9 @@ def calls_in_rows(op: str) -> Iterator[Call]:
         x, weight, bias = (randn(*shape, dtype=dtype) for shape in [(ROWS, length), (length,), (length,)])
         if op == "softmax":
             yield softmax, [x]
+        elif op == "masked_softmax":
+            yield functools.partial(softmax, mask=torch.rand(ROWS, length) < 0.7, causal=True), [x]
+            yield functools.partial(softmax, mask=bias.detach()), [x]
         elif op == "gelu":
             yield gelu, [x]
         elif op == "cross_entropy":

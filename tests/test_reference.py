@@ -48,6 +48,21 @@ def test_softmax() -> None:
     assert torch.equal(reference.softmax_fwd(hidden), torch.zeros_like(hidden))
 
 
+@pytest.mark.op("masked_softmax")
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_softmax(causal: bool) -> None:
+    x, dy, bias = randn(2, 3, 5).requires_grad_(), randn(2, 3, 5, seed=1), randn(2, 3, 5, seed=2)
+    future = torch.ones(3, 5, dtype=torch.bool).triu(3) & causal
+    bias[0, 1, 2] = -math.inf
+    for mask in (bias, bias < 0.5):
+        added = bias if mask is bias else torch.zeros_like(bias).masked_fill(~mask, -math.inf)
+        expected = F.softmax((0.7 * x + added).masked_fill(future, -math.inf), -1)
+        y = reference.masked_softmax_fwd(x.detach(), mask, causal, 0.7)
+        torch.testing.assert_close(y, expected)
+        got = reference.masked_softmax_bwd(dy, y, causal, 0.7)
+        torch.testing.assert_close(got, gradients(expected, [x], dy)[0])
+
+
 @pytest.mark.op("cross_entropy")
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 1.5, 9, dtype=torch.float64)])

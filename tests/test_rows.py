@@ -25,6 +25,22 @@ def check_softmax(x: Tensor) -> None:
     check_op(softmax, lambda x: F.softmax(x, dim=-1), [x])
 
 
+def check_masked_softmax(x: Tensor) -> None:
+    """Causal, with an unaligned boolean mask and with an additive one in x's dtype and in float32."""
+    rows, n = x.shape
+    seen = torch.rand(rows * n + 1, generator=torch.Generator().manual_seed(2)) < 0.7
+    seen = seen[1:].view(rows, n).index_fill(1, torch.zeros(1, dtype=torch.int64), True)
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(3)).bfloat16()
+
+    def plain(x: Tensor) -> Tensor:
+        future = torch.ones_like(seen).triu(n - rows + 1)
+        return F.softmax((0.7 * x + bias.to(x)).masked_fill(future, -torch.inf), dim=-1).nan_to_num(0.0)
+
+    check_op(lambda x: softmax(x, mask=seen), lambda x: F.softmax(x.masked_fill(~seen, -torch.inf), dim=-1), [x])
+    check_op(lambda x: softmax(x, mask=bias.to(x.dtype), scale=0.7, causal=True), plain, [x])
+    check_op(lambda x: softmax(x, mask=bias.float(), scale=0.7, causal=True), plain, [x])
+
+
 def check_layer_norm(x: Tensor) -> None:
     """With unaligned weights in x's dtype, with float32 weights and with none."""
     n = x.shape[-1]
@@ -47,6 +63,7 @@ def check_cross_entropy(x: Tensor) -> None:
 
 OPS = [
     pytest.param(check_softmax, marks=pytest.mark.op("softmax"), id="softmax"),
+    pytest.param(check_masked_softmax, marks=pytest.mark.op("masked_softmax"), id="masked_softmax"),
     pytest.param(check_layer_norm, marks=pytest.mark.op("layer_norm"), id="layer_norm"),
     pytest.param(check_cross_entropy, marks=pytest.mark.op("cross_entropy"), id="cross_entropy"),
 ]

@@ -26,6 +26,10 @@ OPS: dict[str, tuple[Function, Function]] = {
     "gelu-tanh": (lambda x: gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh")),
     "softmax": (softmax, lambda x: F.softmax(x, -1)),
     "softmax-dim-0": (lambda x: softmax(x, 0), lambda x: F.softmax(x, 0)),
+    "softmax-masked": (
+        lambda x: softmax(x, scale=0.5, mask=BIAS),
+        lambda x: F.softmax(0.5 * x + BIAS, -1),
+    ),
     "layer_norm": (lambda x: layer_norm(x, WEIGHT, BIAS), lambda x: F.layer_norm(x, (5,), WEIGHT, BIAS)),
     "layer_norm-of-weight": (
         lambda w: layer_norm(TANGENT, w.flatten()[:5], BIAS),

@@ -69,6 +69,39 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     return dx.to(y.dtype).contiguous()
 
 
+def masked_softmax_fwd(x: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """softmax(scale * x + mask) over the last dimension; what is hidden, by False, -inf or causal, does not count."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    hidden = _future(x) if causal else torch.zeros((), dtype=torch.bool, device=x.device)
+    bias = None
+    if mask is not None and mask.dtype == torch.bool:
+        hidden = hidden | ~mask
+    elif mask is not None:
+        hidden = hidden | (mask == -math.inf)
+        bias = mask.to(wide.dtype).masked_fill(hidden, 0.0)
+    # Zeros in place of what is hidden keep its values out of the gradients.
+    scores = wide.masked_fill(hidden, 0.0) * scale
+    scores = scores if bias is None else scores + bias
+    y = softmax_fwd(scores.masked_fill(hidden, -math.inf))
+    y = y.masked_fill(_future(x), 0.0) if causal else y
+    return y.to(x.dtype).contiguous()
+
+
+def masked_softmax_bwd(dy: Tensor, y: Tensor, causal: bool, scale: float) -> Tensor:
+    """dx = scale * y * (dy - sum(dy * y)), 0 where y is 0 or causal hides it, whatever dy is there."""
+    hidden = y == 0
+    wide = accumulate_dtype(y.dtype)
+    dx = softmax_bwd(dy.to(wide).masked_fill(hidden, 0.0), y.to(wide)) * scale
+    dx = dx.masked_fill(_future(y), 0.0) if causal else dx
+    return dx.to(y.dtype).contiguous()
+
+
+def _future(x: Tensor) -> Tensor:
+    """Where causal hides: right of the diagonal that ends in the last column of the last row."""
+    queries, keys = x.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=x.device).triu(keys - queries + 1)
+
+
 def cross_entropy_fwd(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
