@@ -29,6 +29,14 @@ cudaError_t softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, 
 cudaError_t softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
                         cudaStream_t stream);
 
+// y = log(softmax(x)) over each row; x, y: (rows, n).
+cudaError_t log_softmax_fwd(DType dtype, const void* x, void* y, std::int64_t rows, std::int64_t n,
+                            cudaStream_t stream);
+
+// dx = dy - exp(y) sum(dy); dy, y, dx: (rows, n).
+cudaError_t log_softmax_bwd(DType dtype, const void* dy, const void* y, void* dx, std::int64_t rows, std::int64_t n,
+                            cudaStream_t stream);
+
 // y = softmax(scale x + mask) over each row, 0 where hidden; x, mask: rows of n, read in place; y: (rows, n). `additive` is
 // the type of an additive mask, x's or fp32; without it, mask is boolean, true for what is seen, or null. `queries`, if
 // not 0, makes rows causal: each `queries` of them are a matrix, whose last row sees all columns.

@@ -8,23 +8,33 @@ using fusedformer::DType;
 using fusedformer::Labels;
 using fusedformer::RowStrides;
 
-Tensor softmax_fwd(const Tensor& x) {
+// Softmax and its logarithm have launchers alike.
+template <class Launcher>
+Tensor forward_of_rows(Launcher launcher, const Tensor& x) {
   const Rows shape(x);
   const OnDeviceOf device(x);
   const Tensor x_rows = in_rows(x), y = new_output_like(x);
-  check_launch(fusedformer::softmax_fwd(dtype_of(x), x_rows.const_data_ptr(), y.mutable_data_ptr(), shape.rows,
-                                        shape.n, device.stream()));
+  check_launch(launcher(dtype_of(x), x_rows.const_data_ptr(), y.mutable_data_ptr(), shape.rows, shape.n,
+                        device.stream()));
   return y;
 }
 
-Tensor softmax_bwd(const Tensor& dy, const Tensor& y) {
+template <class Launcher>
+Tensor backward_of_rows(Launcher launcher, const Tensor& dy, const Tensor& y) {
   check_like(dy, y, "dy and y");
   const Rows shape(y);
   const OnDeviceOf device(y);
   const Tensor dy_rows = in_rows(dy), y_rows = in_rows(y), dx = new_output_like(y);
-  check_launch(fusedformer::softmax_bwd(dtype_of(y), dy_rows.const_data_ptr(), y_rows.const_data_ptr(),
-                                        dx.mutable_data_ptr(), shape.rows, shape.n, device.stream()));
+  check_launch(launcher(dtype_of(y), dy_rows.const_data_ptr(), y_rows.const_data_ptr(), dx.mutable_data_ptr(),
+                        shape.rows, shape.n, device.stream()));
   return dx;
+}
+
+Tensor softmax_fwd(const Tensor& x) { return forward_of_rows(fusedformer::softmax_fwd, x); }
+Tensor softmax_bwd(const Tensor& dy, const Tensor& y) { return backward_of_rows(fusedformer::softmax_bwd, dy, y); }
+Tensor log_softmax_fwd(const Tensor& x) { return forward_of_rows(fusedformer::log_softmax_fwd, x); }
+Tensor log_softmax_bwd(const Tensor& dy, const Tensor& y) {
+  return backward_of_rows(fusedformer::log_softmax_bwd, dy, y);
 }
 
 // Rows of a matrix, if it is to be causal, else 0.
@@ -52,14 +62,12 @@ Tensor masked_softmax_fwd(const Tensor& x, const std::optional<Tensor>& mask, bo
 }
 
 Tensor masked_softmax_bwd(const Tensor& dy, const Tensor& y, bool causal, double scale) {
-  check_like(dy, y, "dy and y");
-  const Rows shape(y);
-  const OnDeviceOf device(y);
-  const Tensor dy_rows = in_rows(dy), y_rows = in_rows(y), dx = new_output_like(y);
-  check_launch(fusedformer::masked_softmax_bwd(dtype_of(y), dy_rows.const_data_ptr(), y_rows.const_data_ptr(),
-                                               dx.mutable_data_ptr(), shape.rows, shape.n, queries_of(y, causal),
-                                               static_cast<float>(scale), device.stream()));
-  return dx;
+  const auto launcher = [&](DType dtype, const void* dy_rows, const void* y_rows, void* dx, std::int64_t rows,
+                            std::int64_t n, cudaStream_t stream) {
+    return fusedformer::masked_softmax_bwd(dtype, dy_rows, y_rows, dx, rows, n, queries_of(y, causal),
+                                           static_cast<float>(scale), stream);
+  };
+  return backward_of_rows(launcher, dy, y);
 }
 
 // Class weights and targets of the rows of logits, contiguous, and what of them the kernels take.
@@ -134,6 +142,8 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const std::optional<Tensor>& dlse,
 STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, library) {
   library.impl("softmax_fwd", TORCH_BOX(&softmax_fwd));
   library.impl("softmax_bwd", TORCH_BOX(&softmax_bwd));
+  library.impl("log_softmax_fwd", TORCH_BOX(&log_softmax_fwd));
+  library.impl("log_softmax_bwd", TORCH_BOX(&log_softmax_bwd));
   library.impl("masked_softmax_fwd", TORCH_BOX(&masked_softmax_fwd));
   library.impl("masked_softmax_bwd", TORCH_BOX(&masked_softmax_bwd));
   library.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd));

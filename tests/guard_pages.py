@@ -18,7 +18,7 @@ os.environ["FUSEDFORMER_EMULATE"] = "1"
 import torch
 from torch import Tensor
 
-from fusedformer import attention, cross_entropy, flash_attn_with_kvcache, gelu, layer_norm, softmax
+from fusedformer import attention, cross_entropy, flash_attn_with_kvcache, gelu, layer_norm, log_softmax, softmax
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LENGTHS = (1, 2, 7, 8, 33, 127, 1000, 1024, 1025, 4097)
@@ -36,6 +36,8 @@ def calls_in_rows(op: str) -> Iterator[Call]:
         x, weight, bias = (randn(*shape, dtype=dtype) for shape in [(ROWS, length), (length,), (length,)])
         if op == "softmax":
             yield softmax, [x]
+        elif op == "log_softmax":
+            yield log_softmax, [x]
         elif op == "masked_softmax":
             yield functools.partial(softmax, mask=torch.rand(ROWS, length) < 0.7, causal=True), [x]
             yield functools.partial(softmax, mask=bias.detach()), [x]

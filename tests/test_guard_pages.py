@@ -30,7 +30,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("side", ["end", "start"])
 @pytest.mark.parametrize(
-    "op", ["softmax", "masked_softmax", "layer_norm", "cross_entropy", "gelu", "attention", "decode"]
+    "op", ["softmax", "log_softmax", "masked_softmax", "layer_norm", "cross_entropy", "gelu", "attention", "decode"]
 )
 def test_stays_inside_its_tensors(library: Path, op: str, side: str) -> None:
     result = run("guard_pages.py", library, op, side)

@@ -27,6 +27,7 @@ PAIRS: list[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
         (3, 24),
     ),
     ("Softmax", lambda: nn.Softmax(dim=1), lambda: fusedformer.nn.Softmax(dim=1), (3, 5, 24)),
+    ("LogSoftmax", lambda: nn.LogSoftmax(dim=1), lambda: fusedformer.nn.LogSoftmax(dim=1), (3, 5, 24)),
     ("GELU", nn.GELU, fusedformer.nn.GELU, (3, 24)),
     ("GELU-tanh", lambda: nn.GELU("tanh"), lambda: fusedformer.nn.GELU("tanh"), (3, 24)),
 ]
@@ -64,6 +65,7 @@ def test_drop_in(
 def test_softmax_of_an_implicit_dimension(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fusedformer.nn.Softmax()(x), nn.Softmax()(x))
+    torch.testing.assert_close(fusedformer.nn.LogSoftmax()(x), nn.LogSoftmax()(x))
 
 
 def test_copies_and_pickles() -> None:

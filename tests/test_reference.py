@@ -48,6 +48,17 @@ def test_softmax() -> None:
     assert torch.equal(reference.softmax_fwd(hidden), torch.zeros_like(hidden))
 
 
+@pytest.mark.op("log_softmax")
+def test_log_softmax() -> None:
+    x, dy = randn(4, 9).requires_grad_(), randn(4, 9, seed=1)
+    expected = F.log_softmax(x, -1)
+    y = reference.log_softmax_fwd(x.detach())
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(reference.log_softmax_bwd(dy, y), gradients(expected, [x], dy)[0])
+    hidden = torch.full((2, 9), -math.inf, dtype=torch.float64)
+    assert torch.equal(reference.log_softmax_fwd(hidden), hidden)
+
+
 @pytest.mark.op("masked_softmax")
 @pytest.mark.parametrize("causal", [False, True])
 def test_masked_softmax(causal: bool) -> None:
@@ -103,6 +114,9 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
         ("softmax_fwd", (x.transpose(0, 2),)),
         ("softmax_fwd", (torch.full((2, 3), -math.inf),)),
         ("softmax_bwd", (dy, x)),
+        ("log_softmax_fwd", (x.transpose(0, 2),)),
+        ("log_softmax_fwd", (torch.full((2, 3), -math.inf),)),
+        ("log_softmax_bwd", (dy, x)),
         ("gelu_fwd", (x.transpose(0, 1), True)),
         ("gelu_bwd", (dy, x, False)),
         ("gelu_fwd", (torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38]), False)),

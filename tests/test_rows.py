@@ -14,7 +14,7 @@ from conftest import emulated_world
 from oracle import check_op
 from torch import Tensor
 
-from fusedformer import cross_entropy, layer_norm, softmax
+from fusedformer import cross_entropy, layer_norm, log_softmax, softmax
 
 DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
 Run = Callable[[Tensor], None]
@@ -23,6 +23,10 @@ Options = dict[str, Any]
 
 def check_softmax(x: Tensor) -> None:
     check_op(softmax, lambda x: F.softmax(x, dim=-1), [x])
+
+
+def check_log_softmax(x: Tensor) -> None:
+    check_op(log_softmax, lambda x: F.log_softmax(x, dim=-1), [x])
 
 
 def check_masked_softmax(x: Tensor) -> None:
@@ -63,6 +67,7 @@ def check_cross_entropy(x: Tensor) -> None:
 
 OPS = [
     pytest.param(check_softmax, marks=pytest.mark.op("softmax"), id="softmax"),
+    pytest.param(check_log_softmax, marks=pytest.mark.op("log_softmax"), id="log_softmax"),
     pytest.param(check_masked_softmax, marks=pytest.mark.op("masked_softmax"), id="masked_softmax"),
     pytest.param(check_layer_norm, marks=pytest.mark.op("layer_norm"), id="layer_norm"),
     pytest.param(check_cross_entropy, marks=pytest.mark.op("cross_entropy"), id="cross_entropy"),

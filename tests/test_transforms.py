@@ -10,7 +10,7 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 
 import fusedformer
-from fusedformer import cross_entropy, gelu, layer_norm, softmax
+from fusedformer import cross_entropy, gelu, layer_norm, log_softmax, softmax
 
 Function = Callable[[Tensor], Tensor]
 
@@ -26,6 +26,7 @@ OPS: dict[str, tuple[Function, Function]] = {
     "gelu-tanh": (lambda x: gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh")),
     "softmax": (softmax, lambda x: F.softmax(x, -1)),
     "softmax-dim-0": (lambda x: softmax(x, 0), lambda x: F.softmax(x, 0)),
+    "log_softmax": (log_softmax, lambda x: F.log_softmax(x, -1)),
     "softmax-masked": (
         lambda x: softmax(x, scale=0.5, mask=BIAS),
         lambda x: F.softmax(0.5 * x + BIAS, -1),

@@ -16,6 +16,7 @@ from fusedformer.kernels.cross_entropy import cross_entropy
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.log_softmax import log_softmax
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
@@ -45,6 +46,7 @@ __all__ = [
     "flash_attn_with_kvcache",
     "gelu",
     "layer_norm",
+    "log_softmax",
     "nn",
     "scaled_dot_product_attention",
     "softmax",

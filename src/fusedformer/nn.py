@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from fusedformer.kernels.cross_entropy import REDUCTIONS, cross_entropy
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.log_softmax import log_softmax
 from fusedformer.kernels.softmax import softmax
 
 
@@ -29,8 +30,15 @@ class Softmax(nn.Softmax):
 
     def forward(self, input: Tensor) -> Tensor:
         """Softmax of `input` along `self.dim`; None means what it means to PyTorch, 0 for 1-D and 3-D and else 1."""
-        implicit = 0 if input.dim() in (0, 1, 3) else 1
-        return softmax(input, implicit if self.dim is None else self.dim)
+        return softmax(input, _implicit_dim(input) if self.dim is None else self.dim)
+
+
+class LogSoftmax(nn.LogSoftmax):
+    """`torch.nn.LogSoftmax` through `fusedformer.log_softmax`; rows of -inf alone give -inf."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logarithm of the softmax of `input` along `self.dim`; None as in Softmax."""
+        return log_softmax(input, _implicit_dim(input) if self.dim is None else self.dim)
 
 
 class GELU(nn.GELU):
@@ -75,3 +83,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             z_loss=self.z_loss,
             reduction=self.reduction,
         )
+
+
+def _implicit_dim(input: Tensor) -> int:
+    return 0 if input.dim() in (0, 1, 3) else 1

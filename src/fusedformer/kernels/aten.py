@@ -44,12 +44,26 @@ def layer_norm_bwd(
 
 def softmax_fwd(x: Tensor) -> Tensor:
     """As `reference.softmax_fwd`."""
-    y = torch.softmax(x, dim=-1)
-    # A row of -inf alone is NaN in every place, so the first place tells whether any row needs a second look. Asking
-    # costs less than the look on the CPU alone: another device would have to be waited for.
+    return _mend_rows(torch.softmax(x, dim=-1), x, 0.0)
+
+
+def log_softmax_fwd(x: Tensor) -> Tensor:
+    """As `reference.log_softmax_fwd`."""
+    return _mend_rows(torch.log_softmax(x, dim=-1), x, -math.inf)
+
+
+def log_softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
+    """As `reference.log_softmax_bwd`."""
+    return _aten._log_softmax_backward_data(dy, y, -1, y.dtype).contiguous()
+
+
+def _mend_rows(y: Tensor, x: Tensor, of_nothing: float) -> Tensor:
+    """`y`, which ATen computed of `x`, with `of_nothing` in place of the NaN of rows of -inf alone."""
+    # Such a row is NaN in every place, so the first place tells whether any row needs a second look. Asking costs less
+    # than the look on the CPU alone: another device would have to be waited for.
     if y.is_cpu and not y[..., :1].isnan().any():
         return y.contiguous()
-    return y.masked_fill((x == -math.inf).all(-1, keepdim=True), 0.0).contiguous()
+    return y.masked_fill((x == -math.inf).all(-1, keepdim=True), of_nothing).contiguous()
 
 
 def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:

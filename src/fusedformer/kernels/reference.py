@@ -69,6 +69,23 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     return dx.to(y.dtype).contiguous()
 
 
+def log_softmax_fwd(x: Tensor) -> Tensor:
+    """x - logsumexp(x) over the last dimension; a row of -inf alone gives -inf, not NaN."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    if x.shape[-1] == 0:
+        return x.contiguous().clone()
+    sees_nothing = (wide == -math.inf).all(-1, keepdim=True)
+    y = torch.log_softmax(wide.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(sees_nothing, -math.inf)
+    return y.to(x.dtype).contiguous()
+
+
+def log_softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
+    """dx = dy - exp(y) * sum(dy)."""
+    wide = accumulate_dtype(y.dtype)
+    dy_wide = dy.to(wide)
+    return (dy_wide - y.to(wide).exp() * dy_wide.sum(-1, keepdim=True)).to(y.dtype).contiguous()
+
+
 def masked_softmax_fwd(x: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """softmax(scale * x + mask) over the last dimension; what is hidden, by False, -inf or causal, does not count."""
     wide = x.to(accumulate_dtype(x.dtype))

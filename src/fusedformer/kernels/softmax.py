@@ -47,7 +47,9 @@ def softmax(
 
     Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
-    _check(x, dim)
+    library.check_tensor("softmax", "x", x)
+    library.check_dim("softmax", x, dim)
+    library.check_dtype("softmax", x=x)
     is_last = dim in (-1, x.dim() - 1)
     rows = x if is_last else x.movedim(dim, -1)
     if mask is None and not causal and scale == 1:
@@ -57,15 +59,6 @@ def softmax(
         mask = None if mask is None else _mask_of_rows(mask, x, dim)
         y = masked_softmax_fwd(rows, mask, bool(causal), float(scale))
     return y if is_last else y.movedim(-1, dim)
-
-
-def _check(x: Tensor, dim: int) -> None:
-    library.check_tensor("softmax", "x", x)
-    if not hasattr(dim, "__index__"):
-        raise ValueError(f"softmax: dim is {dim!r}, expected an int")
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"softmax: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
-    library.check_dtype("softmax", x=x)
 
 
 def _check_masking(x: Tensor, scale: float, mask: Tensor | None, causal: bool, is_last: bool) -> None:
