@@ -109,12 +109,16 @@ inline void check_launch(cudaError_t error) {
   STD_TORCH_CHECK(false, "kernel launch failed: ", cudaGetErrorString(error));
 }
 
-inline void check_like(const Tensor& tensor, const Tensor& like, const char* names) {
+inline void check_sizes(const Tensor& tensor, const Tensor& like, const char* names) {
   const bool same_sizes = std::equal(tensor.sizes().begin(), tensor.sizes().end(), like.sizes().begin(),
                                      like.sizes().end());
   STD_TORCH_CHECK(same_sizes, names, " must have the same shape");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), names, " must have the same dtype");
   STD_TORCH_CHECK(tensor.device() == like.device(), names, " must be on the same device");
+}
+
+inline void check_like(const Tensor& tensor, const Tensor& like, const char* names) {
+  check_sizes(tensor, like, names);
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), names, " must have the same dtype");
 }
 
 // The last dimension is a row.
@@ -138,7 +142,9 @@ inline std::optional<Tensor> parameter(const std::optional<Tensor>& tensor, cons
   return in_rows(*tensor);
 }
 
-inline const void* data_or_null(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+inline const void* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
 
 inline void check_weight_dtype(const Tensor& x, ScalarType dtype) {
   STD_TORCH_CHECK(dtype == x.scalar_type() || dtype == ScalarType::Float,
@@ -173,6 +179,47 @@ struct InRows {
 
   std::optional<std::int64_t> stride;
   Tensor tensor;
+};
+
+// Where the elements begin that the first `dims` dimensions of a tensor lead to; none if that takes too many levels.
+inline std::optional<RowStrides> leading_strides(const Tensor& tensor, std::int64_t dims) {
+  RowStrides out = {};
+  std::int64_t rows = 1, extents[RowStrides::kMaxLevels];
+  for (std::int64_t dim = dims; dim-- > 0;) {
+    const std::int64_t size = tensor.size(dim), stride = tensor.stride(dim), last = out.levels - 1;
+    if (size == 1) continue;
+    rows *= size;
+    if (last >= 0 && stride == extents[last] * out.strides[last]) {
+      extents[last] *= size;
+    } else {
+      if (out.levels == RowStrides::kMaxLevels) return std::nullopt;
+      extents[out.levels] = size;
+      out.strides[out.levels++] = stride;
+    }
+  }
+  if (out.levels > 1 && rows > std::numeric_limits<unsigned>::max()) return std::nullopt;
+  for (int level = 0; level < out.levels; ++level) out.sizes[level] = static_cast<unsigned>(extents[level]);
+  out.levels = std::max(out.levels, 1);
+  return out;
+}
+
+// A tensor of rows as it lies, if it can be read so, else a copy.
+struct RowsInPlace {
+  explicit RowsInPlace(const Tensor& x) : RowsInPlace(x, x.dim() - 1) {}
+
+  // Rows of all dimensions past the first `dims`, which are contiguous or else copied.
+  RowsInPlace(const Tensor& x, std::int64_t dims) : tensor(x) {
+    std::optional<RowStrides> found = leading_strides(x, dims);
+    if (dims < x.dim() && x.size(dims) > 1 && x.stride(dims) != 1) found.reset();
+    if (!found) {
+      tensor = torch::stable::contiguous(x);
+      found = leading_strides(tensor, dims);
+    }
+    strides = *found;
+  }
+
+  Tensor tensor;
+  RowStrides strides;
 };
 
 }  // namespace fusedformer::registration

@@ -2,59 +2,15 @@
 //
 //     y_i  = exp(x_i - max(x)) / sum_j exp(x_j - max(x))          dx_i = y_i (dy_i - sum_j dy_j y_j)
 //
-// One pass keeps max and sum together (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018,
-// algorithm 3), so that a row that is streamed is read twice and not three times, and a team meets once. Traffic, in
-// elements of a row that is held (row.cuh): 2 forward, 3 backward.
+// One pass keeps max and sum together (max_sum.cuh), so that a row that is streamed is read twice and not three times,
+// and a team meets once. Traffic, in elements of a row that is held (row.cuh): 2 forward, 3 backward.
 //
 // A row of -inf alone gives 0 and gradient 0; a NaN or +inf makes its row NaN, and no other.
 #include "launch.h"
+#include "max_sum.cuh"
 #include "row.cuh"
 
 namespace fusedformer {
-namespace {
-
-// exp(x) for results of type T. The rounding of log2(e) x is far below what 16 bits show, and costs fp32 3 ulp at
-// x = -10: there expf has the instructions to spare, for its elements take twice the time to come.
-template <class T>
-__device__ float exp_for(float x) {
-  constexpr float kLog2E = 1.44269504f;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    return expf(x);
-  } else {
-    return exp2_flushed(kLog2E * x);
-  }
-}
-
-// The largest of some numbers and the sum of their exponentials relative to it.
-template <class T>
-struct MaxSum {
-  float max = -INFINITY;
-  float sum = 0.0f;
-
-  // What is subtracted in exponents: while only -inf was seen, not max, for -inf - -inf is NaN.
-  __device__ float shift() const { return max == -INFINITY ? 0.0f : max; }
-
-  // The larger side keeps its sum as it is, so merge(a, b) and merge(b, a) give the same bits.
-  __device__ void merge(const MaxSum& other) {
-    const bool keep = max >= other.max;
-    const MaxSum larger = keep ? *this : other;
-    const MaxSum smaller = keep ? other : *this;
-    max = larger.max;
-    sum = larger.sum + smaller.sum * exp_for<T>(smaller.max - larger.shift());
-  }
-
-  template <int kColumns>
-  __device__ void add(const Floats<kColumns>& x) {
-    MaxSum chunk;
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) chunk.max = fmaxf(chunk.max, x[i]);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) chunk.sum += exp_for<T>(x[i] - chunk.shift());
-    merge(chunk);
-  }
-};
-
-}  // namespace
 
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)

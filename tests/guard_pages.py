@@ -22,9 +22,11 @@ from fusedformer import (
     add_layer_norm,
     attention,
     bias_gelu,
+    cross_entropy,
     flash_attn_with_kvcache,
     gelu,
     layer_norm,
+    log_softmax,
     rms_norm,
     softmax,
     swiglu,
@@ -46,6 +48,11 @@ def calls_in_rows(op: str) -> Iterator[Call]:
         x, weight, bias = (randn(*shape, dtype=dtype) for shape in [(ROWS, length), (length,), (length,)])
         if op == "softmax":
             yield softmax, [x]
+        elif op == "log_softmax":
+            yield log_softmax, [x]
+        elif op == "masked_softmax":
+            yield functools.partial(softmax, mask=torch.rand(ROWS, length) < 0.7, causal=True), [x]
+            yield functools.partial(softmax, mask=bias.detach()), [x]
         elif op == "gelu":
             yield gelu, [x]
         elif op == "bias_activation":
@@ -57,6 +64,12 @@ def calls_in_rows(op: str) -> Iterator[Call]:
             yield rms_norm, [x, weight]
         elif op == "add_norm":
             yield _both_of_add_layer_norm, [x, randn(ROWS, length, dtype=dtype), weight, bias]
+        elif op == "cross_entropy":
+            target = torch.arange(ROWS) * (length - 1) // (ROWS - 1)  # the first and the last class among them
+            target[1] = length  # no class
+            yield functools.partial(cross_entropy, target=target), [x]
+            weight = weight.detach().float()
+            yield functools.partial(cross_entropy, target=target, weight=weight, label_smoothing=0.1), [x]
         else:
             yield layer_norm, [x, weight, bias]
             yield layer_norm, [x]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusedformer.benchmarks.harness.accuracy import GRADIENT_FACTOR, OUTPUT_FACTOR, budget_ratio, ulp
-from fusedformer.benchmarks.harness.op import forward_backward
+from fusedformer.benchmarks.harness.op import forward_backward, in_float64
 
 largest_ratio = 0.0
 """Of the running test case; the run's closing table shows the largest of each op and world."""
@@ -28,11 +28,14 @@ def check_op(
     *,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Hold output and gradients of `op` against `plain_op` in float64, judged by `plain_op` in the same dtype."""
-    names = names or [f"d_input{index}" for index in range(len(inputs))]
+    """Hold output and gradients of `op` against `plain_op` in float64, judged by `plain_op` in the same dtype.
+
+    Inputs of integers, which have no gradient, come last.
+    """
+    names = names or [f"d_input{index}" for index, x in enumerate(inputs) if x.is_floating_point()]
     grad = torch.randn(plain_op(*inputs).shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
     got = forward_backward(op, inputs, grad)
-    exact = forward_backward(plain_op, [x.double().cpu() for x in inputs], grad.double().cpu())
+    exact = forward_backward(plain_op, [in_float64(x).cpu() for x in inputs], grad.double().cpu())
     plain = forward_backward(plain_op, inputs, grad)
     assert got[0].dtype == inputs[0].dtype
     for index, (name, *tensors) in enumerate(zip(("out", *names), got, exact, plain, strict=True)):

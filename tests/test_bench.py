@@ -72,7 +72,10 @@ class TestGate:
             problem = problem_of(op, case)
             for function in (op.contenders["ours"], op.plain):
                 ratios = problem.error_ratios(function)
-                assert list(ratios) == ["out", *(f"d{name}" for name in op.input_names)]
+                assert list(ratios) == [
+                    "out",
+                    *(f"d{name}" for name in op.input_names if name not in ("target", "seen")),
+                ]
                 assert all(ratio <= 1 for ratio in ratios.values())
 
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)

@@ -30,7 +30,21 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("side", ["end", "start"])
 @pytest.mark.parametrize(
-    "op", ["softmax", "layer_norm", "rms_norm", "add_norm", "gelu", "bias_activation", "glu", "attention", "decode"]
+    "op",
+    [
+        "softmax",
+        "log_softmax",
+        "masked_softmax",
+        "cross_entropy",
+        "layer_norm",
+        "rms_norm",
+        "add_norm",
+        "gelu",
+        "bias_activation",
+        "glu",
+        "attention",
+        "decode",
+    ],
 )
 def test_stays_inside_its_tensors(library: Path, op: str, side: str) -> None:
     result = run("guard_pages.py", library, op, side)

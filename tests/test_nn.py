@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ PAIRS: list[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[i
         (3, 24),
     ),
     ("Softmax", lambda: nn.Softmax(dim=1), lambda: fusedformer.nn.Softmax(dim=1), (3, 5, 24)),
+    ("LogSoftmax", lambda: nn.LogSoftmax(dim=1), lambda: fusedformer.nn.LogSoftmax(dim=1), (3, 5, 24)),
     ("GELU", nn.GELU, fusedformer.nn.GELU, (3, 24)),
     ("GELU-tanh", lambda: nn.GELU("tanh"), lambda: fusedformer.nn.GELU("tanh"), (3, 24)),
 ]
@@ -76,6 +78,7 @@ def test_drop_in(
 def test_softmax_of_an_implicit_dimension(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fusedformer.nn.Softmax()(x), nn.Softmax()(x))
+    torch.testing.assert_close(fusedformer.nn.LogSoftmax()(x), nn.LogSoftmax()(x))
 
 
 def test_gates_of_halves() -> None:
@@ -106,3 +109,29 @@ def test_bad_input() -> None:
     for affine in (True, False):
         with pytest.raises(ValueError, match=r"input has shape \(3, 5\), expected \(\*, 6\)"):
             fusedformer.nn.LayerNorm(6, elementwise_affine=affine)(torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (4, 5, 3), (2, 5, 3, 4)])
+def test_cross_entropy_loss(world: World, shape: tuple[int, ...]) -> None:
+    """Classes are the second dimension."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(5, generator=generator)
+    settings: dict[str, Any] = {"ignore_index": 2, "label_smoothing": 0.1}
+    theirs = nn.CrossEntropyLoss(weight, **settings).to(world.device)
+    ours = fusedformer.nn.CrossEntropyLoss(weight, **settings).to(world.device)
+    assert list(ours.state_dict()) == list(theirs.state_dict()) == ["weight"]
+    x = torch.randn(shape, generator=generator).to(world.device)
+    target = torch.randint(5, (*shape[:1], *shape[2:]) if len(shape) > 1 else (), generator=generator).to(world.device)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss, expected = ours(a, target), theirs(b, target)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_cross_entropy_loss_refuses_what_it_does_not_do() -> None:
+    with pytest.raises(ValueError, match="size_average is True, reduce is None: long deprecated, use reduction"):
+        fusedformer.nn.CrossEntropyLoss(size_average=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="class probabilities are not supported"):
+        fusedformer.nn.CrossEntropyLoss()(torch.ones(2, 3), torch.ones(2, 3))

@@ -74,6 +74,49 @@ def test_softmax() -> None:
     assert torch.equal(reference.softmax_fwd(hidden), torch.zeros_like(hidden))
 
 
+@pytest.mark.op("log_softmax")
+def test_log_softmax() -> None:
+    x, dy = randn(4, 9).requires_grad_(), randn(4, 9, seed=1)
+    expected = F.log_softmax(x, -1)
+    y = reference.log_softmax_fwd(x.detach())
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(reference.log_softmax_bwd(dy, y), gradients(expected, [x], dy)[0])
+    hidden = torch.full((2, 9), -math.inf, dtype=torch.float64)
+    assert torch.equal(reference.log_softmax_fwd(hidden), hidden)
+
+
+@pytest.mark.op("masked_softmax")
+@pytest.mark.parametrize("causal", [False, True])
+def test_masked_softmax(causal: bool) -> None:
+    x, dy, bias = randn(2, 3, 5).requires_grad_(), randn(2, 3, 5, seed=1), randn(2, 3, 5, seed=2)
+    future = torch.ones(3, 5, dtype=torch.bool).triu(3) & causal
+    bias[0, 1, 2] = -math.inf
+    for mask in (bias, bias < 0.5):
+        added = bias if mask is bias else torch.zeros_like(bias).masked_fill(~mask, -math.inf)
+        expected = F.softmax((0.7 * x + added).masked_fill(future, -math.inf), -1)
+        y = reference.masked_softmax_fwd(x.detach(), mask, causal, 0.7)
+        torch.testing.assert_close(y, expected)
+        got = reference.masked_softmax_bwd(dy, y, causal, 0.7)
+        torch.testing.assert_close(got, gradients(expected, [x], dy)[0])
+
+
+@pytest.mark.op("cross_entropy")
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 1.5, 9, dtype=torch.float64)])
+def test_cross_entropy(weight: Tensor | None, smoothing: float) -> None:
+    x, dloss, dlse = randn(5, 9).requires_grad_(), randn(5, seed=1), randn(5, seed=2)
+    target = torch.tensor([0, 8, -7, 3, 3])
+    expected = F.cross_entropy(x, target, weight, ignore_index=-7, label_smoothing=smoothing, reduction="none")
+    expected_lse = x.logsumexp(-1).where(target != -7, 0.0)
+    settings = (target, weight, -7, smoothing)
+    loss, lse, maximum, total = reference.cross_entropy_fwd(x.detach(), *settings)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(lse, expected_lse)
+    got = reference.cross_entropy_bwd(dloss, dlse, x.detach(), *settings[:2], maximum, total, *settings[2:])
+    (expected_dx,) = gradients(expected @ dloss + expected_lse @ dlse, [x], torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(got, expected_dx)
+
+
 @pytest.mark.op("gelu")
 @pytest.mark.parametrize("tanh", [False, True])
 def test_gelu(tanh: bool) -> None:
@@ -147,6 +190,9 @@ def test_fallbacks_take_what_the_definitions_take() -> None:
         ("glu_bwd", (dy[..., :4], x, None, reference.GELU_ERF)),
         ("glu_fwd", (EXTREMES, torch.ones(5), reference.SILU)),
         ("glu_bwd", (torch.ones(5), EXTREMES, torch.ones(5), reference.SILU)),
+        ("log_softmax_fwd", (x.transpose(0, 2),)),
+        ("log_softmax_fwd", (torch.full((2, 3), -math.inf),)),
+        ("log_softmax_bwd", (dy, x)),
         ("gelu_fwd", (x.transpose(0, 1), True)),
         ("gelu_bwd", (dy, x, False)),
         ("gelu_fwd", (EXTREMES, False)),
@@ -164,6 +210,8 @@ def test_fallbacks_wait_for_no_device() -> None:
     x = torch.empty(3, 8, device="meta")
     for out in (aten.softmax_fwd(x), aten.gelu_fwd(x, False), aten.gelu_bwd(x, x, True)):
         assert out.shape == x.shape
+    target = torch.empty(3, device="meta", dtype=torch.int64)
+    assert aten.cross_entropy_fwd(x, target, None, -100, 0.0)[0].shape == (3,)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -4,6 +4,8 @@ An op that is written over csrc/row.cuh adds itself to OPS. The ladder itself is
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +14,35 @@ from conftest import emulated_world
 from oracle import check_op
 from torch import Tensor
 
-from fusedformer import add_layer_norm, layer_norm, rms_norm, softmax
+from fusedformer import add_layer_norm, cross_entropy, layer_norm, log_softmax, rms_norm, softmax
 
 DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16]
 Run = Callable[[Tensor], None]
+Options = dict[str, Any]
 
 
 def check_softmax(x: Tensor) -> None:
     check_op(softmax, lambda x: F.softmax(x, dim=-1), [x])
+
+
+def check_log_softmax(x: Tensor) -> None:
+    check_op(log_softmax, lambda x: F.log_softmax(x, dim=-1), [x])
+
+
+def check_masked_softmax(x: Tensor) -> None:
+    """Causal, with an unaligned boolean mask and with an additive one in x's dtype and in float32."""
+    rows, n = x.shape
+    seen = torch.rand(rows * n + 1, generator=torch.Generator().manual_seed(2)) < 0.7
+    seen = seen[1:].view(rows, n).index_fill(1, torch.zeros(1, dtype=torch.int64), True)
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(3)).bfloat16()
+
+    def plain(x: Tensor) -> Tensor:
+        future = torch.ones_like(seen).triu(n - rows + 1)
+        return F.softmax((0.7 * x + bias.to(x)).masked_fill(future, -torch.inf), dim=-1).nan_to_num(0.0)
+
+    check_op(lambda x: softmax(x, mask=seen), lambda x: F.softmax(x.masked_fill(~seen, -torch.inf), dim=-1), [x])
+    check_op(lambda x: softmax(x, mask=bias.to(x.dtype), scale=0.7, causal=True), plain, [x])
+    check_op(lambda x: softmax(x, mask=bias.float(), scale=0.7, causal=True), plain, [x])
 
 
 def check_layer_norm(x: Tensor) -> None:
@@ -55,11 +78,23 @@ def check_add_layer_norm(x: Tensor) -> None:
     check_op(lambda *inputs: torch.cat(add_layer_norm(*inputs), -1), plain, [x, residual, weight, bias], names=names)
 
 
+def check_cross_entropy(x: Tensor) -> None:
+    """With and without smoothing; its backward has no rungs."""
+    target = torch.randint(x.shape[-1], x.shape[:-1], generator=torch.Generator().manual_seed(2))
+    for smoothing in (0.0, 0.1):
+        # Of one class, loss and gradient are 0 but for rounding, and there is nothing to judge by.
+        options: Options = {"reduction": "none", "label_smoothing": smoothing if x.shape[-1] > 1 else 0.0}
+        check_op(partial(cross_entropy, **options), partial(F.cross_entropy, **options), [x, target])
+
+
 OPS = [
     pytest.param(check_softmax, marks=pytest.mark.op("softmax"), id="softmax"),
+    pytest.param(check_log_softmax, marks=pytest.mark.op("log_softmax"), id="log_softmax"),
+    pytest.param(check_masked_softmax, marks=pytest.mark.op("masked_softmax"), id="masked_softmax"),
     pytest.param(check_layer_norm, marks=pytest.mark.op("layer_norm"), id="layer_norm"),
     pytest.param(check_rms_norm, marks=pytest.mark.op("rms_norm"), id="rms_norm"),
     pytest.param(check_add_layer_norm, marks=pytest.mark.op("add_layer_norm"), id="add_layer_norm"),
+    pytest.param(check_cross_entropy, marks=pytest.mark.op("cross_entropy"), id="cross_entropy"),
 ]
 # Threads (of one block), vectors held by each and blocks; 0 blocks are lanes of a warp, 0 vectors are streaming.
 RUNGS = [

@@ -15,9 +15,11 @@ from fusedformer import (
     add_rms_norm,
     bias_gelu,
     bias_relu,
+    cross_entropy,
     geglu,
     gelu,
     layer_norm,
+    log_softmax,
     rms_norm,
     softmax,
     swiglu,
@@ -48,6 +50,11 @@ OPS: dict[str, tuple[Function, Function]] = {
     ),
     "softmax": (softmax, lambda x: F.softmax(x, -1)),
     "softmax-dim-0": (lambda x: softmax(x, 0), lambda x: F.softmax(x, 0)),
+    "log_softmax": (log_softmax, lambda x: F.log_softmax(x, -1)),
+    "softmax-masked": (
+        lambda x: softmax(x, scale=0.5, mask=BIAS),
+        lambda x: F.softmax(0.5 * x + BIAS, -1),
+    ),
     "layer_norm": (lambda x: layer_norm(x, WEIGHT, BIAS), lambda x: F.layer_norm(x, (5,), WEIGHT, BIAS)),
     "rms_norm": (lambda x: rms_norm(x, WEIGHT), lambda x: F.rms_norm(x, (5,), WEIGHT)),
     "add_layer_norm": (
@@ -60,6 +67,22 @@ OPS: dict[str, tuple[Function, Function]] = {
         lambda w: F.layer_norm(TANGENT, (5,), w.flatten()[:5], BIAS),
     ),
 }
+
+TARGET = torch.tensor(3)
+
+
+def z_losses(x: Tensor) -> Tensor:
+    loss = cross_entropy(x, TARGET.expand(x.shape[:-1]), weight=WEIGHT.abs(), z_loss=0.1, reduction="none")
+    return loss.unsqueeze(-1)
+
+
+def torch_z_losses(x: Tensor) -> Tensor:
+    # By its definition: F.cross_entropy would have classes in another dimension.
+    lse = x.logsumexp(-1, keepdim=True)
+    return WEIGHT[3].abs() * (lse - x[..., 3:4]) + 0.1 * lse.square()
+
+
+OPS["cross_entropy"] = (z_losses, torch_z_losses)
 
 
 def swiglu_of_itself(x: Tensor) -> Tensor:

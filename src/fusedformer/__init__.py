@@ -14,10 +14,12 @@ from fusedformer.kernels.attention.flash_attn import (
 from fusedformer.kernels.attention.op import attention, attention_backward
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
 from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
+from fusedformer.kernels.cross_entropy import cross_entropy
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
 from fusedformer.kernels.glu import geglu, swiglu
 from fusedformer.kernels.layer_norm import layer_norm
+from fusedformer.kernels.log_softmax import log_softmax
 from fusedformer.kernels.rms_norm import rms_norm
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
@@ -41,6 +43,7 @@ __all__ = [
     "attention_backward",
     "bias_gelu",
     "bias_relu",
+    "cross_entropy",
     "explain",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -52,6 +55,7 @@ __all__ = [
     "geglu",
     "gelu",
     "layer_norm",
+    "log_softmax",
     "nn",
     "rms_norm",
     "scaled_dot_product_attention",

@@ -270,6 +270,10 @@ def demangle(names: Sequence[str]) -> list[str]:
     return [re.sub(r"\w+::", "", re.sub(r"\(.*", "", name).removeprefix("void ")) for name in plain]
 
 
+def _sources(csrc: Path) -> list[Path]:
+    return [*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp"))]
+
+
 def _site_packages() -> list[Path]:
     return [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
 

@@ -91,17 +91,44 @@ def add_rms_norm_bwd(
 
 def softmax_fwd(x: Tensor) -> Tensor:
     """As `reference.softmax_fwd`."""
-    y = torch.softmax(x, dim=-1)
-    # A row of -inf alone is NaN in every place, so the first place tells whether any row needs a second look. Asking
-    # costs less than the look on the CPU alone: another device would have to be waited for.
+    return _mend_rows(torch.softmax(x, dim=-1), x, 0.0)
+
+
+def log_softmax_fwd(x: Tensor) -> Tensor:
+    """As `reference.log_softmax_fwd`."""
+    return _mend_rows(torch.log_softmax(x, dim=-1), x, -math.inf)
+
+
+def log_softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
+    """As `reference.log_softmax_bwd`."""
+    return _aten._log_softmax_backward_data(dy, y, -1, y.dtype).contiguous()
+
+
+def _mend_rows(y: Tensor, x: Tensor, of_nothing: float) -> Tensor:
+    """`y`, which ATen computed of `x`, with `of_nothing` in place of the NaN of rows of -inf alone."""
+    # Such a row is NaN in every place, so the first place tells whether any row needs a second look. Asking costs less
+    # than the look on the CPU alone: another device would have to be waited for.
     if y.is_cpu and not y[..., :1].isnan().any():
         return y.contiguous()
-    return y.masked_fill((x == -math.inf).all(-1, keepdim=True), 0.0).contiguous()
+    return y.masked_fill((x == -math.inf).all(-1, keepdim=True), of_nothing).contiguous()
 
 
 def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     """As `reference.softmax_bwd`."""
     return _aten._softmax_backward_data(dy, y, -1, y.dtype).contiguous()
+
+
+def cross_entropy_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.cross_entropy_fwd`; on the CPU, where a look at the targets is cheap, they are checked."""
+    if target.is_cpu:
+        classes = logits.shape[-1]
+        wrong = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
+        if len(wrong) > 0:
+            expected = f"expected 0 to {classes - 1}, or {ignore_index} of rows to ignore"
+            raise ValueError(f"cross_entropy: target has {wrong[0].item()}, {expected}")
+    return reference.cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
 
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:

@@ -244,6 +244,14 @@ def check_tensor(function: str, name: str, value: object) -> None:
         raise ValueError(f"{function}: {name} is {type(value).__name__}, expected a torch.Tensor")
 
 
+def check_dim(function: str, x: Tensor, dim: object) -> None:
+    """Raise ValueError unless `dim` is one of x's dimensions."""
+    if not hasattr(dim, "__index__"):
+        raise ValueError(f"{function}: dim is {dim!r}, expected an int")
+    if not -x.dim() <= dim.__index__() < x.dim():
+        raise ValueError(f"{function}: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
+
+
 def short(dtype: torch.dtype) -> str:
     """The dtype's name, without its module."""
     return str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
 """Every op in plain PyTorch: its specification, the oracle of its tests (in float64) and the CPU path.
 
-Legend: N normalised or softmax dimension, B batch, S sequence, H heads, D head dimension.
+Legend: N normalised or softmax dimension, V classes, B batch, S sequence, H heads, D head dimension.
 Statistics and sums are fp32 whatever the input, float64 for a float64 input; outputs have the input's dtype and are
 contiguous. Every function here is made of differentiable PyTorch, which is how the backward ops get a derivative.
 """
@@ -184,6 +184,111 @@ def softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
     dy_wide, y_wide = dy.to(wide), y.to(wide)
     dx = y_wide * (dy_wide - (dy_wide * y_wide).sum(-1, keepdim=True))
     return dx.to(y.dtype).contiguous()
+
+
+def log_softmax_fwd(x: Tensor) -> Tensor:
+    """x - logsumexp(x) over the last dimension; a row of -inf alone gives -inf, not NaN."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    if x.shape[-1] == 0:
+        return x.contiguous().clone()
+    sees_nothing = (wide == -math.inf).all(-1, keepdim=True)
+    y = torch.log_softmax(wide.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(sees_nothing, -math.inf)
+    return y.to(x.dtype).contiguous()
+
+
+def log_softmax_bwd(dy: Tensor, y: Tensor) -> Tensor:
+    """dx = dy - exp(y) * sum(dy)."""
+    wide = accumulate_dtype(y.dtype)
+    dy_wide = dy.to(wide)
+    return (dy_wide - y.to(wide).exp() * dy_wide.sum(-1, keepdim=True)).to(y.dtype).contiguous()
+
+
+def masked_softmax_fwd(x: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """softmax(scale * x + mask) over the last dimension; what is hidden, by False, -inf or causal, does not count."""
+    wide = x.to(accumulate_dtype(x.dtype))
+    hidden = _future(x) if causal else torch.zeros((), dtype=torch.bool, device=x.device)
+    bias = None
+    if mask is not None and mask.dtype == torch.bool:
+        hidden = hidden | ~mask
+    elif mask is not None:
+        hidden = hidden | (mask == -math.inf)
+        bias = mask.to(wide.dtype).masked_fill(hidden, 0.0)
+    # Zeros in place of what is hidden keep its values out of the gradients.
+    scores = wide.masked_fill(hidden, 0.0) * scale
+    scores = scores if bias is None else scores + bias
+    y = softmax_fwd(scores.masked_fill(hidden, -math.inf))
+    y = y.masked_fill(_future(x), 0.0) if causal else y
+    return y.to(x.dtype).contiguous()
+
+
+def masked_softmax_bwd(dy: Tensor, y: Tensor, causal: bool, scale: float) -> Tensor:
+    """dx = scale * y * (dy - sum(dy * y)), 0 where y is 0 or causal hides it, whatever dy is there."""
+    hidden = y == 0
+    wide = accumulate_dtype(y.dtype)
+    dx = softmax_bwd(dy.to(wide).masked_fill(hidden, 0.0), y.to(wide)) * scale
+    dx = dx.masked_fill(_future(y), 0.0) if causal else dx
+    return dx.to(y.dtype).contiguous()
+
+
+def _future(x: Tensor) -> Tensor:
+    """Where causal hides: right of the diagonal that ends in the last column of the last row."""
+    queries, keys = x.shape[-2:]
+    return torch.ones(queries, keys, dtype=torch.bool, device=x.device).triu(keys - queries + 1)
+
+
+def cross_entropy_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row: loss and logsumexp, both 0 of an ignored one; the maximum, and the sum of the exponentials to it.
+
+    The loss is NaN where the target is no class.
+    """
+    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    # Zeros in place of an ignored row keep its values out of the gradients.
+    wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
+    maximum = wide.amax(-1)
+    total = (wide - maximum.unsqueeze(-1)).exp().sum(-1)
+    log_sum = total.log()
+    loss = (1 - label_smoothing) * w_target * (maximum - wide.gather(-1, index).squeeze(-1) + log_sum)
+    if label_smoothing > 0:
+        distances = (maximum.unsqueeze(-1) - wide) + log_sum.unsqueeze(-1)
+        loss = loss + label_smoothing / logits.shape[-1] * (w * distances).sum(-1)
+    lse = (maximum + log_sum).masked_fill(~kept, 0.0)
+    return loss.masked_fill(~kept, 0.0).contiguous(), lse.contiguous(), maximum.contiguous(), total.contiguous()
+
+
+def cross_entropy_bwd(
+    dloss: Tensor,
+    dlse: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    maximum: Tensor,
+    total: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    """dlogits = (dloss * sum(labels) + dlse) * softmax - dloss * labels, with labels weighted and smoothed."""
+    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
+    each, at_target = label_smoothing / logits.shape[-1] * w, (1 - label_smoothing) * w_target
+    scale = dloss * (at_target + each.sum())
+    scale = scale if dlse is None else scale + dlse
+    dlogits = (scale / total).unsqueeze(-1) * (wide - maximum.unsqueeze(-1)).exp()
+    if label_smoothing > 0:
+        dlogits = dlogits - dloss.unsqueeze(-1) * each
+    dlogits = dlogits.scatter_add(-1, index, -(dloss * at_target).unsqueeze(-1))
+    return dlogits.masked_fill(~kept.unsqueeze(-1), 0.0).to(logits.dtype).contiguous()
+
+
+def _labels(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Targets to index with, (..., 1); which rows are kept; weights, (V,); those of the targets, NaN of no class."""
+    classes, kept = logits.shape[-1], target != ignore_index
+    w = logits.new_ones(classes, dtype=accumulate_dtype(logits.dtype)) if weight is None else weight
+    index = target.clamp(0, classes - 1)
+    return index.unsqueeze(-1), kept, w, w[index].masked_fill(kept & (index != target), math.nan)
 
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:

@@ -2,25 +2,39 @@
 
 M rows (all other dimensions), N elements of a row.
 Memory traffic: forward reads x and writes y, 2 M N elements; backward reads dy and y and writes dx, 3 M N.
-Device code: csrc/softmax.cu. Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
+Device code: csrc/softmax.cu; with scale, mask or causal, csrc/masked_softmax.cu (masked_softmax.py).
+Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels.masked_softmax import masked_softmax_fwd
 
 
-def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """Softmax of `x` along `dim`.
+def softmax(
+    x: Tensor, dim: int = -1, *, scale: float = 1.0, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Softmax of `scale * x`, masked, along `dim`.
 
-    A row of -inf alone gives zeros (PyTorch gives NaN); a NaN or +inf gives NaN in its own row only.
+    A row of -inf alone gives zeros (PyTorch gives NaN), as does one that sees nothing; a NaN or +inf gives NaN in its
+    own row only. Where a mask hides it, x may be anything, NaN too: the result and the gradient there are 0.
 
     Args:
         x: any shape but (), float32, float16 or bfloat16 (on the CPU float64 too), any strides.
         dim: the dimension that sums to 1, from -x.dim() to x.dim() - 1.
+        scale: a factor for x, not for the mask.
+        mask: of x's shape, or one that broadcasts to it, and is not expanded in memory. Boolean: True takes part. Else
+            added, in any of these dtypes, where -inf hides; it has a gradient then.
+        causal: hides, for 3 queries and 5 keys as the last two dimensions, and `dim` the last one, what is 0 here:
+
+            1 1 1 0 0
+            1 1 1 1 0
+            1 1 1 1 1
 
     Returns:
         Tensor of x's shape and dtype; sums are computed in float32 whatever the input. Contiguous for the last
@@ -28,19 +42,50 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         strided as it was.
 
     Raises:
-        ValueError: dim is no int or out of range, or the dtype is not a floating point type the device computes.
+        ValueError: dim is no int or out of range, shapes or devices do not fit, scale is not finite, causal is of no
+            last two dimensions, or a dtype is not a floating point type the device computes.
 
     Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
     library.check_tensor("softmax", "x", x)
-    if not hasattr(dim, "__index__"):
-        raise ValueError(f"softmax: dim is {dim!r}, expected an int")
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"softmax: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
+    library.check_dim("softmax", x, dim)
     library.check_dtype("softmax", x=x)
-    if dim in (-1, x.dim() - 1):
-        return softmax_fwd(x)
-    return softmax_fwd(x.movedim(dim, -1)).movedim(-1, dim)
+    is_last = dim in (-1, x.dim() - 1)
+    rows = x if is_last else x.movedim(dim, -1)
+    if mask is None and not causal and scale == 1:
+        y = softmax_fwd(rows)
+    else:
+        _check_masking(x, scale, mask, causal, is_last)
+        mask = None if mask is None else _mask_of_rows(mask, x, dim)
+        y = masked_softmax_fwd(rows, mask, bool(causal), float(scale))
+    return y if is_last else y.movedim(-1, dim)
+
+
+def _check_masking(x: Tensor, scale: float, mask: Tensor | None, causal: bool, is_last: bool) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"softmax: scale is {scale}, expected a finite number")
+    if causal and (x.dim() < 2 or not is_last):
+        raise ValueError(f"softmax: causal asks for two dimensions and dim -1, x has shape {tuple(x.shape)}")
+    if mask is None:
+        return
+    library.check_tensor("softmax", "mask", mask)
+    sizes = zip(reversed(mask.shape), reversed(x.shape), strict=False)
+    if mask.dim() > x.dim() or any(size not in (1, expected) for size, expected in sizes):
+        raise ValueError(f"softmax: mask has shape {tuple(mask.shape)}, which is not broadcast to {tuple(x.shape)}")
+    if mask.dtype != torch.bool:
+        library.check_dtype("softmax", mask=mask)
+    library.check_device("softmax", x=x, mask=mask)
+
+
+def _mask_of_rows(mask: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The mask with x's shape and `dim` last, a view unless it has one element for all of a row or another dtype."""
+    if mask.dtype not in (torch.bool, x.dtype, torch.float32):
+        mask = mask.to(reference.accumulate_dtype(x.dtype))
+    mask = mask.reshape((1,) * (x.dim() - mask.dim()) + mask.shape)
+    if mask.shape[dim] == 1 != x.shape[dim]:
+        mask = mask.expand([x.shape[dim] if d == dim % x.dim() else size for d, size in enumerate(mask.shape)])
+        mask = mask.contiguous()
+    return mask.expand(x.shape).movedim(dim, -1)
 
 
 def _fwd_fake(x: Tensor) -> Tensor:

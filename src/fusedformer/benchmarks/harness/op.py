@@ -47,9 +47,10 @@ Function = Callable[..., Any]  # gives a Tensor
 
 @dataclass(frozen=True)
 class Op:
-    """One op as the harness sees it. The output has the shape of the first input.
+    """One op as the harness sees it.
 
-    Functions of the op take the tensors of `input_names` and the options of a case.
+    Functions of the op take the tensors of `input_names` and the options of a case. Inputs of integers come last and
+    have no gradient.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Op:
     plain: Function  # plain PyTorch: exact in float64, and the measure of the error budget in the case's dtype
     error_cases: tuple[Case, ...]  # small: every world runs them
     time_cases: Mapping[str, tuple[Case, ...]]  # by device type
+    output_shape: Callable[[Inputs], Sequence[int]] = lambda inputs: inputs[0].shape
     # The parts of any input, output or gradient that float64 is worked out for; each is a problem of its own.
     parts: Callable[[Case, Tensor], Sequence[Tensor]] = lambda case, tensor: (tensor,)
 
@@ -77,7 +79,7 @@ class Problem:
     def make(cls, op: Op, case: Case, generator: torch.Generator) -> "Problem":
         """Random inputs on the generator's device."""
         inputs = op.make_inputs(case, generator)
-        return cls(op, case, inputs, randn(inputs[0].shape, case, generator))
+        return cls(op, case, inputs, randn(op.output_shape(inputs), case, generator))
 
     @property
     def n_bytes(self) -> int:
@@ -86,12 +88,13 @@ class Problem:
 
     def error_ratios(self, function: Function) -> dict[str, float]:
         """Share of the error budget that `function` uses, by tensor: "out", then the gradient of each input."""
-        names = ("out", *(f"d{name}" for name in self.op.input_names))
+        with_gradient = zip(self.op.input_names, map(torch.is_floating_point, self.inputs), strict=True)
+        names = ("out", *(f"d{name}" for name, is_floating in with_gradient if is_floating))
         results = self._split(self._results(function, self.inputs, self.grad))
         parts = self._split((*self.inputs, self.grad))
         largest = dict.fromkeys(names, 0.0)
         for (*inputs, grad), got in zip(parts, results, strict=True):
-            exact = self._results(self.op.plain, [x.double() for x in inputs], grad.double())
+            exact = self._results(self.op.plain, [in_float64(x) for x in inputs], grad.double())
             plain = self._results(self.op.plain, inputs, grad)
             ratios = budget_ratios(names, got, exact, plain)
             largest = {name: worst((largest[name], ratios[name])) for name in names}
@@ -140,15 +143,26 @@ def make_run(function: Function, problems: Sequence[Problem], direction: str) ->
 
 
 def _graph(function: Function, problem: Problem) -> tuple[Tensor, list[Tensor], Tensor]:
-    leaves = [x.detach().requires_grad_() for x in problem.inputs]
-    return function(*leaves, **problem.case.options), leaves, problem.grad
+    inputs, leaves = _with_leaves(problem.inputs)
+    return function(*inputs, **problem.case.options), leaves, problem.grad
 
 
 def forward_backward(function: Function, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """The output, then the gradient of each input."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = function(*leaves)
+    """The output, then the gradient of each input that can have one."""
+    inputs, leaves = _with_leaves(inputs)
+    out = function(*inputs)
     return (out.detach(), *torch.autograd.grad(out, leaves, grad))
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The same numbers; integers stay what they are."""
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _with_leaves(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors, and those of them that now require a gradient: all but integers."""
+    inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
+    return inputs, [x for x in inputs if x.requires_grad]
 
 
 def comparisons(op: Op, case: Case, device: torch.device, seed: int) -> list[Comparison]:

@@ -12,6 +12,8 @@ from fusedformer.benchmarks.static.row import StaticRow, measured
 _MAIN_PATH = ("_fwd_kernel", "_bwd_kernel")
 _SINGLE = "1"  # the last template argument of their variants that take one element at a time
 _BYTES = {"float": 4, "__half": 2, "__nv_bfloat16": 2}  # of an element, whose type is the first template argument
+# Of these, kernels that write no tensor of rows.
+_REDUCTIONS = ("cross_entropy_fwd_kernel",)
 
 
 def unavailable() -> str:
@@ -43,7 +45,6 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
         vectorized = name.endswith(_MAIN_PATH) and types[-1] != _SINGLE
         if vectorized and kernel.name in costs:
             figures["instructions_per_element"] = costs[kernel.name] * _BYTES[types[0]] / 16
-        rows.append(
-            StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, vectorized=vectorized, **figures)
-        )
+        figures |= {"vectorized": vectorized, "reduces": name in _REDUCTIONS}
+        rows.append(StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, **figures))
     return rows

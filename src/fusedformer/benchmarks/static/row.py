@@ -46,6 +46,7 @@ class StaticRow:
     narrow_offsets: int | None = None  # address computations with 32-bit offsets; not known of .cu kernels
     instructions_per_element: float | None = None  # stored, of the loop that stores; known of .cu kernels alone
     vectorized: bool = False  # whether 128-bit loads and stores are required
+    reduces: bool = False  # whether it stores a few numbers for each row, so loads alone are
     steady_masks: int | None = None  # of the steady loop, see `loops.Loop`; None if the variant promises none
     steady_cycles: dict[str, float] = field(default_factory=dict)  # of the steady loop, by unit: `model.Prediction`
     programs: int = 0  # that an SM holds at a time
@@ -76,7 +77,7 @@ class StaticRow:
             f"{self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}": self.shared_bytes > limit,
             f"{self.narrow_offsets} pointer offsets of 32 bits, which overflow past 2^31": bool(self.narrow_offsets),
             "no 128-bit global load": self.vectorized and not self.global_loads_128,
-            "no 128-bit global store": self.vectorized and not self.global_stores_128,
+            "no 128-bit global store": self.vectorized and not self.reduces and not self.global_stores_128,
             f"{cost} instructions an element, its budget is {budget}": budget is not None
             and (cost or math.inf) > budget,
             f"{self.steady_masks} mask instructions in the steady loop": bool(self.steady_masks),
