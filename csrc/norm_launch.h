@@ -56,12 +56,16 @@ cudaError_t launch_partials(const NormBackward& args, cudaStream_t stream) {
 template <class Norm, class T, class W>
 cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64_t& teams) {
   const bool wants_sums = args.dweight_partials != nullptr || args.dbias_partials != nullptr;
+  const bool is_aligned = address_of(args.dx) % kVectorBytes == 0;
   const auto launch_shape = [&](auto row_shape, LaunchShape shape) {
     using Shape = typename decltype(row_shape)::type;
     const RowPlan plan = {Shape::Team::kKind, static_cast<int>(shape.threads), Shape::kHeld,
                           static_cast<int>(shape.cluster), static_cast<int>(shape.groups)};
     const Machine machine = current_machine();
-    teams = wants_sums ? summing_teams(plan, args.rows, args.n, sizeof(T), Norm::kParameters, machine) : 0;
+    teams = 0;
+    if (wants_sums && is_aligned) {
+      teams = summing_teams(plan, args.rows, args.n, sizeof(T), Norm::kParameters, machine);
+    }
     if (teams > 0) shape = summing_shape(shape, plan, teams, sizeof(T), Norm::kParameters);
     return launch(norm_bwd_kernel<Norm, T, W, Shape>, shape, stream, static_cast<const T*>(args.dy.data),
                   static_cast<const T*>(args.ds.data), static_cast<const T*>(args.x.data),
@@ -78,7 +82,6 @@ template <class Norm>
 cudaError_t norm_bwd(const NormBackward& args, cudaStream_t stream) {
   if (!are_aligned_alike(args.dx, args.dx_of_dropout)) return cudaErrorInvalidValue;
   if (args.n == 0) return cudaSuccess;
-  if (address_of(args.dx) % kVectorBytes != 0) return cudaErrorInvalidValue;
   return dispatch_weight(args.dtype, args.weight_dtype, [&](auto element, auto weight_element) {
     using T = typename decltype(element)::type;
     using W = typename decltype(weight_element)::type;

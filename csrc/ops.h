@@ -107,7 +107,7 @@ struct NormForward {
   Dropout dropout = {};
 };
 
-// Gradients of NormForward's y, and of s. dx is aligned to 16 bytes.
+// Gradients of NormForward's y, and of s.
 struct NormBackward {
   DType dtype, weight_dtype;
   std::int64_t rows, n;

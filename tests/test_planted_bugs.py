@@ -284,14 +284,6 @@ BUGS = [
         slow=True,
     ),
     Bug(
-        "sums written before the others have added theirs",
-        "csrc/column_sums.cuh",
-        "    if (partials_ == nullptr) return;\n    __syncthreads();",
-        "    if (partials_ == nullptr) return;",
-        LAYER_NORM_TESTS,
-        slow=True,
-    ),
-    Bug(
         "sums in the memory that reductions use",
         "csrc/column_sums.cuh",
         "shared_memory<unsigned char>() + team.own_shared_bytes()",

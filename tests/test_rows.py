@@ -160,10 +160,14 @@ def test_more_rows_than_teams(check: Run, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("gpu", ["80 108 1", "90 132 16", "90 132 8"])
 @pytest.mark.parametrize("check", OPS)
 def test_the_ladder_of_each_gpu(check: Run, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row too long for a block: streamed on sm_80, held by a cluster on sm_90, of 16 blocks unless it is refused."""
+    """A row too long for a block: streamed on sm_80, held by a cluster on sm_90, of 16 blocks unless it is refused.
+
+    Of a multiple of 16 bytes too, where gradients of parameters are summed on the way.
+    """
     monkeypatch.setenv("FUSEDFORMER_EMULATED_GPU", gpu)
     with emulated_world("softmax"):
         check(make_rows(20_003, torch.float32, 0, rows=2))
+        check(make_rows(20_000, torch.float32, 0, rows=2))
 
 
 @pytest.mark.slow
@@ -172,6 +176,7 @@ def test_a_cluster_of_16_or_what_stands_for_it(gpu: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("FUSEDFORMER_EMULATED_GPU", gpu)
     with emulated_world("softmax"):
         check_softmax(make_rows(140_001, torch.float32, 0, rows=1))
+        check_rms_norm(make_rows(140_000, torch.bfloat16, 0, rows=1))
 
 
 def test_a_row_longer_than_its_rung_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
