@@ -27,7 +27,7 @@ def invoke(*arguments: str) -> Result:
     [
         (
             ("bench", "sotfmax"),
-            "no op or model 'sotfmax': choose from layer_norm, softmax, gelu, bias_activation, glu, attention, encoder",
+            "no op or model 'sotfmax': choose from layer_norm, rms_norm, add_layer_norm, add_rms_norm, softmax",
         ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),

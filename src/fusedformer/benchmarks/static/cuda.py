@@ -11,7 +11,7 @@ from fusedformer.benchmarks.static.row import StaticRow, measured
 # Kernels that read and write whole tensors; others gather partial results, or serve rows that allow no vectors.
 _MAIN_PATH = ("_fwd_kernel", "_bwd_kernel")
 _SINGLE = "1"  # the last template argument of their variants that take one element at a time
-_BYTES = {"float": 4, "__half": 2, "__nv_bfloat16": 2}  # of an element, whose type is the first template argument
+_BYTES = {"float": 4, "__half": 2, "__nv_bfloat16": 2}  # of an element, whose type is a kernel's first template type
 # Of these, kernels that write no tensor of rows.
 _REDUCTIONS = ("cross_entropy_fwd_kernel",)
 
@@ -44,7 +44,8 @@ def compile_source(source: Path, arch: int) -> list[StaticRow]:
         types = arguments.split(", ")
         vectorized = name.endswith(_MAIN_PATH) and types[-1] != _SINGLE
         if vectorized and kernel.name in costs:
-            figures["instructions_per_element"] = costs[kernel.name] * _BYTES[types[0]] / 16
+            bytes_per_element = next(_BYTES[name] for name in types if name in _BYTES)
+            figures["instructions_per_element"] = costs[kernel.name] * bytes_per_element / 16
         figures |= {"vectorized": vectorized, "reduces": name in _REDUCTIONS}
         rows.append(StaticRow(op=source.stem, kernel=name, variant=arguments, arch=arch, **figures))
     return rows
