@@ -64,6 +64,7 @@ BUGS = [
         "values[i] -= i == static_cast<int>(target) ?",
         "values[i] -= i == static_cast<int>(target) + 1 ?",
         CROSS_ENTROPY_TESTS,
+        slow=True,
     ),
     Bug(
         "target that is no class read",
