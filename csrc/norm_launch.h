@@ -5,9 +5,14 @@
 
 namespace fusedformer {
 
+// Bytes past the last address of a 16-byte access; address_of (device.h) is for device code.
+inline std::uintptr_t misalignment(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes;
+}
+
 // Whether both can be stored at the same columns in 16-byte accesses; null stands for an output that is not there.
 inline bool are_aligned_alike(const void* first, const void* second) {
-  return second == nullptr || (address_of(first) - address_of(second)) % kVectorBytes == 0;
+  return second == nullptr || misalignment(first) == misalignment(second);
 }
 
 template <class Norm, bool kAdds>
@@ -56,7 +61,7 @@ cudaError_t launch_partials(const NormBackward& args, cudaStream_t stream) {
 template <class Norm, class T, class W>
 cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64_t& teams) {
   const bool wants_sums = args.dweight_partials != nullptr || args.dbias_partials != nullptr;
-  const bool is_aligned = address_of(args.dx) % kVectorBytes == 0;
+  const bool is_aligned = misalignment(args.dx) == 0;
   const auto launch_shape = [&](auto row_shape, LaunchShape shape) {
     using Shape = typename decltype(row_shape)::type;
     const RowPlan plan = {Shape::Team::kKind, static_cast<int>(shape.threads), Shape::kHeld,

@@ -6,6 +6,7 @@ the others against those of the shipped tile, times them all in the same rounds,
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def tune(
     refused: dict[Tile, str] = {}
     for tile in tiles:
         progress(f"checking {tile}")
-        if why := _difference(partial(inputs.run, tile), expected, TOLERANCE[task.dtype]):
+        if why := _difference(partial(inputs.run, tile, poisoned=True), expected, TOLERANCE[task.dtype]):
             refused[tile] = why
     contenders: dict[str, Callable[[], object]] = {SHIPPED: partial(inputs.run, None)}
     contenders |= {str(tile): partial(inputs.run, tile) for tile in tiles if tile not in refused}
@@ -153,18 +154,17 @@ class _Inputs:
         problem = launch.Problem(q, k, v, Extras(*settings), launch.arch_of(q))
         return cls(task, q, k, v, dout, launch.query_rows(problem, dout, None, out, lse), settings)
 
-    def run(self, tile: Tile | None) -> list[Tensor]:
-        """What the kernel writes, with this tile or the shipped one."""
+    def run(self, tile: Tile | None, *, poisoned: bool = False) -> list[Tensor]:
+        """What the kernel writes, with this tile or the shipped one; NaN where it writes nothing, if `poisoned`."""
         problem = _WithTile(self.q, self.k, self.v, Extras(*self.settings), launch.arch_of(self.q))
         problem.tile_to_try = tile
+        like = {"fwd": [self.q, self.rows[0]], "dq": [self.q], "dkdv": [self.k, self.v]}[self.task.kernel]
+        outputs = [torch.full_like(x, math.nan) if poisoned else torch.empty_like(x) for x in like]
         if self.task.kernel == "fwd":
-            outputs = [torch.empty_like(self.q), torch.empty_like(self.rows[0])]
             problem.launch("fwd", launch.attention_fwd_kernel, None, *outputs)
         elif self.task.kernel == "dq":
-            outputs = [torch.empty_like(self.q)]
             problem.launch("dq", launch.attention_bwd_dq_kernel, self.dout, *self.rows, *outputs, None)
         else:
-            outputs = [torch.empty_like(self.k), torch.empty_like(self.v)]
             problem.launch("dkdv", launch.attention_bwd_dkdv_kernel, self.dout, *self.rows, *outputs)
         return outputs
 
