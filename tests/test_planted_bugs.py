@@ -49,6 +49,7 @@ BUGS = [
         "if (edge < count)",
         "if (edge < count - 1)",
         SOFTMAX_TESTS,
+        slow=True,
     ),
     Bug(
         "missing barrier of the cluster",
@@ -237,6 +238,7 @@ BUGS = [
         "0.00022801454f",
         EVERY_NUMBER_TESTS,
         symptom=r"instead of",
+        slow=True,
     ),
     Bug(
         "a NaN lost by fmin",
