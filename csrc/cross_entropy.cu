@@ -64,7 +64,7 @@ using ChunkShape = RowShape<Chunks, 4>;
 }  // namespace
 
 template <class T, bool kSmooth, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kHeld == 0 ? 1 : Shape::kBlocks)  // what streams would spill
     cross_entropy_fwd_kernel(const T* __restrict__ logits,  // rows of n
                              const Labels labels,
                              float* __restrict__ loss,  // (rows,)

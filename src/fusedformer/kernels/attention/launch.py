@@ -120,7 +120,8 @@ class Problem:
 
     def tile(self, name: str, exact: bool = False) -> tuning.Tile:
         """The tile of a kernel."""
-        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, self.is_busy, exact)
+        packed = self.extras.is_packed
+        return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, self.is_busy, exact, packed)
 
     def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
         """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""

@@ -52,6 +52,7 @@ class Row:
     tile: Tile
     busy: Tile
     evidence: str | Predicted
+    packed: Tile | None = None  # of packed sequences where `tile` spills for them
 
 
 ALL = (80, 90, 100, 120)
@@ -59,18 +60,27 @@ STATIC = "static"
 PREDICTED_WITH = "Triton 3.7.1"
 
 TABLE = (
-    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Predicted(172, "shared + issue")),
+    Row("fwd", (80,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), Predicted(172, "shared + issue")),
     Row("fwd", (80,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(153, "shared + issue")),
     Row("fwd", (80,), 2, 256, Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Predicted(102, "shared + issue")),
     Row("fwd", (90,), 2, 64, Tile(128, 64, 4, 2), Tile(64, 64, 8, 1), Predicted(603, "shared + exp")),
     Row("fwd", (90,), 2, 127, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(653, "matrix + exp")),
+    Row(
+        "fwd",
+        (90,),
+        2,
+        128,
+        Tile(128, 128, 8, 2),
+        Tile(64, 32, 8, 1),
+        Predicted(653, "matrix + exp"),
+        Tile(128, 64, 8, 2),
+    ),
     Row("fwd", (90,), 2, 255, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", (90,), 2, 256, Tile(128, 64, 8, 2), Tile(32, 32, 8, 1), Predicted(668, "shared + issue")),
     Row("fwd", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (100,), 2, 255, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
-    Row("fwd", (100,), 2, 256, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("fwd", (100,), 2, 256, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 64, Tile(128, 128, 8, 2), Tile(64, 64, 8, 1), STATIC),
     Row("fwd", (120,), 2, 127, Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), STATIC),
     Row("fwd", (120,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
@@ -87,7 +97,7 @@ TABLE = (
     Row("dq", (90,), 2, 128, Tile(128, 128, 8, 2), Tile(64, 32, 8, 1), Predicted(742, "matrix + exp")),
     Row("dq", (90,), 2, 256, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1), Predicted(586, "shared + issue")),
     Row("dq", (100,), 2, 64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 1), STATIC),
-    Row("dq", (100,), 2, 128, Tile(128, 64, 8, 2), Tile(64, 32, 8, 1), STATIC),
+    Row("dq", (100,), 2, 128, Tile(128, 32, 8, 2), Tile(64, 32, 8, 1), STATIC),
     Row("dq", (100,), 2, 256, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("dq", (80, 90, 100), 2, 512, Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dq", (120,), 2, 512, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
@@ -95,8 +105,8 @@ TABLE = (
     Row("dkdv", (80,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 4, 1), Predicted(118, "shared + issue")),
     Row("dkdv", (120,), 2, 128, Tile(32, 64, 8, 2), Tile(32, 32, 8, 1), STATIC),
     Row("dkdv", (90,), 2, 64, Tile(64, 64, 4, 2), Tile(32, 64, 8, 1), Predicted(644, "shared + issue")),
-    Row("dkdv", (90,), 2, 127, Tile(32, 128, 8, 1), Tile(32, 32, 4, 1), STATIC),
-    Row("dkdv", (90,), 2, 128, Tile(32, 64, 4, 2), Tile(32, 32, 4, 1), Predicted(621, "shared + issue")),
+    Row("dkdv", (90,), 2, 127, Tile(32, 128, 8, 1), Tile(32, 32, 8, 1), STATIC),
+    Row("dkdv", (90,), 2, 128, Tile(32, 64, 4, 2), Tile(32, 32, 8, 1), Predicted(621, "shared + issue")),
     Row("dkdv", (90,), 2, 256, Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Predicted(193, "shared + issue")),
     Row("dkdv", (100,), 2, 64, Tile(64, 128, 8, 2), Tile(32, 64, 8, 1), STATIC),
     Row("dkdv", (100,), 2, 128, Tile(32, 128, 8, 2), Tile(32, 32, 8, 1), STATIC),
@@ -107,8 +117,10 @@ TABLE = (
     Row("dbias", ALL, 2, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 4, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
-    Row("fwd", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
-    Row("dq", ALL, 4, 64, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("fwd", (80, 90, 120), 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("fwd", (100,), 4, 256, Tile(8, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("dq", (80,), 4, 64, Tile(16, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("dq", (90, 100, 120), 4, 64, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", (80, 100, 120), 4, 128, Tile(16, 16, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("dq", (90,), 4, 128, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", ALL, 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
@@ -150,7 +162,10 @@ INTERPRETED_EXACT = INTERPRETED | {
 
 
 @functools.cache
-def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy: bool, exact: bool = False) -> Tile:
+def tile(
+    kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy: bool,
+    exact: bool = False, packed: bool = False,
+) -> Tile:  # fmt: skip
     """The tile of a kernel.
 
     Args:
@@ -160,13 +175,14 @@ def tile(kernel: str, arch: int | None, dtype: torch.dtype, head_dim: int, busy:
         head_dim: the larger one of q and v, 1 to 512, in float32 to `LONGEST_FLOAT32`.
         busy: whether there is a mask or dropout, scores are more than scaled products, or strides are not aligned.
         exact: whether sums are taken without matrix products: one tile serves everywhere.
+        packed: whether sequences are packed.
     """
     if arch is None:
         return (INTERPRETED_EXACT if exact else INTERPRETED)[kernel]
     if exact:
         return EXACT[kernel]
     row = row_of(kernel, arch, dtype, head_dim)
-    return row.busy if busy else row.tile
+    return row.busy if busy else row.packed if packed and row.packed else row.tile
 
 
 def row_of(kernel: str, arch: int, dtype: torch.dtype, head_dim: int) -> Row:

@@ -97,9 +97,10 @@ def variant(name: str, arch: int, setting: Setting, tile: tuning.Tile | None = N
     kernel = _KERNELS[name]
     longest = max(setting.head_dim, setting.head_dim_v or 0)
     is_busy = bool(_FEATURES.keys() & set(setting.features))
-    tile = tile or tuning.tile(name, arch, setting.dtype, longest, is_busy, setting.exact)
+    is_packed = "packed" in setting.features
+    tile = tile or tuning.tile(name, arch, setting.dtype, longest, is_busy, setting.exact, is_packed)
     is_repair = setting.exact and not tuning.is_elementwise(name, arch, setting.dtype, longest)
-    repaired = tuning.tile(name, arch, setting.dtype, longest, is_busy) if is_repair else tile
+    repaired = tuning.tile(name, arch, setting.dtype, longest, is_busy, packed=is_packed) if is_repair else tile
     values: dict[str, Any] = {
         "BOTTOM_RIGHT": True, "EXACT": setting.exact, "REPAIR": is_repair, "PRECISION": "ieee",
         "TILE": repaired.block_n if name == "dkdv" else repaired.block_m,
