@@ -118,7 +118,7 @@ TABLE = (
     Row("fwd", ALL, 4, 64, Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), STATIC),
     Row("fwd", ALL, 4, 128, Tile(16, 32, 8, 1), Tile(16, 32, 8, 1), STATIC),
     Row("fwd", (80, 90, 120), 4, 256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
-    Row("fwd", (100,), 4, 256, Tile(8, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
+    Row("fwd", (100,), 4, 256, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", (80,), 4, 64, Tile(16, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", (90, 100, 120), 4, 64, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), STATIC),
     Row("dq", (80, 100, 120), 4, 128, Tile(16, 16, 8, 1), Tile(16, 32, 8, 1), STATIC),
