@@ -252,6 +252,23 @@ def check_dim(function: str, x: Tensor, dim: object) -> None:
         raise ValueError(f"{function}: dim is {dim}, x has {x.dim()} dimensions: shape {tuple(x.shape)}")
 
 
+def random_seed(function: str, x_name: str, x: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor | None:
+    """The seed of dropout as (1,), drawn from PyTorch's generator of x's device where none is given; None without.
+
+    Raises:
+        ValueError: seed is not one int64 on x's device.
+    """
+    if seed is not None:
+        check_tensor(function, "seed", seed)
+        check_device(function, **{x_name: x, "seed": seed})
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            given = f"{short(seed.dtype)} of shape {tuple(seed.shape)}"
+            raise ValueError(f"{function}: seed is {given}, expected int64 of one element")
+    if dropout_p == 0:
+        return None
+    return torch.randint(2**62, (1,), device=x.device) if seed is None else seed.reshape(1)
+
+
 def short(dtype: torch.dtype) -> str:
     """The dtype's name, without its module."""
     return str(dtype).removeprefix("torch.")

@@ -60,15 +60,7 @@ def dropout_seed(function: str, x: Tensor, seed: Tensor | None, dropout_p: Any) 
     is_number = isinstance(dropout_p, (int, float)) and not isinstance(dropout_p, bool)
     if not is_number or not 0 <= dropout_p < 1:
         raise ValueError(f"{function}: dropout_p is {dropout_p!r}, expected 0 to 1 (less than 1)")
-    if seed is not None:
-        library.check_tensor(function, "seed", seed)
-        library.check_device(function, x=x, seed=seed)
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            given = f"{library.short(seed.dtype)} of shape {tuple(seed.shape)}"
-            raise ValueError(f"{function}: seed is {given}, expected int64 of one element")
-    if dropout_p == 0:
-        return None
-    return torch.randint(2**62, (1,), device=x.device) if seed is None else seed.reshape(1)
+    return library.random_seed(function, "x", x, seed, dropout_p)
 
 
 def rstd_that_follows(rstd: Tensor, moment: Tensor) -> Tensor:

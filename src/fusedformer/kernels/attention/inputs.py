@@ -159,21 +159,6 @@ def window_sides(call: Call, window: Any, causal: bool) -> tuple[int | None, int
     return left, right
 
 
-def random_seed(call: Call, seed: Tensor | None, dropout_p: float, q: Tensor) -> Tensor | None:
-    """The seed of dropout, drawn from PyTorch's generator of the device where none is given; None without dropout."""
-    if seed is None and dropout_p == 0:
-        return None
-    if seed is not None:
-        library.check_tensor(call.function, "seed", seed)
-        library.check_device(call.function, **{call.q: q, "seed": seed})
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            given = f"{library.short(seed.dtype)} of shape {tuple(seed.shape)}"
-            raise call.error(f"seed is {given}, expected int64 of one element")
-    if dropout_p == 0:
-        return None
-    return torch.randint(2**62, (1,), device=q.device) if seed is None else seed.reshape(1)
-
-
 def autocast(*tensors: Tensor) -> list[Tensor]:
     """Under `torch.autocast` what matrix products take there: the lower precision, but for float64."""
     if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():

@@ -265,7 +265,7 @@ def prepare(
         inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
         alibi_slopes,
         inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
-        inputs.random_seed(call, seed, dropout_p, q),
+        library.random_seed(call.function, call.q, q, seed, dropout_p),
         cu_seqlens_q,
         cu_seqlens_k,
         inputs.number(call, "scale", scale, -math.inf, math.inf),
