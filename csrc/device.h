@@ -18,7 +18,9 @@ namespace fusedformer {
 
 inline constexpr int kVectorBytes = 16;  // the widest access of one thread: LDG.128 and STG.128
 
-inline __device__ std::uintptr_t address_of(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
+inline __host__ __device__ std::uintptr_t address_of(const void* pointer) {
+  return reinterpret_cast<std::uintptr_t>(pointer);
+}
 
 template <class To, class From>
 __device__ To bit_copy(const From& from) {

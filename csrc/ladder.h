@@ -112,6 +112,11 @@ constexpr std::int64_t vectors_of_row(std::int64_t n, int element_size) {
 
 using Ladder = std::span<const Rung>;
 
+// Whether rows may come to be shared so.
+constexpr bool has_shape(Ladder ladder, TeamKind team, int held) {
+  return std::any_of(ladder.begin(), ladder.end(), [=](const Rung& rung) { return rung.team == team && rung.held == held; });
+}
+
 constexpr Rung find_rung(Ladder ladder, std::int64_t vectors, const Machine& machine) {
   for (const Rung& rung : ladder) {
     if (vectors <= rung.longest && machine.arch >= rung.oldest_arch && rung.cluster <= machine.largest_cluster) {

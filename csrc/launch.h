@@ -47,9 +47,7 @@ cudaError_t dispatch_weight(DType dtype, DType weight_dtype, Launch launch) {
 // them.
 template <class T>
 bool allows_vectors(std::int64_t stride, std::initializer_list<const void*> addresses) {
-  const auto is_aligned = [](const void* address) {
-    return reinterpret_cast<std::uintptr_t>(address) % kVectorBytes == 0;
-  };
+  const auto is_aligned = [](const void* address) { return address_of(address) % kVectorBytes == 0; };
   return stride % kVectorWidth<T> == 0 && std::all_of(addresses.begin(), addresses.end(), is_aligned);
 }
 
@@ -112,23 +110,31 @@ inline unsigned grid_for(std::int64_t work, std::int64_t work_per_block) {
   return static_cast<unsigned>(std::min(ceil_div(work, work_per_block), kMaxBlocks));
 }
 
-// Calls launch(Type<RowShape>, shape) with the shape of the plan; the numbers held are those of the ladder's rungs.
-template <class Launch>
+// Calls launch(Type<RowShape>, shape) with the shape of the plan; none but those of the ladder's rungs are compiled.
+template <const auto& kRungs, class Launch>
 cudaError_t launch_plan(const RowPlan& plan, std::int64_t rows, Launch launch) {
   const auto cluster = static_cast<unsigned>(plan.cluster), threads = static_cast<unsigned>(plan.threads);
-  const dim3 grid{cluster * grid_for(rows, plan.rows_per_block)};
+  LaunchShape shape = {dim3{cluster * grid_for(rows, plan.rows_per_block)}, threads};
   if (plan.team == TeamKind::kLanes) {
-    const LaunchShape shape = {grid, threads, 0, static_cast<unsigned>(plan.rows_per_block)};
-    if (plan.held == 1) return launch(Type<RowShape<Lanes, 1>>{}, shape);
-    if (plan.held == 4) return launch(Type<RowShape<Lanes, 4>>{}, shape);
-    if (plan.held == 8) return launch(Type<RowShape<Lanes, 8>>{}, shape);
+    shape.groups = static_cast<unsigned>(plan.rows_per_block);
   } else {
-    const LaunchShape shape = {grid, threads, Blocks::shared_bytes(plan.threads, plan.cluster), 1, cluster};
-    if (plan.held == 0) return launch(Type<RowShape<Blocks, 0>>{}, shape);
-    if (plan.held == 4) return launch(Type<RowShape<Blocks, 4>>{}, shape);
-    if (plan.held == 8) return launch(Type<RowShape<Blocks, 8>>{}, shape);
+    shape.shared_bytes = Blocks::shared_bytes(plan.threads, plan.cluster);
+    shape.cluster = cluster;
   }
-  return cudaErrorInvalidValue;
+  cudaError_t error = cudaErrorInvalidValue;
+  const auto launch_if_planned = [&](auto row_shape) {
+    using Shape = typename decltype(row_shape)::type;
+    if constexpr (has_shape(kRungs, Shape::Team::kKind, Shape::kHeld)) {
+      if (plan.team == Shape::Team::kKind && plan.held == Shape::kHeld) error = launch(row_shape, shape);
+    }
+  };
+  launch_if_planned(Type<RowShape<Lanes, 1>>{});
+  launch_if_planned(Type<RowShape<Lanes, 4>>{});
+  launch_if_planned(Type<RowShape<Lanes, 8>>{});
+  launch_if_planned(Type<RowShape<Blocks, 0>>{});
+  launch_if_planned(Type<RowShape<Blocks, 4>>{});
+  launch_if_planned(Type<RowShape<Blocks, 8>>{});
+  return error;
 }
 
 // How threads share rows of n elements: what the ladder says, unless a rung is forced. None if that one is too short.
@@ -142,14 +148,14 @@ inline std::optional<RowPlan> find_plan(std::int64_t rows, std::int64_t n, int e
 }
 
 // Chooses how threads share rows of n elements of type T, and calls launch(Type<RowShape>, shape) (row.cuh).
-template <class T, class Launch>
-cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch, Ladder ladder = kLadder) {
+template <class T, const auto& kRungs = kLadder, class Launch>
+cudaError_t dispatch_row(std::int64_t rows, std::int64_t n, Launch launch) {
   if (rows == 0) return cudaSuccess;
   Machine machine = current_machine();
   for (;;) {
-    const std::optional<RowPlan> plan = find_plan(rows, n, sizeof(T), machine, ladder);
+    const std::optional<RowPlan> plan = find_plan(rows, n, sizeof(T), machine, kRungs);
     if (!plan) return cudaErrorInvalidValue;
-    const cudaError_t error = launch_plan(*plan, rows, launch);
+    const cudaError_t error = launch_plan<kRungs>(*plan, rows, launch);
     const int refused = std::min(plan->cluster, machine.largest_cluster);
     if (error == cudaSuccess || refused <= kPortableCluster) return error;
     cudaGetLastError();  // this GPU, or the part of it that is ours, has no room for so large a cluster

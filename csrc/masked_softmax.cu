@@ -40,17 +40,14 @@ class MaskReader {
 
   template <int kColumns>
   __device__ void apply(const Place<kColumns>& place, float scale, Floats<kColumns>& x) const {
-    // A vector of the mask at a time: of those that fp32 has beside 16 bits, both would take too many registers.
-    constexpr int kChunk = kColumns < kVectorWidth<M> ? kColumns : kVectorWidth<M>;
+    for_each_part<M>(place, [&](auto part, int first) {
+      const auto mask = reader_.load(part, part.column);
 #pragma unroll
-    for (int first = 0; first < kColumns; first += kChunk) {
-      const auto mask = reader_.load(Width<kChunk>{}, place.column + first);
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) {
+      for (int i = 0; i < part.kCount; ++i) {
         const float score = x[first + i] * (scale * Scores<T>::kUnit) + mask[i] * Scores<T>::kUnit;
         x[first + i] = mask[i] == -INFINITY ? -INFINITY : score;
       }
-    }
+    });
   }
 
  private:

@@ -35,10 +35,12 @@ struct Uncentred {
   static constexpr int kParameters = 1;
 };
 
-// Blocks to a processor, as Shape::kBlocks: fewer of lanes where dropout's counters or the sums' addresses are in
-// registers too.
+// Blocks to a processor, as Shape::kBlocks: fewer where dropout's counters or the sums' addresses are in registers too.
+// What adds has the bytes of two tensors in flight, and can do with fewer.
 template <class Shape>
-inline constexpr int kAddingBlocks = Shape::Team::kKind == TeamKind::kLanes && Shape::kHeld == 1 ? 6 : Shape::kBlocks;
+inline constexpr int kAddingBlocks = Shape::kHeld == 1                                                  ? 6
+                                     : Shape::Team::kKind == TeamKind::kBlocks && Shape::kHeld == 4 ? 2
+                                                                                                    : Shape::kBlocks;
 template <class Shape>
 inline constexpr int kSummingBlocks =
     Shape::Team::kKind == TeamKind::kLanes ? std::min(Shape::kBlocks, Shape::kHeld == 1 ? 5 : 4) : Shape::kBlocks;
@@ -128,14 +130,18 @@ __global__ void __launch_bounds__(Shape::kThreads, kAdds ? kAddingBlocks<Shape> 
     columns.for_each([&](auto place) {
       auto values = values_row.load(place);
       if constexpr (kAdds) s_row.store(place.column, values);
-      const auto weights = weight_row.load(place);
+      for_each_part<W>(place, [&](auto part, int first) {
+        const auto weights = weight_row.load(part);
 #pragma unroll
-      for (int i = 0; i < place.kCount; ++i) values[i] = (values[i] - row_mean) * row_rstd * weights[i];
-      if constexpr (Norm::kIsCentred) {
-        const auto biases = bias_row.load(place);
+        for (int i = 0; i < part.kCount; ++i) {
+          values[first + i] = (values[first + i] - row_mean) * row_rstd * weights[i];
+        }
+        if constexpr (Norm::kIsCentred) {
+          const auto biases = bias_row.load(part);
 #pragma unroll
-        for (int i = 0; i < place.kCount; ++i) values[i] += biases[i];
-      }
+          for (int i = 0; i < part.kCount; ++i) values[first + i] += biases[i];
+        }
+      });
       y_row.store(place.column, values);
     });
     if (team.thread() == 0) {
@@ -172,29 +178,37 @@ __global__ void __launch_bounds__(Shape::kThreads, kSummingBlocks<Shape>)
 
     Sums<Norm::kParameters> sums;  // of g x_hat, and of g
     columns.for_each([&](auto place) {
-      const auto dys = dy_row.load(place), weights = weight_row.load(place);
-      auto values = x_row.load(place);
-#pragma unroll
-      for (int i = 0; i < place.kCount; ++i) {
-        values[i] = dys[i] * ((values[i] - row_mean) * row_rstd);
-        sums.values[0] += values[i] * weights[i];
-        if constexpr (Norm::kIsCentred) sums.values[1] += dys[i] * weights[i];
-      }
-      dweight.add(place, values);
+      const auto dys = dy_row.load(place);
       dbias.add(place, dys);
+      auto values = x_row.load(place);
+      for_each_part<W>(place, [&](auto part, int first) {
+        const auto weights = weight_row.load(part);
+#pragma unroll
+        for (int i = 0; i < part.kCount; ++i) {
+          const float dy_value = dys[first + i];
+          values[first + i] = dy_value * ((values[first + i] - row_mean) * row_rstd);
+          sums.values[0] += values[first + i] * weights[i];
+          if constexpr (Norm::kIsCentred) sums.values[1] += dy_value * weights[i];
+        }
+      });
+      dweight.add(place, values);
     });
     sums = team.reduce(sums);
 
     const float mean_g_x_hat = sums.values[0] / n, mean_g = Norm::kIsCentred ? sums.values[Norm::kIsCentred] / n : 0.0f;
     const RowDropout row_dropout(dropout, row);
     columns.for_each([&](auto place) {
-      const auto dys = dy_row.load(place), weights = weight_row.load(place);
+      const auto dys = dy_row.load(place);
       auto values = x_row.load(place);
+      for_each_part<W>(place, [&](auto part, int first) {
+        const auto weights = weight_row.load(part);
 #pragma unroll
-      for (int i = 0; i < place.kCount; ++i) {
-        const float x_hat = (values[i] - row_mean) * row_rstd;
-        values[i] = row_rstd * (dys[i] * weights[i] - mean_g - x_hat * mean_g_x_hat);
-      }
+        for (int i = 0; i < part.kCount; ++i) {
+          float& value = values[first + i];
+          const float x_hat = (value - row_mean) * row_rstd;
+          value = row_rstd * (dys[first + i] * weights[i] - mean_g - x_hat * mean_g_x_hat);
+        }
+      });
       if (ds != nullptr) {
         const auto others = RowReader<T>(ds + row * ds_stride, columns.cut()).load(place, place.column);
 #pragma unroll

@@ -5,14 +5,9 @@
 
 namespace fusedformer {
 
-// Bytes past the last address of a 16-byte access; address_of (device.h) is for device code.
-inline std::uintptr_t misalignment(const void* pointer) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes;
-}
-
 // Whether both can be stored at the same columns in 16-byte accesses; null stands for an output that is not there.
 inline bool are_aligned_alike(const void* first, const void* second) {
-  return second == nullptr || misalignment(first) == misalignment(second);
+  return second == nullptr || (address_of(first) - address_of(second)) % kVectorBytes == 0;
 }
 
 template <class Norm, bool kAdds>
@@ -54,14 +49,14 @@ cudaError_t launch_partials(const NormBackward& args, cudaStream_t stream) {
                   args.x.row_stride, groups.rows);
   };
   // Neighbouring threads read neighbouring columns of one row: aligned in every row, or else one column each.
-  return args.n % kVectorWidth<T> == 0 ? launch_columns(Width<kVectorWidth<T>>{}) : launch_columns(Width<1>{});
+  return dispatch_width<T>(args.n % kVectorWidth<T> == 0, launch_columns);
 }
 
 // Launches norm_bwd_kernel; the rows of sums that it makes on the way are `teams`, 0 if it makes none.
 template <class Norm, class T, class W>
 cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64_t& teams) {
   const bool wants_sums = args.dweight_partials != nullptr || args.dbias_partials != nullptr;
-  const bool is_aligned = misalignment(args.dx) == 0;
+  const bool is_aligned = address_of(args.dx) % kVectorBytes == 0;
   const auto launch_shape = [&](auto row_shape, LaunchShape shape) {
     using Shape = typename decltype(row_shape)::type;
     const RowPlan plan = {Shape::Team::kKind, static_cast<int>(shape.threads), Shape::kHeld,
@@ -80,7 +75,7 @@ cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64
                   args.ds.row_stride, args.x.row_stride, args.dropout);
   };
   // One ladder with sums and without them, so that dx has the same bits.
-  return dispatch_row<T>(args.rows, args.n, launch_shape, kSummingLadder);
+  return dispatch_row<T, kSummingLadder>(args.rows, args.n, launch_shape);
 }
 
 template <class Norm>

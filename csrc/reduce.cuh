@@ -100,10 +100,10 @@ class Blocks {
   template <class Value>
   __device__ Value reduce(const Value& value) {
     static_assert(sizeof(Value) <= kMaxValueBytes);
-    const unsigned lane = threadIdx.x % kWarpSize, warps = blockDim.x / kWarpSize, blocks = cluster_size();
+    const unsigned thread = opaque(threadIdx.x), lane = thread % kWarpSize, warps = blockDim.x / kWarpSize, blocks = cluster_size();
     const unsigned count = warps * blocks;
     Value* slots = reinterpret_cast<Value*>(shared_memory<unsigned char>() + turn_ % 2 * count * kMaxValueBytes);
-    Value* own_slot = slots + cluster_rank() * warps + threadIdx.x / kWarpSize;
+    Value* own_slot = slots + cluster_rank() * warps + thread / kWarpSize;
     const Value warp_value = reduce_warp(value);
     if (blocks == 1) {
       if (lane == 0) *own_slot = warp_value;

@@ -54,6 +54,19 @@ struct Place : Width<kColumns> {
   int slot;
 };
 
+// Columns of a place that come in one vector of W: what is wider than the row, such as fp32 weights beside 16 bits, is
+// read in parts, for all of it at once would take the registers that hold the row.
+template <class W, int kColumns>
+inline constexpr int kPartColumns = std::min(kColumns, kVectorWidth<W>);
+
+// visit(Place, first) for each part, whose columns are those of the place from number `first` on.
+template <class W, int kColumns, class Visit>
+__device__ void for_each_part(const Place<kColumns>& place, Visit visit) {
+  constexpr int kPart = kPartColumns<W, kColumns>;
+#pragma unroll
+  for (int first = 0; first < kColumns; first += kPart) visit(Place<kPart>{{}, place.column + first, place.slot}, first);
+}
+
 // The columns of one row that come to one thread: vectors, dealt out to the team one by one, and single elements at
 // the row's unaligned ends.
 template <class T, class Shape>
@@ -96,11 +109,12 @@ class Columns {
 
   template <class Visit>
   __device__ void for_each_edge(Visit visit) const {
-    const auto head = static_cast<int>(cut_.head), count = head + static_cast<int>(cut_.n - cut_.tail);
+    const auto head = static_cast<int>(cut_.head), tail = static_cast<int>(cut_.tail);
+    const int count = head + static_cast<int>(cut_.n) - tail;
 #pragma unroll
     for (int slot = 0; slot < kEdges; ++slot) {
       const int edge = thread_ + slot * threads_;
-      if (edge < count) visit(Place<1>{{}, edge < head ? edge : cut_.tail + (edge - head), slot});
+      if (edge < count) visit(Place<1>{{}, edge < head ? edge : tail + (edge - head), slot});
     }
   }
 

@@ -80,9 +80,6 @@ def test_every_shipped_variant_passes(op: str, arch: int) -> None:
     if reason := rows[0].skipped:
         pytest.skip(f"static world: {reason}")
     failed = {f"{row.kernel} {row.variant}": row.verdict for row in rows if not row.passed}
-    # Known, and stated in the README: on these the norms have not been fitted to the registers yet.
-    if op.endswith("_norm") and arch in (100, 120) and failed and all("spilled" in why for why in failed.values()):
-        pytest.xfail(f"norms spill on sm_{arch}: {failed}")
     assert failed == {}
 
 
