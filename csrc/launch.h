@@ -137,11 +137,14 @@ cudaError_t launch_plan(const RowPlan& plan, std::int64_t rows, Launch launch) {
   return error;
 }
 
-// How threads share rows of n elements: what the ladder says, unless a rung is forced. None if that one is too short.
+// How threads share rows of n elements: what the ladder says, unless a rung is forced whose shape it has. None if that
+// one is too short.
 inline std::optional<RowPlan> find_plan(std::int64_t rows, std::int64_t n, int element_size, const Machine& machine,
                                         Ladder ladder) {
   const std::optional<Rung> forced = forced_rung();
-  if (!forced) return plan_row(rows, n, element_size, machine, ladder);
+  if (!forced || !has_shape(ladder, forced->team, forced->held)) {
+    return plan_row(rows, n, element_size, machine, ladder);
+  }
   const std::int64_t vectors = vectors_of_row(n, element_size);
   if (vectors > forced->longest) return std::nullopt;
   return fit_rung(*forced, rows, vectors, machine.processors);

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kAdds ? kAddingBlocks<Shape> 
 template <class Norm, class T, class W, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, kSummingBlocks<Shape>)
     norm_bwd_kernel(const T* __restrict__ dy,              // (rows, n)
-                    const T* __restrict__ ds,              // (rows, n) or null
+                    const T* __restrict__ ds,              // (rows, n) contiguous, aligned as dx is, or null
                     const T* __restrict__ x,               // (rows, n): s of a norm that adds
                     const W* __restrict__ weight,          // (n,) or null
                     const float* __restrict__ mean,        // (rows,), if centred
@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(Shape::kThreads, kSummingBlocks<Shape>)
                     T* __restrict__ dx_of_dropout,         // (rows, n) contiguous, with dropout
                     float* __restrict__ dweight_partials,  // (teams, n) or null
                     float* __restrict__ dbias_partials,    // (teams, n) or null
-                    std::int64_t rows, std::int64_t n, std::int64_t dy_stride, std::int64_t ds_stride,
-                    std::int64_t x_stride, Dropout dropout) {
+                    std::int64_t rows, std::int64_t n, std::int64_t dy_stride, std::int64_t x_stride,
+                    Dropout dropout) {
   typename Shape::Team team;
   ColumnSums<T, Shape> dweight(team, 0, dweight_partials);
   ColumnSums<T, Shape> dbias(team, 1, Norm::kIsCentred ? dbias_partials : nullptr);
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(Shape::kThreads, kSummingBlocks<Shape>)
         }
       });
       if (ds != nullptr) {
-        const auto others = RowReader<T>(ds + row * ds_stride, columns.cut()).load(place, place.column);
+        const auto others = load_floats<place.kCount>(ds + row * n + place.column);
 #pragma unroll
         for (int i = 0; i < place.kCount; ++i) values[i] += others[i];
       }

@@ -5,7 +5,7 @@
 
 namespace fusedformer {
 
-// Whether both can be stored at the same columns in 16-byte accesses; null stands for an output that is not there.
+// Whether both allow 16-byte accesses at the same columns; null stands for a tensor that is not there.
 inline bool are_aligned_alike(const void* first, const void* second) {
   return second == nullptr || (address_of(first) - address_of(second)) % kVectorBytes == 0;
 }
@@ -68,11 +68,11 @@ cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64
     }
     if (teams > 0) shape = summing_shape(shape, plan, teams, sizeof(T), Norm::kParameters);
     return launch(norm_bwd_kernel<Norm, T, W, Shape>, shape, stream, static_cast<const T*>(args.dy.data),
-                  static_cast<const T*>(args.ds.data), static_cast<const T*>(args.x.data),
+                  static_cast<const T*>(args.ds), static_cast<const T*>(args.x.data),
                   static_cast<const W*>(args.weight), args.mean, args.rstd, static_cast<T*>(args.dx),
                   static_cast<T*>(args.dx_of_dropout), teams > 0 ? args.dweight_partials : nullptr,
                   teams > 0 ? args.dbias_partials : nullptr, args.rows, args.n, args.dy.row_stride,
-                  args.ds.row_stride, args.x.row_stride, args.dropout);
+                  args.x.row_stride, args.dropout);
   };
   // One ladder with sums and without them, so that dx has the same bits.
   return dispatch_row<T, kSummingLadder>(args.rows, args.n, launch_shape);
@@ -80,7 +80,7 @@ cudaError_t launch_bwd(const NormBackward& args, cudaStream_t stream, std::int64
 
 template <class Norm>
 cudaError_t norm_bwd(const NormBackward& args, cudaStream_t stream) {
-  if (!are_aligned_alike(args.dx, args.dx_of_dropout)) return cudaErrorInvalidValue;
+  if (!are_aligned_alike(args.dx, args.dx_of_dropout) || !are_aligned_alike(args.dx, args.ds)) return cudaErrorInvalidValue;
   if (args.n == 0) return cudaSuccess;
   return dispatch_weight(args.dtype, args.weight_dtype, [&](auto element, auto weight_element) {
     using T = typename decltype(element)::type;

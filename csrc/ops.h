@@ -117,7 +117,7 @@ struct NormBackward {
   void* dx;                                  // (rows, n): dresidual for a norm that adds
   float *dweight_partials, *dbias_partials;  // workspace: (the norm's partials, n); null as the gradients are
   void *dweight, *dbias;                     // (n,) of weight_dtype, or null where not wanted
-  StridedRows<const void*> ds = {};          // or null
+  const void* ds = nullptr;                  // (rows, n), aligned as dx is, or null
   void* dx_of_dropout = nullptr;             // (rows, n), aligned as dx is; null without dropout, where it is dresidual
   Dropout dropout = {};
 };

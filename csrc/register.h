@@ -95,6 +95,13 @@ inline Tensor in_rows(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// In rows, and aligned to 16 bytes, as new tensors are.
+inline Tensor in_aligned_rows(const Tensor& tensor) {
+  const Tensor rows = in_rows(tensor);
+  const bool is_aligned = reinterpret_cast<std::uintptr_t>(rows.const_data_ptr()) % 16 == 0;
+  return is_aligned ? rows : torch::stable::clone(rows);
+}
+
 inline Tensor new_output(const Tensor& like, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
   return poison(torch::stable::new_empty(like, sizes, dtype));
 }

@@ -190,9 +190,9 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const Tensor& x, const
 Tensor run_adding(Backward& backward, LaunchBackward* launch, const Optional& ds, const Tensor& s,
                   const Optional& seed, double dropout_p) {
   if (ds) check_like(*ds, s, "ds and s");
-  const std::optional<InRows> ds_rows = ds ? std::optional<InRows>(*ds) : std::nullopt;
+  const Optional ds_rows = ds ? Optional(in_aligned_rows(*ds)) : std::nullopt;
   const Tensor dx = seed ? new_output_like(s) : new_output(s, {0}, s.scalar_type());
-  if (ds_rows) backward.args.ds = ds_rows->rows();
+  backward.args.ds = data_or_null(ds_rows);
   if (seed) backward.args.dx_of_dropout = dx.mutable_data_ptr();
   backward.args.dropout = dropout_of(seed, dropout_p, s);
   backward.run(launch);

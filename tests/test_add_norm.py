@@ -99,6 +99,11 @@ def test_long_rows(world: World, kind: str) -> None:
     check(kind, make_inputs(kind, world.device, (2, 40_000), torch.bfloat16))
 
 
+def test_one_row(world: World, kind: str) -> None:
+    """Whose gradients are contiguous and begin at any element: that of s after 27."""
+    check(kind, make_inputs(kind, world.device, (1, 27), torch.bfloat16), dropout=True)
+
+
 def test_rows_are_numbered_through_all_dimensions(world: World, kind: str) -> None:
     check(kind, make_inputs(kind, world.device, (3, 2, 20), torch.float32), dropout=True)
 

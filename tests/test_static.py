@@ -151,7 +151,10 @@ def test_instructions_have_a_budget() -> None:
         assert problem == f"{cost} instructions an element, its budget is {budget}"
     assert dataclasses.replace(row, arch=80, instructions_per_element=budget + 0.5).passed
     assert budgets.instructions("gelu_fwd_kernel", "__nv_bfloat16, GeluErf, 1", 90) is None
-    assert budgets.instructions("softmax_fwd_kernel", "float, WarpPerRow", 90) is None
+    assert budgets.instructions("softmax_fwd_kernel", "float, RowShape<Blocks, 4> ", 90) is None
+    streaming = [("Centred, true, float, float", 48.5), ("Uncentred, false, __half, float", 10.9)]
+    for variant, budget in streaming:
+        assert budgets.instructions("norm_fwd_kernel", f"{variant}, RowShape<Blocks, 0> ", 90) == budget
 
 
 def test_every_activation_kernel_has_a_budget() -> None:

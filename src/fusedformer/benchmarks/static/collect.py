@@ -124,8 +124,7 @@ def _tasks(op: str, arch: int, pool: triton.CompilerPool) -> Iterator[_Task]:
 def _cuda_task(source: Path, arch: int) -> _Task:
     if reason := cuda.unavailable():
         return _skipped(source.stem, arch, reason)
-    headers = sorted(path for path in source.parent.iterdir() if path.suffix in (".h", ".cuh"))
-    texts = [path.read_bytes() for path in (source, *headers)]
+    texts = [path.read_bytes() for path in cuda.sources(source)]
     key = cache.key("cuda", _nvcc_version(), arch, source.name, *texts)
     row = StaticRow(op=source.stem, kernel=source.name, arch=arch)
     return _Task(row, lambda seconds: cuda.compile_source(source, arch), key)

@@ -1,10 +1,12 @@
-"""What one element costs: the instructions of the loop that stores a kernel's results, once round.
+"""What one element costs: the instructions of the loops that go over a tensor, or over a row, each once round.
 
-The loop is the shortest way from a 128-bit store back to that store, on which no narrower access of global memory lies:
-what unaligned rows take is not on it, nor is a subroutine.
+A round is the shortest way from a 128-bit access of global memory back to it, on which no narrower access lies: what
+unaligned rows take is not on it, nor is a subroutine, nor what may be left out, such as a weight.
 """
 
 from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from fusedformer.benchmarks.static import control_flow
 from fusedformer.benchmarks.static.control_flow import Code, Instruction
@@ -12,19 +14,47 @@ from fusedformer.benchmarks.static.control_flow import Code, Instruction
 _WIDE = ("128", "256")
 
 
-def instructions_per_16_bytes(disassembly: str) -> dict[str, float]:
-    """By (mangled) kernel name, from the output of `nvdisasm -c`: how many instructions a 16-byte store takes.
+class Round(NamedTuple):
+    """One way through a loop: how many instructions, and how many times 16 bytes they store."""
 
-    A kernel without a loop that stores 16 bytes at a time is not in it; of several loops the best counts.
+    instructions: int
+    stores: int
+
+
+def passes(disassembly: str) -> dict[str, list[list[Round]]]:
+    """By (mangled) kernel name, from the output of `nvdisasm -c`: loops that load 16 bytes at a time, all ways of each.
+
+    What only stores, such as zeros where a row sees nothing, is for other elements, and left out.
     """
-    found = {kernel: _best_loop(code) for kernel, code in control_flow.parse(disassembly).items()}
-    return {kernel: instructions for kernel, instructions in found.items() if instructions is not None}
+    return {kernel: list(_passes(code)) for kernel, code in control_flow.parse(disassembly).items()}
 
 
-def _best_loop(code: Code) -> float | None:
-    stored = [_stored(instruction) for instruction in code.instructions]
-    loops = [_loop(code, place) for place, count in enumerate(stored) if count]
-    return min((len(loop) / sum(stored[place] for place in loop) for loop in loops if loop), default=None)
+def instructions_per_16_bytes(found: list[list[Round]], outputs: int) -> float:
+    """Instructions for 16 bytes of each tensor, the best ways through all passes.
+
+    Args:
+        found: the passes of one kernel. Of those that store the best counts: what is left over from unrolled rounds has
+            a loop of its own.
+        outputs: how many tensors it stores: a round with more stores is one of several 16 bytes.
+    """
+    reading = [min(way.instructions for way in ways) for ways in found if not any(way.stores for way in ways)]
+    storing = [way.instructions / max(1, way.stores // outputs) for ways in found for way in ways if way.stores]
+    return sum(reading) + min(storing, default=0)
+
+
+def _passes(code: Code) -> Iterator[list[Round]]:
+    """Loops that have an instruction in common are ways of the same pass."""
+    passes: list[list[frozenset[int]]] = []
+    for place, instruction in enumerate(code.instructions):
+        if not _is_wide(instruction) or not (loop := frozenset(_loop(code, place))):
+            continue
+        same = [loops for loops in passes if any(loop & other for other in loops)]
+        passes = [loops for loops in passes if loops not in same]
+        passes.append([loop, *(other for loops in same for other in loops)])
+    for loops in passes:
+        ways = [[code.instructions[place] for place in loop] for loop in loops]
+        if any(instruction.mnemonic == "LDG" for way in ways for instruction in way):
+            yield [Round(len(way), sum(map(_stored, way))) for way in ways]
 
 
 def _loop(code: Code, start: int) -> list[int]:
@@ -45,6 +75,10 @@ def _loop(code: Code, start: int) -> list[int]:
     return loop
 
 
+def _is_wide(instruction: Instruction) -> bool:
+    return instruction.mnemonic in ("LDG", "STG") and not instruction.modifiers.isdisjoint(_WIDE)
+
+
 def _stored(instruction: Instruction) -> int:
     """How many times 16 bytes this instruction stores."""
     if instruction.mnemonic != "STG":
@@ -53,6 +87,4 @@ def _stored(instruction: Instruction) -> int:
 
 
 def _is_off_the_path(instruction: Instruction) -> bool:
-    if instruction.mnemonic in ("LDG", "STG"):
-        return not instruction.modifiers.intersection(_WIDE)
-    return instruction.mnemonic == "CALL"
+    return instruction.mnemonic in ("LDG", "STG", "CALL") and not _is_wide(instruction)
