@@ -1,12 +1,13 @@
 """How many instructions an element may cost: what the kernels take now, so that no change takes more unnoticed.
 
 Edited on purpose only, with the change that needs it. Figures are for sm_90, of the loops that go over 16 bytes of each
-tensor (stores.py), rounded up; of kernels that go over rows, of the shape that streams them, in all its passes. What
-would be too many: an H200 issues 132 SM x 4 instructions of 32 threads a cycle, at 1.7 GHz and 4.8 TB/s 6 instructions
-for each byte moved. So a bf16 element has the time of 24 in a forward (2 bytes read, 2 written), 36 in a backward (4, 2)
-and in a gated forward (4, 2), 48 in a norm that adds (4, 4) and 60 in a gated backward (6, 4); an fp32 element twice
-that. All are below but GELU by erf forward in fp32, a tenth past it, and masked softmax by a mask of 16 bits, which has
-36 with the mask's own bytes and 24 where many rows share one.
+tensor (stores.py), rounded up; of kernels that go over rows, of the shape that streams them, in all its passes.
+
+What would be too many: an H200 issues 132 SM x 4 instructions of 32 threads a cycle, at 1.7 GHz and 4.8 TB/s 6
+instructions for each byte moved. So a bf16 element has the time of 24 in a forward (2 bytes read, 2 written), 36 in a
+backward (4, 2) and in a gated forward (4, 2), 48 in a norm that adds (4, 4) and 60 in a gated backward (6, 4); an fp32
+element twice that. All are below but GELU by erf forward in fp32, a tenth past it, and softmax with a mask of 16 bits
+that many rows share.
 """
 
 import re
