@@ -35,8 +35,8 @@ BUGS = [
     Bug(
         "hidden NaN added to the mask",
         "csrc/masked_softmax.cu",
-        "x[i] = mask[i] == -INFINITY ? -INFINITY : score;",
-        "x[i] = score;",
+        "x[first + i] = mask[i] == -INFINITY ? -INFINITY : score;",
+        "x[first + i] = score;",
         LEAK_TESTS,
         symptom="Tensor-likes are not equal",
         slow=True,
