@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedformer.transformer import generation
+from fusedformer.transformer.cache import KeyValueCache
 from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import LanguageModel, initialise
-from fusedformer.transformer.parts import KeyValueCache, PositionEmbedding, Stack, key_mask, mean_cross_entropy
+from fusedformer.transformer.parts import PositionEmbedding, Stack, key_mask, mean_cross_entropy
 
 
 class Decoder(LanguageModel):

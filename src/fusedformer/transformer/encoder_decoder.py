@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fusedformer.transformer import generation
+from fusedformer.transformer.cache import KeyValueCache, Memory
 from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import LanguageModel, initialise
 from fusedformer.transformer.parts import (
-    KeyValueCache,
-    Memory,
     PositionEmbedding,
     Stack,
     key_mask,

@@ -9,7 +9,6 @@ Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), sec
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.nn import GELU, LayerNorm
+from fusedformer.transformer.cache import KeyValueCache, Memory
 from fusedformer.transformer.checks import check_mask, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 
@@ -52,46 +52,6 @@ class PositionEmbedding(nn.Embedding):
             return x_BSE + self.weight[n_cached:end]
         positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         return x_BSE + super().forward(positions_BT[:, n_cached:])
-
-
-class KeyValueCache:
-    """The keys and values that one attention layer has seen so far, for decoding token by token.
-
-    The buffers have their final size from the first `append` on, so that no step copies what came before.
-    """
-
-    keys: Tensor  # (B, max_seq_len, K, D)
-    values: Tensor  # (B, max_seq_len, K, D)
-
-    def __init__(self, max_seq_len: int) -> None:
-        self.max_seq_len = max_seq_len
-        self.length = 0
-
-    def append(self, k_BSKD: Tensor, v_BSKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of S further positions; return those of all T positions so far."""
-        start, end = self.length, self.length + k_BSKD.shape[1]
-        if end > self.max_seq_len:
-            raise ValueError(f"a cache of {self.max_seq_len} positions cannot hold {end}")
-        B, _, K, D = k_BSKD.shape
-        sizes = (B, K, D) if start == 0 else (len(self.keys), *self.keys.shape[2:])
-        for name, new in (("keys", k_BSKD), ("values", v_BSKD)):
-            if (len(new), *new.shape[2:]) != sizes:
-                raise ValueError(f"a cache of (B, K, D) = {sizes} cannot hold {name} of shape {tuple(new.shape)}")
-        if start == 0:
-            self.keys = k_BSKD.new_empty(B, self.max_seq_len, K, D)
-            self.values = v_BSKD.new_empty(B, self.max_seq_len, K, D)
-        self.keys[:, start:end] = k_BSKD
-        self.values[:, start:end] = v_BSKD
-        self.length = end
-        return self.keys[:, :end], self.values[:, :end]
-
-
-class Memory(NamedTuple):
-    """What one layer's cross-attention reads: the keys, values and padding mask of the encoder's output."""
-
-    keys: Tensor  # (B, T, K, D)
-    values: Tensor  # (B, T, K, D)
-    mask: Tensor | None  # bool, (B, 1, 1, T)
 
 
 class MultiHeadAttention(nn.Module):
