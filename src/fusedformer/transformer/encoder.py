@@ -15,7 +15,7 @@ from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.transformer.blocks import Stack, make_norm
 from fusedformer.transformer.checks import check_dtype, check_tensor, check_tokens
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.model import M, TextModel, initialise
+from fusedformer.transformer.model import TextModel, initialise
 from fusedformer.transformer.outputs import pool, pool_packed
 from fusedformer.transformer.positions import make_position_embedding, place, place_packed
 
@@ -133,12 +133,12 @@ class Encoder(TextModel):
 
     @classmethod
     def from_pretrained(
-        cls: type[M],
+        cls,
         path_or_package: str | os.PathLike[str],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-    ) -> M:
+    ) -> "Encoder":
         """Load BERT weights in the Hugging Face layout, in evaluation mode.
 
         There is no dropout on attention probabilities here: `attention_probs_dropout_prob` of the configuration, which
@@ -158,5 +158,4 @@ class Encoder(TextModel):
         from fusedformer.transformer import pretrained  # safetensors is an extra
 
         check_dtype(dtype)
-        model = cls.from_state_dict(*pretrained.read_bert(path_or_package))
-        return model.to(device=device, dtype=dtype).eval()
+        return pretrained.load_bert(path_or_package).to(device=device, dtype=dtype)

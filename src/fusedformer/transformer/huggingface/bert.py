@@ -57,7 +57,11 @@ FAMILY = Family(
     },
     # A model with heads has the encoder's names behind a prefix; what the first checkpoints, converted from TensorFlow,
     # call a norm's weight and bias.
-    spellings=((r"^bert\.", ""), (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias")),
+    spellings=(
+        (r"^bert\.", ""),
+        (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"),
+        (r"\.LayerNorm\.beta$", ".LayerNorm.bias"),
+    ),
     # The position numbers 0, 1, 2, ..., a layer over the first token that only BERT's own pre-training reads, and the
     # heads of pre-training.
     unused=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
