@@ -19,6 +19,8 @@ _flash_bwd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """As `reference.attention_fwd`."""
     extras = Extras(*settings)
+    if extras.is_packed and extras._replace(starts_q=None, starts_k=None).is_bare:
+        return reference.packed_fwd(lambda q, k, v, own, _: attention_fwd(q, k, v, *own), q, k, v, extras)
     left, right = extras.window(q, k)
     n_shared = q.shape[2] // k.shape[2] if k.shape[2] else 1
     if n_shared > 1 and q.shape[1] == 1 and left is None and right is None:
