@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.nn import GELU, LayerNorm
-from fusedformer.transformer.cache import KeyValueCache, Memory
+from fusedformer.transformer.cache import Cache, KeyValueCache, Memory, StaticKeyValueCache
 from fusedformer.transformer.checks import check_mask, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 
@@ -40,11 +40,17 @@ class TokenEmbedding(nn.Embedding):
 class PositionEmbedding(nn.Embedding):
     """A learned vector per position, added to the sequence."""
 
-    def forward(self, x_BSE: Tensor, mask_BT: Tensor | None = None, n_cached: int = 0) -> Tensor:
+    def forward(self, x_BSE: Tensor, mask_BT: Tensor | None = None, n_cached: int | Tensor = 0) -> Tensor:
         """Add the vectors of the positions behind `n_cached` tokens, which came before and sit in a cache.
 
         With a padding mask for both, positions count real tokens alone: where padding stands changes nothing.
         """
+        if isinstance(n_cached, Tensor):  # a static cache's: no value is read, so that a step can be recorded
+            places_S = n_cached + torch.arange(x_BSE.shape[1], device=n_cached.device)
+            if mask_BT is None:
+                return x_BSE + super().forward(places_S)
+            positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+            return x_BSE + super().forward(positions_BT.index_select(1, places_S))
         end = n_cached + x_BSE.shape[1]
         if end > self.num_embeddings:
             raise ValueError(f"a sequence of {end} positions is longer than max_seq_len {self.num_embeddings}")
@@ -80,12 +86,14 @@ class SelfAttention(MultiHeadAttention):
         width = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
         self.qkv = nn.Linear(config.d_model, width, bias=config.bias)
 
-    def forward(self, x_BSE: Tensor, mask_B11T: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BSE: Tensor, mask_B1ST: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         q_BSHD, k_BTKD, v_BTKD = self.split_heads(self.qkv(x_BSE), self.n_heads, self.n_kv_heads, self.n_kv_heads)
         if cache is not None:
             k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
-        # The causal mask is aligned at the bottom right, so S new positions after T - S cached ones need nothing more.
-        return self.merge_heads(attention(q_BSHD, k_BTKD, v_BTKD, causal=self.causal, mask=mask_B11T))
+        # The causal mask is aligned at the bottom right, so S new positions after T - S cached ones need nothing more,
+        # and one position sees all of them. The mask for a static cache is causal itself.
+        causal = self.causal and q_BSHD.shape[1] > 1 and not isinstance(cache, StaticKeyValueCache)
+        return self.merge_heads(attention(q_BSHD, k_BTKD, v_BTKD, causal=causal, mask=mask_B1ST))
 
 
 class CrossAttention(MultiHeadAttention):
@@ -137,12 +145,12 @@ class Block(nn.Module):
     def forward(
         self,
         x_BSE: Tensor,
-        mask_B11T: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        mask_B1ST: Tensor | None = None,
+        cache: Cache | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
-        """Transform (B, S, E); `mask_B11T` and `cache` belong to self-attention, `memory` to cross-attention."""
-        attend = partial(self.attention, mask_B11T=mask_B11T, cache=cache)
+        """Transform (B, S, E); `mask_B1ST` and `cache` belong to self-attention, `memory` to cross-attention."""
+        attend = partial(self.attention, mask_B1ST=mask_B1ST, cache=cache)
         x_BSE = self.residual(x_BSE, attend, self.attention_norm)
         if memory is not None:
             attend = partial(self.cross_attention, memory=memory)
@@ -166,15 +174,15 @@ class Stack(nn.Module):
     def forward(
         self,
         x_BSE: Tensor,
-        mask_B11T: Tensor | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
+        mask_B1ST: Tensor | None = None,
+        caches: Sequence[Cache] | None = None,
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
         """`caches` and `memories` have one entry per block."""
         for index, block in enumerate(self.blocks):
             cache = None if caches is None else caches[index]
             memory = None if memories is None else memories[index]
-            x_BSE = block(x_BSE, mask_B11T, cache, memory)
+            x_BSE = block(x_BSE, mask_B1ST, cache, memory)
         return self.final_norm(x_BSE)
 
     def remember(self, context_BTE: Tensor, mask_B11T: Tensor | None) -> list[Memory]:
@@ -182,20 +190,24 @@ class Stack(nn.Module):
         attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
         return [attention.remember(context_BTE, mask_B11T) for attention in attentions]
 
-    def new_caches(self, max_seq_len: int) -> list[KeyValueCache]:
-        return [KeyValueCache(max_seq_len) for _ in self.blocks]
+    def new_caches(self, max_seq_len: int, *, static: bool = False) -> list[Cache]:
+        device = next(self.parameters()).device
+        return [StaticKeyValueCache(max_seq_len, device) if static else KeyValueCache(max_seq_len) for _ in self.blocks]
 
 
 def make_norm(config: TransformerConfig) -> LayerNorm:
     return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
 
 
-def key_mask(attention_mask: Tensor | None, x_BSE: Tensor, n_cached: int = 0) -> Tensor | None:
-    """A padding mask (B, T) for `n_cached` tokens and these, checked, as attention broadcasts it: (B, 1, 1, T)."""
-    if attention_mask is None:
-        return None
-    check_mask("attention_mask", attention_mask, (x_BSE.shape[0], n_cached + x_BSE.shape[1]), x_BSE.device)
-    return attention_mask[:, None, None, :]
+def key_mask(attention_mask: Tensor | None, x_BSE: Tensor, caches: Sequence[Cache] | None = None) -> Tensor | None:
+    """A padding mask (B, T) for cached tokens and these, checked, as attention broadcasts it: (B, 1, 1 or S, T)."""
+    n_new = x_BSE.shape[1]
+    if attention_mask is not None:
+        n_keys = caches[0].n_keys(n_new) if caches else n_new
+        check_mask("attention_mask", attention_mask, (x_BSE.shape[0], n_keys), x_BSE.device)
+    if caches:
+        return caches[0].key_mask(attention_mask, n_new)
+    return None if attention_mask is None else attention_mask[:, None, None]
 
 
 def pool(hidden_BSE: Tensor, how: str, mask_BS: Tensor | None = None) -> Tensor:
