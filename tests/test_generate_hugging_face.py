@@ -37,11 +37,10 @@ def models() -> tuple[Decoder, Any]:
 
 def gpt2_tensors(model: Decoder) -> dict[str, Tensor]:
     """Our tensors under GPT-2's names; its linear layers hold their weights the other way round."""
-    named = {
+    named: dict[str, Tensor] = {
         "wte.weight": model.token_embedding.weight.data,
         "wpe.weight": model.position_embedding.weight.data,
-        "ln_f.weight": model.stack.final_norm.weight.data,
-        "ln_f.bias": model.stack.final_norm.bias.data,
+        **{f"ln_f.{kind}": parameter.data for kind, parameter in model.stack.final_norm.named_parameters()},
     }
     for index, block in enumerate(model.stack.blocks):
         for ours, theirs in BLOCK.items():
@@ -95,9 +94,7 @@ def test_beams(models: tuple[Decoder, Any], n_beams: int, length_penalty: float,
     expected = theirs_written(
         theirs, tokens, mask, do_sample=False, num_beams=n_beams, length_penalty=length_penalty, **settings
     )
-    found = ours.beam_search(
-        tokens, NEW, n_beams, attention_mask=mask, length_penalty=length_penalty, eos_token_id=eos
-    )
+    found = ours.beam_search(tokens, NEW, n_beams, attention_mask=mask, length_penalty=length_penalty, eos_token_id=eos)
     assert torch.equal(found, expected)
     greedy = ours.generate(tokens, NEW, attention_mask=mask, temperature=0, eos_token_id=eos)
     assert not torch.equal(found, greedy)
@@ -130,6 +127,7 @@ def test_narrowed_distributions(settings: dict[str, Any]) -> None:
 
     logits = 2 * torch.randn(50, 31, generator=torch.Generator().manual_seed(4))
     scores = logits
+    tokens_so_far: Any = torch.zeros(50, 1, dtype=torch.long)  # none of these looks at it
     for name, process in (
         ("temperature", logits_process.TemperatureLogitsWarper),
         ("top_k", logits_process.TopKLogitsWarper),
@@ -137,7 +135,7 @@ def test_narrowed_distributions(settings: dict[str, Any]) -> None:
         ("min_p", logits_process.MinPLogitsWarper),
     ):
         if name in settings:
-            scores = process(settings[name])(torch.zeros(50, 1, dtype=torch.long), scores)
+            scores = process(settings[name])(tokens_so_far, scores)
     narrowed, tokens = Sampler(**settings).narrow(logits)
     tokens = torch.arange(31).expand_as(narrowed) if tokens is None else tokens
     found = torch.zeros(50, 31).scatter(1, tokens, narrowed.softmax(dim=1))

@@ -100,8 +100,7 @@ def next_scores(logits: Tensor, seen: Tensor | None, repetition_penalty: float) 
 
 def extend(running: Beams, next_scores: Tensor, step: int, n_candidates: int) -> tuple[Beams, Tensor]:
     """The best continuations of these by one token, and the beam (B, C) that each continues."""
-    B, N = running.scores.shape
-    scores_BNV = running.scores.unsqueeze(2) + next_scores.view(B, N, -1)
+    scores_BNV = running.scores.unsqueeze(2) + next_scores.unflatten(0, running.scores.shape)
     scores_BC, index_BC = scores_BNV.flatten(1).topk(n_candidates, dim=1)
     beam_BC = index_BC // scores_BNV.shape[2]
     tokens_BCW = take(running.tokens, beam_BC)
