@@ -26,6 +26,7 @@ from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
+from fusedformer.transformer.markov import MarkovModel
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EncoderDecoder",
+    "MarkovModel",
     "TransformerConfig",
     "VisionTransformer",
     "__version__",
