@@ -24,6 +24,7 @@ from fusedformer.kernels.rms_norm import rms_norm
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
+from fusedformer.transformer.embeddings import WordVectors
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.markov import MarkovModel
@@ -38,6 +39,7 @@ __all__ = [
     "MarkovModel",
     "TransformerConfig",
     "VisionTransformer",
+    "WordVectors",
     "__version__",
     "add_layer_norm",
     "add_rms_norm",
