@@ -24,11 +24,11 @@ from fusedformer.kernels.rms_norm import rms_norm
 from fusedformer.kernels.softmax import softmax
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
-from fusedformer.transformer.embeddings import WordVectors
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.markov import MarkovModel
 from fusedformer.transformer.vision_transformer import VisionTransformer
+from fusedformer.transformer.word_vectors import WordVectors
 
 __version__ = "0.1.0"
 
