@@ -21,18 +21,20 @@ def keys(n: int, start: int = 0) -> Tensor:
     return (torch.arange(start, start + n) + torch.tensor([[0.0], [100.0]]))[:, :, None, None].expand(2, n, 1, 3)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "relative", "none"])
 @pytest.mark.parametrize("static", [False, True])
-def test_cached_logits_equal_whole_logits(static: bool) -> None:
-    model = make_model("decoder")
+def test_cached_logits_equal_whole_logits(static: bool, positions: str) -> None:
+    model = make_model("decoder", positions=positions)
     tokens = random_tokens(3, 12)
     caches = model.stack.new_caches(12, static=static)
     pieces = [model.hidden(piece, caches=caches) for piece in tokens.split([4, 1, 3, 4], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden(tokens), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "relative", "none"])
 @pytest.mark.parametrize("static", [False, True])
-def test_padded_prompts_have_the_logits_of_single_runs(static: bool) -> None:
-    model = make_model("decoder")
+def test_padded_prompts_have_the_logits_of_single_runs(static: bool, positions: str) -> None:
+    model = make_model("decoder", positions=positions)
     tokens = random_tokens(1, 8)
     padded, mask = torch.cat([random_tokens(1, 3), tokens], dim=1), (torch.arange(11) >= 3).unsqueeze(0)
     caches = model.stack.new_caches(11, static=static)

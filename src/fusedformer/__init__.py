@@ -27,6 +27,7 @@ from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.markov import MarkovModel
+from fusedformer.transformer.recording import record_attention
 from fusedformer.transformer.vision_transformer import VisionTransformer
 from fusedformer.transformer.word_vectors import WordVectors
 
@@ -61,6 +62,7 @@ __all__ = [
     "layer_norm",
     "log_softmax",
     "nn",
+    "record_attention",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",

@@ -1,7 +1,16 @@
 """Complete transformers on the package's own kernels: one thin file per architecture over shared parts.
 
-`config` names every size, `parts` holds what the architectures share, and `encoder`, `decoder`, `encoder_decoder`
-and `vision_transformer` are one architecture each. `generation` decodes token by token, with `sampling` or by
-`beam_search`, and keeps in a `cache` what it has computed. `markov` is the floor of every language model, `word_vectors`
-asks a table about its words. `checkpoint` saves and loads our own weights, and `pretrained` reads other people's.
+config, presets          every size and choice; published models as data
+embeddings, positions    how tokens and sound become vectors, and how a model knows where they stand
+attention, blocks        self and cross-attention; sublayers on the residual stream, and the stack of blocks
+recording                patterns of attention of a model at work
+outputs                  pooling, losses
+encoder, decoder, encoder_decoder, vision_transformer
+                         one architecture each, over `model`, what they all have in common
+generation               decoding token by token: with `sampling` or by `beam_search`, over what a `cache` keeps
+markov                   models that count: the floor of every language model
+word_vectors             nearest words and arithmetic of meanings on an embedding table
+ledger                   parameters and FLOPs of a model, counted by what they do
+checkpoint               our own weights on disk
+huggingface/             other people's, under our names; `pretrained` finds them on this machine
 """

@@ -48,9 +48,13 @@ class KeyValueCache:
         """T: how many keys `append` returns for so many new positions."""
         return self.length + n_new
 
-    def key_mask(self, mask_BT: Tensor | None, n_new: int) -> Tensor | None:
-        """What attention of `n_new` positions sees, (B, 1, 1, T): its own causal mask hides what comes after them."""
-        return None if mask_BT is None else mask_BT[:, None, None]
+    def new_places(self, n_new: int) -> slice:
+        """Which of these T so many new positions are."""
+        return slice(self.length, None)
+
+    def visible(self, mask: Tensor | None, n_new: int) -> Tensor | None:
+        """What so many new positions see beside attention's own causal mask: what a mask over T, if any, leaves."""
+        return mask
 
 
 class StaticKeyValueCache:
@@ -77,7 +81,7 @@ class StaticKeyValueCache:
             self.values = enlarged(v_BSKD[:, :0], self.max_seq_len).zero_()
             self.is_empty = False
         check_new(self.keys, k_BSKD, v_BSKD)
-        places_S = self.length + torch.arange(k_BSKD.shape[1], device=self.length.device)
+        places_S = self.new_places(k_BSKD.shape[1])
         self.keys.index_copy_(1, places_S, k_BSKD)
         self.values.index_copy_(1, places_S, v_BSKD)
         self.length += k_BSKD.shape[1]
@@ -94,11 +98,16 @@ class StaticKeyValueCache:
         """T: how many keys `append` returns for so many new positions."""
         return self.max_seq_len
 
-    def key_mask(self, mask_BT: Tensor | None, n_new: int) -> Tensor:
-        """What attention of `n_new` positions sees, (B or 1, 1, S, T): of what is filled, each what is up to itself."""
-        places = torch.arange(self.max_seq_len, device=self.length.device)
-        seen_ST = places <= self.length + places[:n_new, None]
-        return seen_ST[None, None] if mask_BT is None else mask_BT[:, None, None] & seen_ST
+    def new_places(self, n_new: int) -> Tensor:
+        """Which of these T so many new positions are: int64, (S,)."""
+        return self.length + torch.arange(n_new, device=self.length.device)
+
+    def visible(self, mask: Tensor | None, n_new: int) -> Tensor:
+        """What so many new positions see, (B or 1, S, T): each what is up to itself, and left by a mask over T."""
+        seen_ST = torch.arange(self.max_seq_len, device=self.length.device) <= self.new_places(n_new).unsqueeze(1)
+        if mask is None:
+            return seen_ST.unsqueeze(0)
+        return seen_ST & (mask.unsqueeze(1) if mask.dim() == 2 else mask)
 
 
 Cache = KeyValueCache | StaticKeyValueCache

@@ -1,7 +1,8 @@
-"""The decoder of GPT: every token attends to those before it, and predicts the next.
+"""The decoder of GPT and Llama: every token attends to those before it, and predicts the next.
 
 Dimensions: B batch, S sequence, T positions with those in a cache, E d_model, V vocabulary.
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2); Touvron et al. 2023, "LLaMA"
+(arXiv:2302.13971).
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusedformer.transformer.blocks import Stack
 from fusedformer.transformer.cache import Cache, DecodingState
 from fusedformer.transformer.checks import check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.generation import GenerativeModel
 from fusedformer.transformer.model import initialise
-from fusedformer.transformer.parts import PositionEmbedding, Stack, key_mask, mean_cross_entropy
+from fusedformer.transformer.outputs import mean_cross_entropy
+from fusedformer.transformer.positions import make_position_embedding, place
 
 
 class Decoder(GenerativeModel):
@@ -28,7 +31,7 @@ class Decoder(GenerativeModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
+        self.position_embedding = make_position_embedding(config)
         self.stack = Stack(config, causal=True)
         initialise(self)
 
@@ -38,7 +41,8 @@ class Decoder(GenerativeModel):
         Args:
             tokens: int32 or int64, (B, S), values below vocab_size.
             attention_mask: bool, (B, S), True for a real token and False for padding; None: no padding. Padding may
-                stand anywhere: the logits at real tokens are as they would be without it.
+                stand anywhere: the logits at real tokens are as they would be without it. Or (B, S, S), True where a
+                position (row) may attend to another (column); never to later ones.
 
         Raises:
             ValueError: a shape, dtype, device or token is wrong, or S is greater than max_seq_len.
@@ -56,11 +60,11 @@ class Decoder(GenerativeModel):
         With `caches`, the tokens continue the sequence that is cached, and a mask is of both: (B, T), T all positions
         of a static cache.
         """
-        n_cached = caches[0].length if caches else 0
         x_BSE = self.token_embedding(tokens)
-        mask_B1ST = key_mask(attention_mask, x_BSE, caches)
-        x_BSE = self.dropout(self.position_embedding(x_BSE, attention_mask, n_cached))
-        return self.stack(x_BSE, mask_B1ST, caches)
+        placement = place(x_BSE, attention_mask, self.config.max_seq_len, caches[0] if caches else None)
+        if self.position_embedding is not None:
+            x_BSE = self.position_embedding(x_BSE, placement)
+        return self.stack(self.dropout(x_BSE), placement, caches)
 
     def loss(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, in nats per token, of tokens 1 to S - 1, each given all tokens before it.
