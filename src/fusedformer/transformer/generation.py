@@ -8,7 +8,6 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -157,25 +156,22 @@ class GenerativeModel(LanguageModel, ABC):
         return seen_tokens(start, self.config.vocab_size, attention_mask if self.returns_prompt else None)
 
 
-@dataclass(frozen=True)
 class Ends:
     """What ends a row: tokens, and strings in the text that is written."""
 
-    token_ids: tuple[int, ...]
-    strings: str | Sequence[str] = ()
-    decode: Callable[[list[int]], str] | None = None
-
-    def __post_init__(self) -> None:
-        strings = [self.strings] if isinstance(self.strings, str) else list(self.strings)
-        if not all(isinstance(string, str) and string for string in strings):
-            raise ValueError(f"stop_strings must be strings that are not empty, got {self.strings!r}")
-        if strings and (self.decode is None or not self.token_ids):
+    def __init__(
+        self,
+        token_ids: tuple[int, ...],
+        strings: str | Sequence[str],
+        decode: Callable[[list[int]], str] | None,
+    ) -> None:
+        self.token_ids, self.decode = token_ids, decode
+        self.fill = token_ids[0] if token_ids else 0
+        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        if not all(isinstance(string, str) and string for string in self.strings):
+            raise ValueError(f"stop_strings must be strings that are not empty, got {strings!r}")
+        if self.strings and (decode is None or not token_ids):
             raise ValueError("stop_strings need decode, to find them, and eos_token_id, to fill the rest of a row")
-        object.__setattr__(self, "strings", strings)
-
-    @property
-    def fill(self) -> int:
-        return self.token_ids[0] if self.token_ids else 0
 
     def reached(self, written_BW: Tensor, running_B: Tensor) -> Tensor:
         """Which rows their last token ends, bool, (B,); of rows that ended before, anything."""
