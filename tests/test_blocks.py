@@ -135,6 +135,17 @@ def test_feed_forward(activation: Any, bias: bool) -> None:
     assert (layer.up.bias is None) == (layer.down.bias is None) == (not bias)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "geglu"])
+def test_bias_and_activation_are_one_kernel_off_the_cpu(activation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = FeedForward(TransformerConfig(**SIZES, activation=activation))
+    x = torch.randn(3, 5, 32)
+    if layer.bias_activation is not None:
+        fused = layer.bias_activation(F.linear(x, layer.up.weight), layer.up.bias)
+        torch.testing.assert_close(layer.down(fused), layer(x))
+        monkeypatch.setattr(layer, "activation", None)
+    assert layer.to("meta")(x.to("meta")).shape == (3, 5, 32)
+
+
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("norm_position", ["pre", "post", "sandwich"])
 @pytest.mark.parametrize("layer_scale", [0.0, 0.3])

@@ -22,17 +22,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_counts_every_parameter(variant: str) -> None:
     config = TransformerConfig(**SMALL, **VARIANTS[variant])
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.skeleton(config)
     assert ledger(config).parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_counts_every_flop() -> None:
     """As PyTorch's own counter, but for the attention that the causal mask hides."""
     config = TransformerConfig(**SMALL, n_kv_heads=2, activation="geglu")
-    with torch.device("meta"):
-        model = Decoder(config)
-        tokens = torch.zeros(1, 20, dtype=torch.long)
+    model, tokens = Decoder.skeleton(config), torch.zeros(1, 20, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     of_attention = sum(row.flops for row in ledger(config).rows if row.name.startswith("attention"))
@@ -62,8 +59,7 @@ def test_gpt3() -> None:
         "unembedding": 0,
     }
     assert table.parameters == 174_604_259_328
-    with torch.device("meta"):
-        model = Decoder(config)
+    model = Decoder.skeleton(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 174_604_259_328
     # Matrices and both embeddings alone, the head not tied: the figure that is often quoted.
     matrices = [row.parameters for row in table.rows[2:8]]
