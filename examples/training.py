@@ -36,7 +36,7 @@ class Settings:
     steps: int
     learning_rate: float
     seed: int = 0
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1  # as GPT-3: Brown et al. 2020 (arXiv:2005.14165), appendix B
     accumulate: int = 1  # batches whose gradients make one step
     bf16: bool = False  # compute in bfloat16 where that is safe (autocast); weights stay float32
     compile: bool = False
