@@ -1,25 +1,20 @@
-"""What the examples share: flags, the training loop with its progress, plots, the verdict on the final figure."""
+"""What the examples share: flags, plots, the verdict on the final figure."""
 
 import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from fusedformer.files import atomic_write
 
 
-def flags(description: str | None, *, name: str, steps: int | None = None) -> argparse.ArgumentParser:
-    """The command line that the examples have in common; those that train, for `steps` steps, have two flags more."""
+def flags(description: str | None, *, name: str) -> argparse.ArgumentParser:
+    """The command line that the examples have in common."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs") / name, help="folder of the plot")
-    if steps is not None:
-        parser.add_argument("--steps", type=positive, default=steps, help="optimizer steps")
-        parser.add_argument("--seed", type=int, default=0, help="seed of every random number")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs") / name, help="folder of what it writes")
     return parser
 
 
@@ -29,31 +24,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
-
-
-def train(model: nn.Module, next_loss: Callable[[], Tensor], *, steps: int, learning_rate: float) -> list[float]:
-    """Minimise `next_loss()`, the loss of a new batch each time, by AdamW on a one-cycle schedule.
-
-    Returns:
-        The loss of each step.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1)
-    losses: list[float] = []
-    started = time.perf_counter()
-    for step in range(1, steps + 1):
-        loss = next_loss()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % max(1, steps // 10) == 0 or step == steps:
-            elapsed = time.perf_counter() - started
-            left = elapsed / step * (steps - step)
-            print(f"step {step:5d}/{steps}  loss {losses[-1]:.4f}  {elapsed:4.0f} s, {left:3.0f} s left", flush=True)
-    return losses
 
 
 def plot_loss(losses: Sequence[float], path: Path, levels: Mapping[str, float] | None = None) -> None:

@@ -4,26 +4,18 @@ The floor to beat is the bigram matrix: the best prediction of a character from 
 """
 
 import sys
-import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from common import flags, plot_loss, train, verdict
+from common import plot_loss, verdict
 from torch import Tensor
+from training import train, training_flags
 
-from fusedformer import Decoder, TransformerConfig
+from fusedformer import Decoder, MarkovModel, TransformerConfig
 
 BATCH, LEARNING_RATE = 12, 3e-3
 TARGET = 0.8  # of the bigram loss
-
-
-def bigram_loss(train_tokens: Tensor, held_out: Tensor, vocab_size: int) -> float:
-    """Held-out loss, in nats per character, of the transition matrix: pairs counted in the training text, plus one."""
-    pairs = train_tokens[:-1] * vocab_size + train_tokens[1:]
-    counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size) + 1
-    log_probabilities = (counts / counts.sum(dim=1, keepdim=True)).log()
-    return -log_probabilities[held_out[:-1], held_out[1:]].mean().item()
 
 
 @torch.no_grad()
@@ -36,7 +28,7 @@ def held_out_loss(model: Decoder, held_out: Tensor) -> float:
 
 
 def main() -> int:
-    parser = flags(__doc__, name="train_decoder", steps=1200)
+    parser = training_flags(__doc__, name="train_decoder", steps=1200)
     parser.add_argument("--text", type=Path, help="a text file (UTF-8); without it, the documentation CPython carries")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -51,23 +43,26 @@ def main() -> int:
     if len(tokens) - split <= length:
         parser.error(f"the text has {len(tokens)} characters, too few: {10 * length + 10} are enough")
     train_tokens, held_out = tokens[:split], tokens[split:]
-    floor = bigram_loss(train_tokens, held_out, len(characters))
+    floor = MarkovModel(train_tokens, len(characters), order=1, alpha=1).loss(held_out)
     print(f"{len(text):,} characters, {len(characters)} of them different")
     print(f"the floor to beat, the bigram matrix: held-out loss {floor:.4f} nats")
 
-    def next_loss() -> Tensor:
+    def next_loss(index: int) -> Tensor:
         starts = torch.randint(split - length, (BATCH, 1))
         return model.loss(train_tokens[starts + torch.arange(length + 1)].to(args.device))
 
-    started = time.perf_counter()
-    losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
-    rate = args.steps * BATCH * length / (time.perf_counter() - started)
+    steps = train(model, next_loss, args, learning_rate=LEARNING_RATE)
+    rate = args.steps * args.accumulate * BATCH * length / sum(step.seconds for step in steps)
 
     prompts = train_tokens[:8].expand(3, -1).to(args.device)
     for sample in model.generate(prompts, length - 8, temperature=0.8, top_k=20).tolist():
         print("sample:", repr("".join(characters[token] for token in sample)))
     loss = held_out_loss(model, held_out.to(args.device))
-    plot_loss(losses, args.output_dir / "loss.png", {"bigram matrix, held out": floor, "this model, held out": loss})
+    plot_loss(
+        [step.loss for step in steps],
+        args.output_dir / "loss.png",
+        {"bigram matrix, held out": floor, "this model, held out": loss},
+    )
     target = TARGET * floor
     return verdict(f"{rate:,.0f} tokens/s, held-out loss {loss:.4f} nats, at most {target:.4f} wanted", loss <= target)
 

@@ -3,8 +3,9 @@
 import sys
 
 import torch
-from common import flags, plot_loss, train, verdict
+from common import plot_loss, verdict
 from torch import Tensor
+from training import train, training_flags
 
 from fusedformer import EncoderDecoder, TransformerConfig
 
@@ -24,24 +25,24 @@ def reversals(n: int, vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def main() -> int:
-    args = flags(__doc__, name="train_encoder_decoder", steps=1000).parse_args()
+    args = training_flags(__doc__, name="train_encoder_decoder", steps=1000).parse_args()
     torch.manual_seed(args.seed)
     model = EncoderDecoder(TransformerConfig.preset("reversal")).to(args.device)
 
     def batch(n: int) -> list[Tensor]:
         return [tensor.to(args.device) for tensor in reversals(n, model.config.vocab_size)]
 
-    def next_loss() -> Tensor:
+    def next_loss(index: int) -> Tensor:
         source, source_mask, target, target_mask = batch(BATCH)
         return model.loss(source, target, source_mask, target_mask)
 
-    losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
+    steps = train(model, next_loss, args, learning_rate=LEARNING_RATE)
     source, source_mask, target, _ = batch(N_HELD_OUT)
     written = model.generate(source, LONGEST + 1, attention_mask=source_mask, eos_token_id=EOS, temperature=0)
     exact = (written == target).all(dim=1).float().mean().item()
     print("read: ", *source[0, source_mask[0]].tolist())
     print("wrote:", *written[0, target[0] != EOS].tolist())
-    plot_loss(losses, args.output_dir / "loss.png")
+    plot_loss([step.loss for step in steps], args.output_dir / "loss.png")
     figure = f"{exact:.1%} of {N_HELD_OUT} new sequences reversed exactly, at least {TARGET:.0%} wanted"
     return verdict(figure, exact >= TARGET)
 

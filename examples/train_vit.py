@@ -2,29 +2,31 @@
 
 import math
 import sys
-from collections.abc import Iterator
 
 import torch
-from common import flags, plot_loss, train, verdict
+from common import plot_loss, verdict
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from training import train, training_flags
 
 from fusedformer import TransformerConfig, VisionTransformer
 
 BATCH, LEARNING_RATE, TARGET = 64, 1e-3, 0.96
 N_TRAIN = 1437  # the other 360 are held out
-STEPS = 40 * math.ceil(N_TRAIN / BATCH)  # 40 epochs
+PER_EPOCH = math.ceil(N_TRAIN / BATCH)
+STEPS = 40 * PER_EPOCH
 
 
-def batches() -> Iterator[Tensor]:
-    """Indices of training images, each once per epoch, for ever."""
-    while True:
-        yield from torch.randperm(N_TRAIN).split(BATCH)
+def batch(index: int, seed: int) -> Tensor:
+    """Indices of the images of a batch: each image once per epoch, in an order that follows from seed and epoch."""
+    epoch, place = divmod(index, PER_EPOCH)
+    generator = torch.Generator().manual_seed(seed * STEPS + epoch)
+    return torch.randperm(N_TRAIN, generator=generator).split(BATCH)[place]
 
 
 def main() -> int:
-    args = flags(__doc__, name="train_vit", steps=STEPS).parse_args()
+    args = training_flags(__doc__, name="train_vit", steps=STEPS).parse_args()
     torch.manual_seed(args.seed)
     digits = load_digits()
     order = torch.randperm(len(digits.target))
@@ -32,18 +34,17 @@ def main() -> int:
     images = (pixels / 8 - 1).to(args.device)
     labels = torch.from_numpy(digits.target).long()[order].to(args.device)
     model = VisionTransformer(TransformerConfig.preset("digits-vit")).to(args.device)
-    chosen = batches()
 
-    def next_loss() -> Tensor:
-        batch = next(chosen)
-        return cross_entropy(model(images[batch]), labels[batch])
+    def next_loss(index: int) -> Tensor:
+        chosen = batch(index, args.seed)
+        return cross_entropy(model(images[chosen]), labels[chosen])
 
-    losses = train(model, next_loss, steps=args.steps, learning_rate=LEARNING_RATE)
+    steps = train(model, next_loss, args, learning_rate=LEARNING_RATE)
     model.eval()
     with torch.no_grad():
         right = model(images[N_TRAIN:]).argmax(dim=1) == labels[N_TRAIN:]
     accuracy = right.float().mean().item()
-    plot_loss(losses, args.output_dir / "loss.png")
+    plot_loss([step.loss for step in steps], args.output_dir / "loss.png")
     figure = f"{accuracy:.1%} of {len(right)} held-out images right, at least {TARGET:.0%} wanted"
     return verdict(figure, accuracy >= TARGET)
 

@@ -23,7 +23,7 @@ def needs(*modules: str) -> None:
 
 
 def run(name: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    needs("matplotlib", *(["sklearn"] if name == "train_vit" else []))
+    needs("matplotlib", "rich", *(["sklearn"] if name == "train_vit" else []))
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *flags]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
 

@@ -1,6 +1,5 @@
 """Decoding token by token: with a cache as without, sampling as configured, seeds, stops and overflow."""
 
-import inspect
 from typing import Any
 
 import pytest
@@ -9,8 +8,8 @@ from models import make_model, random_tokens
 from torch import Tensor
 
 from fusedformer import Decoder
-from fusedformer.transformer.cache import KeyValueCache
-from fusedformer.transformer.generation import Sampler
+from fusedformer.transformer.generation import GenerativeModel
+from fusedformer.transformer.sampling import Sampler
 
 
 def generate_without_cache(model: Decoder, tokens: Tensor, max_new_tokens: int, sampler: Sampler) -> Tensor:
@@ -24,26 +23,20 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("static_cache", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 @pytest.mark.parametrize("prompt", [1, 5])
-def test_cache_changes_no_token(prompt: int, temperature: float) -> None:
+def test_cache_changes_no_token(prompt: int, temperature: float, static_cache: bool) -> None:
     model = make_model("decoder")
     tokens = random_tokens(4, prompt)
-    cached = model.generate(tokens, 7, temperature=temperature, top_k=6, generator=seeded(1))
-    uncached = generate_without_cache(model, tokens, 7, Sampler(temperature, 6, seeded(1)))
+    cached = model.generate(tokens, 7, temperature=temperature, top_k=6, generator=seeded(1), static_cache=static_cache)
+    uncached = generate_without_cache(model, tokens, 7, Sampler(temperature, 6, generator=seeded(1)))
     assert torch.equal(cached, uncached)
     assert torch.equal(cached[:, :prompt], tokens)
 
 
-def test_cached_logits_equal_whole_logits() -> None:
-    model = make_model("decoder")
-    tokens = random_tokens(3, 12)
-    caches = model.stack.new_caches(12)
-    pieces = [model.hidden(piece, caches=caches) for piece in tokens.split([4, 1, 3, 4], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden(tokens), rtol=0, atol=1e-5)
-
-
-def test_encoder_decoder_cache_changes_no_token() -> None:
+@pytest.mark.parametrize("static_cache", [False, True])
+def test_encoder_decoder_cache_changes_no_token(static_cache: bool) -> None:
     model = make_model("encoder_decoder", decoder_start_token_id=2)
     source = random_tokens(4, 10)
     mask = torch.arange(10) < torch.tensor([[10], [3], [7], [1]])
@@ -51,7 +44,17 @@ def test_encoder_decoder_cache_changes_no_token() -> None:
     for _ in range(12):
         logits = model.decode(expected, model.encode(source, mask))
         expected = torch.cat([expected, logits[:, -1:].argmax(dim=-1)], dim=1)
-    assert torch.equal(model.generate(source, 12, attention_mask=mask, temperature=0), expected[:, 1:])
+    found = model.generate(source, 12, attention_mask=mask, temperature=0, static_cache=static_cache)
+    assert torch.equal(found, expected[:, 1:])
+
+
+def test_source_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = make_model("encoder_decoder"), []
+    for module in (model.encoder, *(block.cross_attention.key_value for block in model.decoder.blocks)):
+        module.register_forward_hook(lambda module, args, out: calls.append(module))
+    model.generate(random_tokens(2, 5), 6)
+    model.beam_search(random_tokens(2, 5), 6, 3)
+    assert len(calls) == len(set(calls)) * 2
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
@@ -67,35 +70,61 @@ def test_eos_ends_each_row_by_itself(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
-def test_padded_prompts_equal_single_runs(kind: str) -> None:
+def test_any_of_several_tokens_ends_a_row(kind: str) -> None:
+    model = make_model(kind)
+    prompts = random_tokens(16, 2)
+    free = model.generate(prompts, 10, temperature=0)[:, -10:]
+    ends = [int(free[0, 4]), int(free[1, 2])]
+    stopped = model.generate(prompts, 10, temperature=0, eos_token_id=ends)[:, -10:]
+    for row, expected in zip(stopped.tolist(), free.tolist(), strict=True):
+        end = min((expected.index(token) for token in ends if token in expected), default=9)
+        assert row == expected[: end + 1] + [ends[0]] * (9 - end)
+
+
+def letters(tokens: list[int]) -> str:
+    return "".join(chr(ord("a") + token) for token in tokens)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_stop_strings(kind: str) -> None:
+    model = make_model(kind)
+    prompts = random_tokens(16, 2)
+    free = model.generate(prompts, 10, temperature=3, generator=seeded(5))[:, -10:].tolist()
+    strings = [letters(free[0][3:5]), letters(free[1][6:9])]
+    settings: dict[str, Any] = {"eos_token_id": 18, "stop_strings": strings, "decode": letters}
+    stopped = model.generate(prompts, 10, temperature=3, generator=seeded(5), **settings)[:, -10:].tolist()
+    for row, expected in zip(stopped, free, strict=True):
+        ends = [letters(expected).find(string) + len(string) for string in strings if string in letters(expected)]
+        ends += [expected.index(18) + 1] if 18 in expected else []
+        end = min(ends, default=10)
+        assert row == expected[:end] + [18] * (10 - end)
+    assert [row[:5] for row in stopped[:2]] == [row[:5] for row in free[:2]]
+    assert stopped[0][5:] == [18] * 5
+
+
+def test_tokens_stream_as_they_are_chosen() -> None:
+    model, prompts = make_model("decoder"), random_tokens(3, 2)
+    steps: list[Tensor] = []
+    written = model.generate(prompts, 7, generator=seeded(2), eos_token_id=4, on_tokens=steps.append)
+    streamed = torch.stack(steps, dim=1)
+    assert torch.equal(written[:, 2 : 2 + len(steps)], streamed)
+    assert (written[:, 2 + len(steps) :] == 4).all()
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": 0, "repetition_penalty": 2.0}, {"top_p": 0.9, "static_cache": True}],
+)
+def test_padded_prompts_equal_single_runs(kind: str, settings: dict[str, Any]) -> None:
     model = make_model(kind)
     prompts = [random_tokens(1, length) for length in (6, 3, 1)]
     padded, mask = random_tokens(3, 6), torch.arange(6) >= torch.tensor([[0], [3], [5]])
     for row, prompt in zip(padded, prompts, strict=True):
         row[6 - prompt.shape[1] :] = prompt[0]
-    together = model.generate(padded, 6, attention_mask=mask, temperature=0)[:, -6:]
-    alone = torch.cat([model.generate(prompt, 6, temperature=0)[:, -6:] for prompt in prompts])
-    assert torch.equal(together, alone)
-
-
-def test_padded_prompts_have_the_logits_of_single_runs() -> None:
-    model = make_model("decoder")
-    tokens = random_tokens(1, 8)
-    padded, mask = torch.cat([random_tokens(1, 3), tokens], dim=1), (torch.arange(11) >= 3).unsqueeze(0)
-    caches = model.stack.new_caches(11)
-    pieces = [
-        model.hidden(padded[:, start:end], mask[:, :end], caches) for start, end in ((0, 5), (5, 6), (6, 9), (9, 11))
-    ]
-    torch.testing.assert_close(torch.cat(pieces, dim=1)[:, 3:], model.hidden(tokens), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_sampled_in_float32(dtype: torch.dtype) -> None:
-    # As wide apart as float16 goes: in it, the difference is -inf, and the smaller logit could never be drawn.
-    logits = torch.tensor([[60000.0, -60000.0]]).to(dtype).expand(2000, 2)
-    frequencies = torch.bincount(Sampler(1e6, generator=seeded(0))(logits), minlength=2) / 2000
-    expected = torch.softmax(torch.tensor([0.06, -0.06]), dim=0)
-    torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.04)
+    together = model.generate(padded, 6, attention_mask=mask, generator=[seeded(n) for n in range(3)], **settings)
+    alone = [model.generate(prompt, 6, generator=[seeded(n)], **settings)[:, -6:] for n, prompt in enumerate(prompts)]
+    assert torch.equal(together[:, -6:], torch.cat(alone))
 
 
 def test_seeds_reproduce() -> None:
@@ -107,28 +136,6 @@ def test_seeds_reproduce() -> None:
     from_global = model.generate(tokens, 10)
     torch.manual_seed(3)
     assert torch.equal(model.generate(tokens, 10), from_global)
-
-
-def test_sampled_frequencies() -> None:
-    probabilities = torch.tensor([0.5, 0.2, 0.2, 0.1])
-    logits = probabilities.log().expand(20_000, 4)
-
-    def frequencies(sampler: Sampler) -> Tensor:
-        return torch.bincount(sampler(logits), minlength=4) / len(logits)
-
-    torch.testing.assert_close(frequencies(Sampler(generator=seeded(0))), probabilities, rtol=0, atol=0.02)
-    sharper = probabilities.square() / probabilities.square().sum()
-    torch.testing.assert_close(frequencies(Sampler(0.5, generator=seeded(0))), sharper, rtol=0, atol=0.02)
-    assert frequencies(Sampler(top_k=1, generator=seeded(0)))[0] == 1
-    # Tokens 1 and 2 are equally probable: still exactly two tokens are kept.
-    assert (frequencies(Sampler(top_k=2, generator=seeded(0))) > 0).sum() == 2
-    assert (frequencies(Sampler(top_k=99, generator=seeded(0))) > 0).all()
-
-
-def test_a_tiny_temperature_is_greedy() -> None:
-    logits = torch.randn(50, 19, generator=seeded(0))
-    assert torch.equal(Sampler(1e-30)(logits), logits.argmax(dim=1))
-    assert torch.equal(Sampler(0)(logits), logits.argmax(dim=1))
 
 
 def test_dropout_is_off_and_comes_back() -> None:
@@ -153,15 +160,7 @@ def test_fills_the_context_and_keeps_the_dtype() -> None:
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 def test_one_signature(kind: str) -> None:
     model = make_model(kind)
-    signature = inspect.signature(model.generate).parameters
-    assert list(signature)[1:] == [
-        "max_new_tokens",
-        "attention_mask",
-        "eos_token_id",
-        "temperature",
-        "top_k",
-        "generator",
-    ]
+    assert type(model).generate is GenerativeModel.generate
     first, same, other = (
         model.generate(random_tokens(8, 2), 10, top_k=9, generator=seeded(seed)) for seed in (1, 1, 2)
     )
@@ -182,6 +181,14 @@ def test_one_signature(kind: str) -> None:
         ({"temperature": "hot"}, "temperature must be a finite number, at least 0, got 'hot'"),
         ({"top_k": 0}, "top_k must be an integer, at least 1, got 0"),
         ({"top_k": 2.5}, "top_k must be an integer, at least 1, got 2.5"),
+        ({"top_p": 0}, "top_p must be a finite number, above 0 and at most 1, got 0"),
+        ({"top_p": 1.1}, "top_p must be a finite number, above 0 and at most 1, got 1.1"),
+        ({"min_p": -0.1}, "min_p must be a finite number, at least 0 and at most 1, got -0.1"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a finite number, above 0, got 0"),
+        ({"stop_strings": "x"}, "stop_strings need decode, to find them, and eos_token_id"),
+        ({"stop_strings": ["x"], "decode": str}, "stop_strings need decode, to find them, and eos_token_id"),
+        ({"stop_strings": ["x", ""]}, "stop_strings must be strings that are not empty"),
+        ({"eos_token_id": [3, 19]}, "eos_token_id 19 is outside a vocabulary of 19"),
         ({"eos_token_id": 1.5}, "eos_token_id must be an integer, at least 0, got 1.5"),
         ({"eos_token_id": -1}, "eos_token_id must be an integer, at least 0, got -1"),
         ({"eos_token_id": 19}, "eos_token_id 19 is outside a vocabulary of 19"),
@@ -216,21 +223,3 @@ def test_prompts_padded_on_the_right() -> None:
 def test_overflow_of_prompt_and_continuation() -> None:
     with pytest.raises(ValueError, match="a prompt of 5 tokens and 8 new ones overflow the context of 12"):
         make_model("decoder").generate(random_tokens(2, 5), 8)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 2, 3), (2, 1, 1, 3), (2, 1, 2, 1)])
-def test_a_cache_broadcasts_nothing(shape: tuple[int, ...]) -> None:
-    cache = KeyValueCache(8)
-    fitting = torch.zeros(2, 1, 2, 3)
-    cache.append(fitting, fitting)
-    for new in ((torch.zeros(shape), fitting), (fitting, torch.zeros(shape))):
-        with pytest.raises(
-            ValueError, match=r"a cache of \(B, K, D\) = \(2, 2, 3\) cannot hold (keys|values) of shape"
-        ):
-            cache.append(*new)
-    assert cache.length == 1
-
-
-def test_a_full_cache() -> None:
-    with pytest.raises(ValueError, match="a cache of 3 positions cannot hold 4"):
-        KeyValueCache(3).append(torch.zeros(1, 4, 1, 2), torch.zeros(1, 4, 1, 2))

@@ -26,8 +26,10 @@ from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
+from fusedformer.transformer.markov import MarkovModel
 from fusedformer.transformer.recording import record_attention
 from fusedformer.transformer.vision_transformer import VisionTransformer
+from fusedformer.transformer.word_vectors import WordVectors
 
 __version__ = "0.1.0"
 
@@ -35,8 +37,10 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EncoderDecoder",
+    "MarkovModel",
     "TransformerConfig",
     "VisionTransformer",
+    "WordVectors",
     "__version__",
     "add_layer_norm",
     "add_rms_norm",

@@ -7,7 +7,9 @@ recording                patterns of attention of a model at work
 outputs                  pooling, losses
 encoder, decoder, encoder_decoder, vision_transformer
                          one architecture each, over `model`, what they all have in common
-cache, generation        decoding token by token
+generation               decoding token by token: with `sampling` or by `beam_search`, over what a `cache` keeps
+markov                   models that count: the floor of every language model
+word_vectors             nearest words and arithmetic of meanings on an embedding table
 ledger                   parameters and FLOPs of a model, counted by what they do
 checkpoint               our own weights on disk
 huggingface/             other people's, under our names; `pretrained` finds them on this machine

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusedformer.kernels.attention.op import attention
-from fusedformer.transformer.cache import KeyValueCache, Memory
+from fusedformer.transformer.cache import Cache, Memory, StaticKeyValueCache
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.positions import Context
 
@@ -80,7 +80,7 @@ class SelfAttention(MultiHeadAttention):
     def value_projection(self) -> nn.Linear:
         return self.qkv
 
-    def forward(self, x_BSE: Tensor, context: Context = NO_CONTEXT, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x_BSE: Tensor, context: Context = NO_CONTEXT, cache: Cache | None = None) -> Tensor:
         H, K = self.n_heads, self.n_kv_heads
         if context.rotation is None:
             q_BSHD, k_BTKD, v_BTKD = self.split_heads(self.qkv(x_BSE), H, K, K)
@@ -89,8 +89,10 @@ class SelfAttention(MultiHeadAttention):
             q_BSHD, k_BTKD = context.rotation.turn(qk).split((H, K), dim=2)
         if cache is not None:
             k_BTKD, v_BTKD = cache.append(k_BTKD, v_BTKD)
-        # The causal mask is aligned at the bottom right, so S new positions after T - S cached ones need nothing more.
-        return self.attend(q_BSHD, k_BTKD, v_BTKD, causal=self.causal, **context.settings)
+        # The causal mask is aligned at the bottom right, so S new positions after T - S cached ones need nothing more,
+        # and one position sees all of them. What a static cache makes visible is causal itself.
+        causal = self.causal and x_BSE.shape[1] > 1 and not isinstance(cache, StaticKeyValueCache)
+        return self.attend(q_BSHD, k_BTKD, v_BTKD, causal=causal, **context.settings)
 
 
 class CrossAttention(MultiHeadAttention):

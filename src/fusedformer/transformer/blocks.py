@@ -24,7 +24,7 @@ from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
 from fusedformer.nn import GEGLU, GELU, LayerNorm, RMSNorm, SwiGLU
 from fusedformer.transformer.attention import NO_CONTEXT, CrossAttention, SelfAttention
-from fusedformer.transformer.cache import KeyValueCache, Memory
+from fusedformer.transformer.cache import Cache, KeyValueCache, Memory, StaticKeyValueCache
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.positions import AttentionPositions, Context, Placement
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
         x_BSE: Tensor,
         branch_BSE: Tensor | None = None,
         context: Context = NO_CONTEXT,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The stream and the branch that is still to be added to it, behind this block.
@@ -175,7 +175,7 @@ class Stack(nn.Module):
         self,
         x_BSE: Tensor,
         placement: Placement | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
+        caches: Sequence[Cache] | None = None,
         memories: Sequence[Memory] | None = None,
     ) -> Tensor:
         """Transform (B, S, E); `caches` and `memories` have one entry per block. No placement: no padding."""
@@ -198,6 +198,7 @@ class Stack(nn.Module):
         attentions = [module for module in self.modules() if isinstance(module, CrossAttention)]
         return [attention.remember(context_BTE, mask_B11T) for attention in attentions]
 
-    def new_caches(self, max_seq_len: int) -> list[KeyValueCache]:
+    def new_caches(self, max_seq_len: int, *, static: bool = False) -> list[Cache]:
         """An empty cache for each block."""
-        return [KeyValueCache(max_seq_len) for _ in self.blocks]
+        device = next(self.parameters()).device
+        return [StaticKeyValueCache(max_seq_len, device) if static else KeyValueCache(max_seq_len) for _ in self.blocks]

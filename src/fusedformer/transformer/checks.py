@@ -76,13 +76,16 @@ def check_room(prompt: int, max_new_tokens: int, max_seq_len: int) -> None:
         )
 
 
-def check_eos(eos_token_id: int | None, vocab_size: int) -> None:
-    """Raise ValueError unless this is None or a token of the vocabulary."""
+def check_eos(eos_token_id: int | Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end a sequence; raise ValueError unless these are tokens of the vocabulary, or None."""
     if eos_token_id is None:
-        return
-    check_integer("eos_token_id", eos_token_id, least=0)
-    if eos_token_id >= vocab_size:
-        raise ValueError(f"eos_token_id {eos_token_id} is outside a vocabulary of {vocab_size}")
+        return ()
+    ids = tuple(eos_token_id) if isinstance(eos_token_id, Sequence) else (eos_token_id,)
+    for token in ids:
+        check_integer("eos_token_id", token, least=0)
+        if token >= vocab_size:
+            raise ValueError(f"eos_token_id {token} is outside a vocabulary of {vocab_size}")
+    return ids
 
 
 def check_integer(name: str, value: object, *, least: int) -> None:
@@ -91,10 +94,14 @@ def check_integer(name: str, value: object, *, least: int) -> None:
         raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}")
 
 
-def check_temperature(value: object) -> None:
-    """Raise ValueError unless this is a finite number that is not negative."""
-    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"temperature must be a finite number, at least 0, got {value!r}")
+def check_number(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
+    """Raise ValueError unless this is a finite number between these two; with `above`, not `least` itself."""
+    is_number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if is_number and least <= value <= most and not (above and value == least):  # type: ignore[operator]
+        return
+    bounds = [] if math.isinf(least) else [f"{'above' if above else 'at least'} {least}"]
+    bounds += [] if math.isinf(most) else [f"at most {most}"]
+    raise ValueError(f"{name} must be a finite number{', ' * bool(bounds)}{' and '.join(bounds)}, got {value!r}")
 
 
 def check_generator(generator: object, device: torch.device) -> None:

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusedformer.transformer import generation
 from fusedformer.transformer.blocks import Stack
-from fusedformer.transformer.cache import KeyValueCache, Memory
-from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
+from fusedformer.transformer.cache import Cache, DecodingState, Memory
+from fusedformer.transformer.checks import check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.embeddings import AudioEmbedding
-from fusedformer.transformer.model import LanguageModel, initialise
+from fusedformer.transformer.generation import GenerativeModel
+from fusedformer.transformer.model import initialise
 from fusedformer.transformer.outputs import mean_cross_entropy
 from fusedformer.transformer.positions import Placement, make_position_embedding, place
 
 
-class EncoderDecoder(LanguageModel):
+class EncoderDecoder(GenerativeModel):
     """A source sequence and the target so far in, the logits of each next target token out.
 
     Source and target share one token table, and with `tie_embeddings` the output head is that table too.
@@ -30,6 +30,8 @@ class EncoderDecoder(LanguageModel):
     Raises:
         ValueError: if the configuration has no vocab_size or max_seq_len.
     """
+
+    returns_prompt = False
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -81,48 +83,21 @@ class EncoderDecoder(LanguageModel):
             check_mask("target_mask", target_mask, target.shape, target.device)
         return mean_cross_entropy(self(source, target, attention_mask), target, target_mask)
 
-    def generate(
-        self,
-        source: Tensor,
-        max_new_tokens: int,
-        *,
-        attention_mask: Tensor | None = None,
-        eos_token_id: int | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Write the target of each source, token by token, with dropout off.
-
-        Args:
-            source: int32 or int64, (B, S), values below vocab_size.
-            max_new_tokens: the length of the targets, at most max_seq_len.
-            attention_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
-            eos_token_id: ends a target and fills the rest of its row; None: no target ends early.
-            temperature: logits are divided by it; 0 takes the most probable token each time (greedy).
-            top_k: draw among the k most probable tokens only; None: among all.
-            generator: the source of randomness, on the model's device; None: PyTorch's own.
-
-        Returns:
-            Tensor (B, max_new_tokens) of the source's dtype, int64 of sound, without the start token.
-
-        Raises:
-            ValueError: an argument is out of range, or the context overflows.
-        """
+    def begin(
+        self, tokens: Tensor, max_new_tokens: int, attention_mask: Tensor | None, *, static_cache: bool
+    ) -> tuple[Tensor, DecodingState]:
+        """See `GenerativeModel`: the source is read here, and its keys and values computed, once."""
         # The start token takes no room of its own: it is fed in place of the last target token, which never is.
         check_room(0, max_new_tokens, self.config.max_seq_len)
-        check_eos(eos_token_id, self.config.vocab_size)
-        sampler = generation.Sampler(temperature, top_k, generator)
-        caches = self.decoder.new_caches(max_new_tokens)
-        with generation.evaluating(self), torch.no_grad():
-            memories = self.encode(source, attention_mask)
+        memories = self.encode(tokens, attention_mask)
+        dtype = torch.int64 if tokens.is_floating_point() else tokens.dtype
+        start_B1 = tokens.new_full((len(tokens), 1), self.config.decoder_start_token_id, dtype=dtype)
+        return start_B1, DecodingState(self.decoder.new_caches(max_new_tokens, static=static_cache), None, memories)
 
-            def next_logits(new_BT: Tensor) -> Tensor:
-                return self.decode(new_BT, memories, caches)[:, -1]
-
-            dtype = torch.int64 if source.is_floating_point() else source.dtype
-            start_B1 = source.new_full((len(source), 1), self.config.decoder_start_token_id, dtype=dtype)
-            return generation.extend(start_B1, max_new_tokens, next_logits, sampler, eos_token_id)[:, 1:]
+    def advance(self, tokens_BS: Tensor, state: DecodingState) -> Tensor:
+        """See `GenerativeModel`."""
+        assert state.memories is not None
+        return self.decode(tokens_BS, state.memories, state.caches)[:, -1]
 
     def encode(self, source: Tensor, attention_mask: Tensor | None = None) -> list[Memory]:
         """Read the source: for each decoder block, the keys and values of the final encoder output."""
@@ -142,16 +117,13 @@ class EncoderDecoder(LanguageModel):
             x_BSE = self.source_position_embedding(x_BSE, placement)
         return x_BSE, placement
 
-    def decode(
-        self, tokens: Tensor, memories: Sequence[Memory], caches: Sequence[KeyValueCache] | None = None
-    ) -> Tensor:
+    def decode(self, tokens: Tensor, memories: Sequence[Memory], caches: Sequence[Cache] | None = None) -> Tensor:
         """Logits (B, T, V) of the tokens after these. With `caches`, the tokens continue the cached target."""
         n_sources = len(memories[0].keys)
         x_BTE = self.token_embedding(tokens)
         if len(x_BTE) != n_sources:
             raise ValueError(f"the source has {n_sources} sequences, the target {len(x_BTE)}")
-        n_cached = caches[0].length if caches else 0
-        placement = place(x_BTE, None, self.config.max_seq_len, n_cached)
+        placement = place(x_BTE, None, self.config.max_seq_len, caches[0] if caches else None)
         if self.target_position_embedding is not None:
             x_BTE = self.target_position_embedding(x_BTE, placement)
         return self.unembed(self.decoder(self.dropout(x_BTE), placement, caches, memories))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fusedformer.kernels.reference import accumulate_dtype
+from fusedformer.transformer.cache import Cache
 from fusedformer.transformer.checks import check_cu_seqlens, check_mask
 from fusedformer.transformer.config import TransformerConfig
 
@@ -28,14 +29,14 @@ class Placement(NamedTuple):
     """Where the tokens of a batch stand: their positions, which of them are real, where one sequence ends."""
 
     positions: Tensor  # int64, of all positions attended to: (T,); under a padding mask or packed (B, T)
-    n_cached: int = 0  # how many of these came before and sit in a cache
+    new: slice | Tensor = slice(None)  # which of these are new; the others came before and sit in a cache
     mask: Tensor | None = None  # bool, (B, T), True for a real token; or (B, S, T), True where attention may look
     cu_seqlens: Tensor | None = None  # int32: where each packed sequence starts, then the number of tokens
 
     @property
     def new_positions(self) -> Tensor:
         """Those that are not in a cache: (S,) or (B, S)."""
-        return self.positions[..., self.n_cached :]
+        return self.positions[..., self.new]
 
     @property
     def key_mask(self) -> Tensor | None:
@@ -45,8 +46,8 @@ class Placement(NamedTuple):
         return self.mask[:, None, None, :] if self.mask.dim() == 2 else self.mask[:, None]
 
 
-def place(x_BSE: Tensor, mask: Tensor | None, max_seq_len: int, n_cached: int = 0) -> Placement:
-    """Positions of these tokens behind `n_cached` ones that sit in a cache.
+def place(x_BSE: Tensor, mask: Tensor | None, max_seq_len: int, cache: Cache | None = None) -> Placement:
+    """Positions of these tokens behind those that sit in a cache.
 
     With a padding mask (B, T) for both, positions count real tokens alone: where padding stands changes nothing. With a
     mask (B, S, T) of what each position may attend to, they count all.
@@ -55,15 +56,19 @@ def place(x_BSE: Tensor, mask: Tensor | None, max_seq_len: int, n_cached: int = 
         ValueError: if the mask does not fit, or the sequence is longer than `max_seq_len`.
     """
     B, S = x_BSE.shape[:2]
-    end = n_cached + S
+    T = S if cache is None else cache.n_keys(S)
     if mask is not None:
-        shape = (B, S, end) if isinstance(mask, Tensor) and mask.dim() == 3 else (B, end)
+        shape = (B, S, T) if isinstance(mask, Tensor) and mask.dim() == 3 else (B, T)
         check_mask("attention_mask", mask, shape, x_BSE.device)
-    if end > max_seq_len:
-        raise ValueError(f"a sequence of {end} positions is longer than max_seq_len {max_seq_len}")
+    if max_seq_len < T:
+        raise ValueError(f"a sequence of {T} positions is longer than max_seq_len {max_seq_len}")
     if mask is not None and mask.dim() == 2:
-        return Placement((mask.cumsum(dim=1) - 1).clamp(min=0), n_cached, mask)
-    return Placement(torch.arange(end, device=x_BSE.device), n_cached, mask)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    else:
+        positions = torch.arange(T, device=x_BSE.device)
+    if cache is None:
+        return Placement(positions, mask=mask)
+    return Placement(positions, cache.new_places(S), cache.visible(mask, S))
 
 
 def place_packed(x_1NE: Tensor, cu_seqlens: Tensor, max_seq_len: int) -> Placement:

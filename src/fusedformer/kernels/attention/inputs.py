@@ -114,7 +114,8 @@ def pairwise(
         expected = "bool (True takes part)" if wants_bool else "floating point (added to the scores)"
         raise call.error(f"{name} is {library.short(tensor.dtype)}, expected {expected}")
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    fits = all(size in (1, wanted) for size, wanted in zip(reversed(tensor.shape), reversed(shape)))
+    # Not `size in (1, wanted)`: where `wanted` is a symbol of torch.compile, that is false though they are equal.
+    fits = all(size == 1 or size == wanted for size, wanted in zip(reversed(tensor.shape), reversed(shape)))
     if tensor.dim() > 4 or not fits:
         raise call.error(f"{name} has shape {tuple(tensor.shape)}, which does not broadcast to {shape}")
     return tensor[(None,) * (4 - tensor.dim())]
