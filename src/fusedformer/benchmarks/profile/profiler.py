@@ -1,0 +1,56 @@
+"""Traces of a subject's steps on the meta device."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from fusedformer.benchmarks.profile.contenders import Attention
+from fusedformer.benchmarks.profile.family import Family
+from fusedformer.benchmarks.profile.steps import make_step
+from fusedformer.benchmarks.profile.subjects import Subject, build_on
+from fusedformer.benchmarks.profile.tracing import Trace, Tracer
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is traced, but for the context: one line of the result.
+
+    Attributes:
+        subject: the model.
+        mode: of steps.MODES.
+        attention: of contenders.CONTENDERS.
+        device_type: "cuda" or "cpu": whose kernels it would run.
+        changes: of changes.CHANGES.
+    """
+
+    subject: Subject
+    mode: str
+    attention: str
+    device_type: str = "cuda"
+    changes: frozenset[str] = frozenset()
+
+    def trace(self, context: int, n_layers: int | None) -> Trace:
+        """Trace the step of one context; `n_layers` blocks, None for all.
+
+        Raises:
+            NoSuchStepError: the model has no such step.
+            ValueError: the model cannot be built, or not be computed by this attention.
+        """
+        built = build_on(META, self.subject, context, n_layers)
+        step = make_step(built, self.mode, context, META, self.changes)
+        with Tracer(step.model, device_type=self.device_type) as tracer:
+            for kind, held in step.held.items():
+                tracer.hold(kind, held)
+            with Attention(self.attention, self.device_type, tracer.scope):
+                step.run(tracer)
+        return tracer.trace
+
+    def family(self, low: int, high: int) -> Family:
+        """The traces of every context between these, and beyond."""
+        length = self.subject.length
+        span = high - low
+        lengths = [length(x) for x in (low, low + max(2, span // 3), max(high, low + 8), low + max(5, 2 * span // 3))]
+        return Family(partial(self.trace), self.subject.n_layers, lengths)
