@@ -3,8 +3,8 @@
 For the models of this package, and by the usual names of modules for anybody's.
 """
 
+import functools
 import re
-from collections.abc import Sequence
 
 from fusedformer.benchmarks.profile.contenders import SCOPE as ATTENTION_SCOPE
 
@@ -37,7 +37,8 @@ _NORM_MODULE = re.compile(r"(^|_)(norm|ln)(\d*|_\w+)$|^ln_", re.IGNORECASE)
 _ACTIVATION_MODULE = re.compile(r"^(act|activation)", re.IGNORECASE)
 
 
-def component(op: str, path: Sequence[str]) -> str:
+@functools.cache
+def component(op: str, path: tuple[str, ...]) -> str:
     """The component of an op.
 
     Args:
@@ -56,13 +57,15 @@ def component(op: str, path: Sequence[str]) -> str:
     return _by_module(op, path)
 
 
-def _by_module(op: str, path: Sequence[str]) -> str:
+def _by_module(op: str, path: tuple[str, ...]) -> str:
     last = path[-1] if path else ""
     if not path or _HEAD_MODULE.search(last):
         return LOGITS if op in PRODUCTS else LOSS
     if op == "add" and _NORM_MODULE.search(last):
         return RESIDUAL  # the gradient of the stream that a norm reads, from both ways
-    for pattern, name in ((_NORM_MODULE, NORMS), (_ACTIVATION_MODULE, ACTIVATION), (_EMBEDDING_MODULE, EMBEDDING)):
+    if any(map(_EMBEDDING_MODULE.search, path)):
+        return EMBEDDING
+    for pattern, name in ((_NORM_MODULE, NORMS), (_ACTIVATION_MODULE, ACTIVATION)):
         if pattern.search(last):
             return name
     inner = [name for name in path if _ATTENTION_MODULE.search(name) or _MLP_MODULE.search(name)]

@@ -21,6 +21,7 @@ from fusedformer.benchmarks.profile.subjects import DTYPE, Built
 from fusedformer.transformer.cache import KeyValueCache
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
+from fusedformer.transformer.outputs import mean_cross_entropy
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 TRAIN, PREFILL, DECODE = "train", "prefill", "decode"
@@ -128,8 +129,7 @@ def chunked_loss(model: Decoder) -> Loss:
     """The decoder's loss, its logits computed a chunk of the sequence at a time, and again in the backward."""
 
     def of_chunk(hidden_BSE: Tensor, targets_BS: Tensor) -> Tensor:
-        logits_BSV = model.unembed(hidden_BSE)
-        return F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="sum")
+        return mean_cross_entropy(model.unembed(hidden_BSE), targets_BS) * targets_BS.numel()
 
     def loss(tokens: Tensor) -> Tensor:
         hidden_BSE, targets_BS = model.hidden(tokens[:, :-1]), tokens[:, 1:]
