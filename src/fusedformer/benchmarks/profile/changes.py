@@ -5,11 +5,14 @@ Attention with Blockwise Transformers for Near-Infinite Context", 2023 (chunked 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fusedformer.benchmarks.profile.contenders import in_recomputation
 from fusedformer.benchmarks.profile.tracing import BLOCKS
 
 CHECKPOINTING, CHUNKED_MLP, CHUNKED_LOSS = "activation checkpointing", "chunked MLP", "chunked loss"
@@ -39,7 +42,7 @@ def chunked(function: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
     parts = zip(*(x.chunk(CHUNKS, dim=1) for x in tensors))
     if not torch.is_grad_enabled():
         return [function(*part) for part in parts]
-    return [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return [_recomputed(function, *part) for part in parts]
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -53,11 +56,15 @@ def _mlps(model: nn.Module) -> Iterator[nn.Module]:
         yield from (module for name, module in block.named_children() if name == "feed_forward")
 
 
-def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(*args: object, **kwargs: object) -> Tensor:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(_recomputed, forward)
 
-    return run
+
+def _recomputed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `function` gives, and computes again in the backward."""
+    return checkpoint(
+        function, *args, use_reentrant=False, preserve_rng_state=False, context_fn=in_recomputation, **kwargs
+    )
 
 
 def _in_chunks(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ A call of our attention, or of torch.nn.functional.scaled_dot_product_attention,
 by the contender, so a model needs no change.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,14 @@ _FLASH_FOR_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.defa
 assert attention_decode is not None  # importing the module defines the op
 
 
+_active: list["Attention"] = []
+
+
+def in_recomputation() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """Contexts of a checkpoint's forward and of its recomputation, which PyTorch runs outside of all modes."""
+    return contextlib.nullcontext(), _active[-1] if _active else contextlib.nullcontext()
+
+
 class Attention(TorchFunctionMode):
     """A context in which models compute attention by one contender.
 
@@ -43,6 +52,15 @@ class Attention(TorchFunctionMode):
         if contender not in CONTENDERS:
             raise ValueError(f"unknown attention {contender!r}: choose from {', '.join(CONTENDERS)}")
         self.contender, self.device_type, self.scope = contender, device_type, scope
+
+    def __enter__(self) -> "Attention":
+        _active.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _active.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -101,11 +119,20 @@ class Attention(TorchFunctionMode):
         if self.contender == MATH:
             with sdpa_kernel(SDPBackend.MATH):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask, enable_gqa=enable_gqa, **settings)
-        if not q.is_meta or attn_mask is not None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask, enable_gqa=enable_gqa, **settings)
-        # The meta device would choose plain products; a device with data chooses its flash attention.
-        if self.device_type == "cpu":
+        return self._fused(q, k, v, attn_mask, settings)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, settings: dict[str, Any]) -> Tensor:
+        """PyTorch's flash attention where nothing is masked, else what PyTorch chooses."""
+        if self.device_type == "cpu" or attn_mask is not None:  # these kernels want a key head for each query head
             k, v = (_repeated(x, q.shape[1]) for x in (k, v))
+        if attn_mask is not None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask, **settings)
+        if not q.is_meta:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **settings)
+        # The meta device would choose plain products.
+        dropout_p, is_causal, scale = settings["dropout_p"], settings["is_causal"], settings["scale"]
+        if self.device_type == "cpu":
             return _FLASH_FOR_CPU(q, k, v, dropout_p, is_causal, scale=scale)[0]
         return _FLASH(q, k, v, dropout_p, is_causal, False, scale=scale)[0]
 

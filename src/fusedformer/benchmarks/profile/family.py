@@ -1,11 +1,11 @@
 """The traces of one step at any context length and any depth, from a few that were made.
 
 Every size in a step is a polynomial of the context length S of degree 2 at most: attention that stores its scores is
-quadratic, all else is linear. So three traces give the FLOPs, the bytes and the live memory of every op at any S, and a
+quadratic in what it allocates, every attention is in its FLOPs, and all else is linear. So three traces give the FLOPs, the bytes and the live memory of every op at any S, and a
 fourth, at another length, proves it. And blocks are alike: what stands before the middle block, after it and in it is
 the same in a model of 3 and of 4 blocks, up to an amount that each further block adds. So two shallow traces give a deep
 model; the largest live memory of a deep model is at an op of the outer blocks, because from one inner block to the next
-it changes by the same amount.
+it changes by the same amount. Where blocks are not alike, the whole model is traced.
 """
 
 import dataclasses
@@ -75,20 +75,29 @@ class Family:
     Args:
         make_trace: traces the step of a context, with so many blocks (None: all).
         n_layers: blocks of the model; None where the depth is not ours to choose.
-        lengths: four context lengths, the last to check the polynomial with.
+        lengths: context lengths to trace, one more than the degree of the polynomial.
+        check: one more, to check it with; None does not.
 
     Raises:
         IrregularError: the traces do not fit together.
     """
 
-    def __init__(self, make_trace: MakeTrace, n_layers: int | None, lengths: Sequence[int]) -> None:
+    def __init__(self, make_trace: MakeTrace, n_layers: int | None, lengths: Sequence[int], check: int | None) -> None:
         self._make_trace, self.n_layers = make_trace, n_layers
-        *self._lengths, check = lengths
-        self._sheets = [self.traced(length) for length in self._lengths]
-        found, expected = self.at(check), self.traced(check)
+        self._lengths = lengths
+        try:
+            self._sheets = [self.traced(length) for length in self._lengths]
+        except IrregularError:  # as of an encoder-decoder, whose blocks share what they attend to
+            self.n_layers = None
+            self._sheets = [self.traced(length) for length in self._lengths]
+        if check is not None:
+            self._check(check)
+
+    def _check(self, context: int) -> None:
+        found, expected = self.at(context), self.traced(context)
         for name in COLUMNS:
             if not np.allclose(getattr(found, name), getattr(expected, name), rtol=1e-6):
-                raise IrregularError(f"{name} of ops are no polynomial of the context at {check}")
+                raise IrregularError(f"{name} of ops are no polynomial of the context at {context}")
 
     def at(self, context: int) -> Sheet:
         """The sheet of a context that need not have been traced: Lagrange's polynomial through those that were."""
@@ -113,7 +122,7 @@ class Family:
         return [self._make_trace(context, depth) for depth in (SHALLOW, SHALLOW + 1)]
 
     def _sheet(self, traces: Sequence[Trace]) -> Sheet:
-        return _sheet(traces[0]) if len(traces) == 1 else _deep_sheet(traces[0], traces[1], self.n_layers or 0)
+        return sheet_of(traces[0]) if len(traces) == 1 else _deep_sheet(traces[0], traces[1], self.n_layers or 0)
 
     def held_at_peak(self, context: int) -> list[Held]:
         """What is allocated when most is, the largest first."""
@@ -126,19 +135,20 @@ class Family:
         in_shallow = _outer(deeper).index(index)
         return _listed([(1 - further, shallow.alive_at(in_shallow)), (further, deeper.alive_at(index))])
 
-    def largest(self, fits: Callable[[Sheet], bool], limit: int, step: int) -> int:
-        """The largest multiple of `step` up to `limit` that fits, 0 if none does; what fits, fits at any shorter."""
-        low, high = 0, limit // step
+    def largest(self, fits: Callable[[Sheet, int], bool], limit: int) -> int:
+        """The longest context up to `limit` whose sheet fits, 0 if none does; what fits, fits at any shorter."""
+        low, high = 0, limit
         while low < high:
             middle = (low + high + 1) // 2
-            if fits(self.at(middle * step)):
+            if fits(self.at(middle), middle):
                 low = middle
             else:
                 high = middle - 1
-        return low * step
+        return low
 
 
-def _sheet(trace: Trace) -> Sheet:
+def sheet_of(trace: Trace) -> Sheet:
+    """The sheet of a whole model's trace."""
     saved = np.zeros(len(trace.ops))
     if trace.forward_end < len(trace.ops):
         for allocation in trace.alive_at(trace.forward_end - 1):
@@ -159,7 +169,7 @@ def _deep_sheet(shallow: Trace, deeper: Trace, n_layers: int) -> Sheet:
     outer = _outer(deeper)
     if not _alike(shallow.ops, [deeper.ops[i] for i in outer], renumbered=True):
         raise IrregularError("other ops at another depth")
-    less, more = _sheet(shallow), _sheet(deeper)
+    less, more = sheet_of(shallow), sheet_of(deeper)
     further = n_layers - SHALLOW
     columns = {}
     for name in COLUMNS:

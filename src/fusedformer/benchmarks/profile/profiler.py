@@ -1,11 +1,10 @@
 """Traces of a subject's steps on the meta device."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from fusedformer.benchmarks.profile.contenders import Attention
+from fusedformer.benchmarks.profile.contenders import MATH, Attention
 from fusedformer.benchmarks.profile.family import Family
 from fusedformer.benchmarks.profile.steps import make_step
 from fusedformer.benchmarks.profile.subjects import Subject, build_on
@@ -49,8 +48,14 @@ class Setting:
         return tracer.trace
 
     def family(self, low: int, high: int) -> Family:
-        """The traces of every context between these, and beyond."""
+        """The traces of every context, from some between these; with changes, of which only the memory is asked for,
+        from as few as that takes.
+        """
         length = self.subject.length
-        span = high - low
-        lengths = [length(x) for x in (low, low + max(2, span // 3), max(high, low + 8), low + max(5, 2 * span // 3))]
-        return Family(partial(self.trace), self.subject.n_layers, lengths)
+        high = max(high, low + 8)  # so that they differ, whatever the range
+        third = (high - low) // 3
+        ends, inner = [length(low), length(high)], [length(low + third), length(high - third)]
+        if not self.changes:
+            return Family(self.trace, self.subject.n_layers, [*ends, inner[0]], inner[1])
+        lengths = [*ends, inner[0]] if self.attention == MATH else ends
+        return Family(self.trace, self.subject.n_layers, lengths, None)

@@ -49,6 +49,11 @@ class Subject:
     length: Callable[[int], int] = lambda context: context
     unit: str = "tokens"
 
+    def shorter(self, context: int) -> int:
+        """The longest context that the model can have, up to this one."""
+        found = self.length(context)
+        return found if found <= context else self.length(context - (found - context))
+
 
 def build_on(device: torch.device, subject: Subject, context: int, n_layers: int | None) -> Built:
     """The model on a device, its weights in bfloat16."""

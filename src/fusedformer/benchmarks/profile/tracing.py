@@ -112,14 +112,14 @@ class Tracer(TorchDispatchMode):
     Args:
         model: whose modules name the ops.
         clock: times the ops; None does not.
-        device_type: "cuda" counts what kernels allocate for themselves there.
+        device_type: "cuda" or "cpu": whose kernels allocate memory for themselves.
     """
 
     def __init__(self, model: nn.Module, *, clock: OpClock | None = None, device_type: str = "cuda") -> None:
         super().__init__()
         self.trace = Trace()
         self._names = {id(module): tuple(name.split(".")) for name, module in model.named_modules() if name}
-        self._clock, self._counts_workspace = clock, device_type == "cuda"
+        self._clock, self._device_type = clock, device_type
         self._known: dict[int, tuple[Any, Allocation]] = {}  # by id of the storage
         self._path: list[tuple[str, ...]] = []
         self._paths_by_node: list[tuple[int, tuple[str, ...]]] = []
@@ -222,7 +222,7 @@ class Tracer(TorchDispatchMode):
         of = component(name, path)
         if fresh or mutated or marks:
             work = work_of(name, args, kwargs, fresh, mutated) if fresh or mutated else Work(0, 0)
-            workspace = workspace_of(name, args) if self._counts_workspace else 0
+            workspace = workspace_of(name, args, self._device_type)
             unit = unit_of(name, args)
             self.trace.ops.append(TracedOp(name, path, of, phase, work, *unit, workspace, marks))
         for tensor in fresh:

@@ -62,15 +62,20 @@ def unit_of(op: str, args: Sequence[Any]) -> tuple[bool, int]:
     return operands[-1 if op in _PRODUCTS else 0].element_size() == 2, operands[0].shape[-1] if op in _ATTENTION else 0
 
 
-def workspace_of(op: str, args: Sequence[Any]) -> int:
-    """Bytes that the kernel of an op allocates for itself, which no trace sees, on a GPU.
+def workspace_of(op: str, args: Sequence[Any], device_type: str) -> int:
+    """Bytes that an op allocates for itself while it runs, which no trace sees.
 
-    Ours keeps two float32 for each query (query_rows in kernels/attention/launch.py). PyTorch's flash attention keeps
-    one, a float32 dq, and dk and dv for each query head where these share keys (mha_bwd in flash-attn 2).
+    PyTorch's safe softmax keeps a boolean for each element, whether it is -inf. On a GPU our
+    attention keeps two float32 for each query (query_rows in kernels/attention/launch.py); PyTorch's flash attention
+    one, a float32 dq, and dk and dv for each query head where these share keys (mha_bwd in flash-attn 2). On a CPU the
+    backward of our cross entropy, in plain PyTorch, keeps three float32 for each logit.
     """
+    if op == "_safe_softmax":
+        return args[0].numel()
+    if device_type == "cpu":
+        return 3 * 4 * args[2].numel() if op == "cross_entropy_bwd" else 0
     if op == "attention_bwd":
-        lse: Tensor = args[3]
-        return 2 * 4 * lse.numel()
+        return 2 * 4 * args[3].numel()
     if op == "_scaled_dot_product_flash_attention_backward":
         _, q, k, v = args[:4]
         shared = 0 if k.shape[1] == q.shape[1] else (k.numel() + v.numel()) * q.shape[1] // k.shape[1]

@@ -14,10 +14,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from fusedformer.benchmarks.report.rows import COLUMNS, Row
+from fusedformer.benchmarks.report.rows import COLUMNS
 
+
+
+class Fields(Protocol):
+    """A row of results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name, ready for JSON."""
+
+
+R = TypeVar("R", bound=Fields)
 SCHEMA = 1  # of results.json; raised when a field changes its meaning or goes away
 RUNS = Path("runs")
 
@@ -46,24 +56,28 @@ def _partials(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{path.name}.partial-*"))
 
 
-class RunFolder:
+class RunFolder(Generic[R]):
     """A context in which a run is written to the folder `partial` beside `path`, which becomes `path` at its end.
 
     A run that is killed or raises leaves `path` absent, and in `partial` the rows that it had measured.
+
+    Args:
+        path: where the run appears.
+        columns: of results.csv, those of its rows' fields that go there.
 
     Raises:
         ValueError: something is at `path` already.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = check_free(path)
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = check_free(path), columns
         self.partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-        self.rows: list[Row] = []
+        self.rows: list[R] = []
 
-    def __enter__(self) -> "RunFolder":
+    def __enter__(self) -> "RunFolder[R]":
         self.partial.mkdir(parents=True)
         self._csv = open(self.partial / "results.csv", "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._csv, COLUMNS, extrasaction="ignore")
+        self._writer = csv.DictWriter(self._csv, self.columns, extrasaction="ignore")
         self._writer.writeheader()
         return self
 
@@ -88,7 +102,7 @@ class RunFolder:
         (self.partial / "plots").mkdir(exist_ok=True)
         return self.partial / "plots"
 
-    def add(self, row: Row) -> None:
+    def add(self, row: R) -> None:
         """Append one row to results.csv now."""
         self.rows.append(row)
         self._writer.writerow(row.to_dict())
