@@ -229,7 +229,7 @@ def profile(
         typer.Option(
             parser=_option(profile_options.parse_memory),
             metavar="SIZE",
-            show_default="the GPU's, or 141GB",
+            show_default="the GPU's, or an H200's",
             help="That a step may take, such as 141GiB.",
         ),
     ] = None,

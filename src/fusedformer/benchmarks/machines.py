@@ -1,7 +1,7 @@
 """What machines can do at most: from their data sheets, or measured here by a large matrix product and a large copy.
 
 Sources: NVIDIA's data sheets of the A100 80GB SXM (2021), H100 SXM (2023), H200 SXM (2024) and HGX B200 (2025): rates
-without sparsity, memory in decimal GB.
+without sparsity. Memory is what nvidia-smi reports: more than the decimal GB of a data sheet's name, less than as many GiB.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from fusedformer.benchmarks.harness.timing import Clock, CudaClock, WallClock
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
+MIB = 2**20
 PROBE_SECONDS = 0.3  # of each probe
 
 
@@ -31,7 +32,7 @@ class Machine:
         bandwidth: of its memory, bytes/s.
         memory: bytes.
         arch: compute capability, 90 for 9.0; None of a CPU.
-        matrix_share: of `matrix_flops`, what a model of time may count on.
+        compute_share: of either rate of FLOP/s, what a model of time may count on.
         memory_share: of `bandwidth`, likewise.
         source: where the figures are from.
     """
@@ -42,17 +43,17 @@ class Machine:
     bandwidth: float
     memory: float
     arch: int | None
-    matrix_share: float = 0.7
+    compute_share: float = 0.7
     memory_share: float = 0.9
     source: str = "data sheet"
 
 
 # The shares of a data sheet's peaks are assumptions, not measurements: large products are held back by power, copies by
 # refresh and turnaround of DRAM.
-A100 = Machine("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12, 2.039e12, 80e9, 80)
-H100 = Machine("NVIDIA H100 80GB HBM3", 989e12, 67e12, 3.35e12, 80e9, 90)
-H200 = Machine("NVIDIA H200", 989e12, 67e12, 4.8e12, 141e9, 90)
-B200 = Machine("NVIDIA B200", 2250e12, 75e12, 8e12, 180e9, 100)
+A100 = Machine("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12, 2.039e12, 81_920 * MIB, 80)
+H100 = Machine("NVIDIA H100 80GB HBM3", 989e12, 67e12, 3.35e12, 81_559 * MIB, 90)
+H200 = Machine("NVIDIA H200", 989e12, 67e12, 4.8e12, 143_771 * MIB, 90)
+B200 = Machine("NVIDIA B200", 2250e12, 75e12, 8e12, 183_359 * MIB, 100)
 DATASHEETS = {machine.name: machine for machine in (A100, H100, H200, B200)}
 
 
@@ -79,7 +80,7 @@ def measured(device: torch.device) -> Machine:
         bandwidth=copied,
         memory=memory_of(device),
         arch=arch_of(device),
-        matrix_share=1.0,
+        compute_share=1.0,
         memory_share=1.0,
         source="measured here",
     )

@@ -60,7 +60,7 @@ def component(op: str, path: tuple[str, ...]) -> str:
 def _by_module(op: str, path: tuple[str, ...]) -> str:
     last = path[-1] if path else ""
     if not path or _HEAD_MODULE.search(last):
-        return LOGITS if op in PRODUCTS else LOSS
+        return LOGITS if op in PRODUCTS else OTHER
     if op == "add" and _NORM_MODULE.search(last):
         return RESIDUAL  # the gradient of the stream that a norm reads, from both ways
     if any(map(_EMBEDDING_MODULE.search, path)):

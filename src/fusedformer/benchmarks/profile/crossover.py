@@ -38,8 +38,10 @@ def first_context(holds: Callable[[int], bool]) -> int | None:
     high = LONGEST
     if not holds(high):
         return None
-    while high > SHORTEST and holds(high // 2):
+    while holds(high // 2):
         high //= 2
+        if high == SHORTEST:
+            return SHORTEST
     low = high // 2
     while high - low > max(1, low // 256):  # to three digits
         middle = (low + high) // 2
@@ -77,7 +79,7 @@ def _cell(setting: Setting, what: str, machine: str, times: TimesAt, holds: Call
     return Cell(
         section=CROSSOVER, model=setting.subject.name, mode=setting.mode, attention=setting.attention, quantity=what,
         value=found, unit=setting.subject.unit, obtained=_obtained(times), machine=machine,
-        reason=f"or shorter than {SHORTEST}" if found <= SHORTEST else "",
+        reason=f"from {SHORTEST} or less" if found == SHORTEST else "",
     )  # fmt: skip
 
 

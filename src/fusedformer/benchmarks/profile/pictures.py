@@ -77,8 +77,8 @@ def draw_breakdown(found: Sequence[Cell]) -> Figure:
             heights = np.array([sum(shares.get(line, {}).get(c, 0.0) for line in lines) for c in contexts]) * 100
             if heights.any():
                 axes.fill_between(
-                    contexts, bottom, bottom + heights, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4,
-                    label=label,
+                    contexts, bottom, bottom + heights, facecolor=colour, hatch=hatch, edgecolor="white",
+                    linewidth=0.4, label=label,
                 )  # fmt: skip
             bottom += heights
         _context_axis(axes, contexts)
@@ -111,7 +111,7 @@ def draw_memory(found: Sequence[Cell], memory: float) -> Figure:
     axes.axhline(memory / 2**30, color="black", linestyle="--", label=f"out of memory: {memory / 2**30:.4g} GiB")
     _context_axis(axes, contexts)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1 else f"{value:,.0f}"))
     axes.set_ylabel("peak of allocated memory (GiB)")
     _finish(figure, [axes], _title(found))
     return figure
@@ -136,8 +136,9 @@ def draw_roofline(found: Sequence[Cell], machine: Machine) -> Figure:
                 if x and rate:
                     dots.append(x)
                     marker = MARKERS[(list(AREAS).index(label) + number) % len(MARKERS)]
-                    axes.plot([x], [rate], marker, color=colour, markersize=8, label=line, markeredgecolor="black",
-                              markeredgewidth=0.5)  # fmt: skip
+                    # Smaller and smaller, so that one that lies on another does not hide it.
+                    axes.plot([x], [rate], marker, color=colour, markersize=13 - 0.7 * len(dots), label=line,
+                              markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         _roofs(axes, machine, [0.1, *dots, 1e5])
         axes.set_xlabel("arithmetic intensity (FLOP/B)")
         axes.set_title(f"{attention}, {_short(longest)}: {_obtained(found, attention, cells.TIME, longest)}", fontsize=10)

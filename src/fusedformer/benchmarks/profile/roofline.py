@@ -29,8 +29,7 @@ def bound_seconds(sheet: Sheet, machine: Machine) -> Array:
 
 def model_seconds(sheet: Sheet, machine: Machine) -> Array:
     """The time that a model expects of each op, once."""
-    shares = np.array([machine.matrix_share if op.on_matrix_unit else 1.0 for op in sheet.ops])
-    rates = _peaks(sheet.ops, machine) * shares
+    rates = _peaks(sheet.ops, machine) * machine.compute_share
     for index, op in enumerate(sheet.ops):
         if machine.arch is not None and op.name in ("attention_fwd", "attention_bwd"):
             rates[index] = predicted_rate(op.name, machine.arch, op.head_dim) or rates[index]

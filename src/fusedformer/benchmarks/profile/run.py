@@ -102,6 +102,8 @@ class _Profile:
             raise CannotProfileError(f"{self.options.subject.name} cannot be profiled: {'; '.join(reasons)}")
         for make in (tables.fit_table, tables.crossover_table, tables.extrapolation_table):
             self._show(make(self.folder.rows))
+        if not self.to_measure:
+            self.console.line("Nothing was measured, so nothing is extrapolated: see --measure-upto.")
 
     def write(self) -> None:
         """The files of the run."""

@@ -106,15 +106,15 @@ def extrapolation_table(found: Sequence[Cell]) -> Table:
         if c.section != EXTRAPOLATE:
             continue
         if c.value is None:
-            value = "-"
-        elif c.quantity == cells.TIME:
+            continue
+        if c.quantity == cells.TIME:
             value = duration(c.value)
         else:
             value = f"{c.value:+.1%}" if c.quantity == HELD_OUT else f"{c.value:.4g} {c.unit}"
         what = {LOW: "95% interval, low end", HIGH: "95% interval, high end"}.get(c.component, c.component)
         place = f"{c.quantity} at {c.context:,}" if c.context else c.quantity
-        lines.append((c.mode, c.attention, place, what, value, c.obtained or "-", c.reason))
-    return Table("Extrapolation: t = a + b S + c S^2", ("mode", "attention", "what", "", "value", "obtained", "note"), lines)
+        lines.append((c.mode, c.attention, place, what, value, c.obtained))
+    return Table("Extrapolation: t = a + b S + c S^2", ("mode", "attention", "what", "", "value", "obtained"), lines)
 
 
 def size(n_bytes: float) -> str:
