@@ -221,7 +221,9 @@ def profile(
     attention: Annotated[
         Any,
         typer.Option(
-            parser=_option(profile_options.parse_attentions), metavar="NAME", help="Of ours, sdpa (PyTorch's flash), math."
+            parser=_option(profile_options.parse_attentions),
+            metavar="NAME",
+            help="Of ours, sdpa (PyTorch's flash), math.",
         ),
     ] = ",".join(CONTENDERS),
     memory: Annotated[

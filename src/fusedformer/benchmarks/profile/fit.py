@@ -113,4 +113,3 @@ def _parallel(make: _Cells, setting: Setting, family: Family, memory: float, goa
 
 def _verdict(largest: int, goal: int) -> str:
     return f"{'reaches' if largest >= goal else 'misses'} {goal}"
-

@@ -21,7 +21,10 @@ NORM_FLOPS = {
     ("layer_norm", "backward"): 13,
     ("rms_norm", "backward"): 9,
 }
-CROSS_ENTROPY_FLOPS = {"forward": 4, "backward": 4}  # by logit: maximum, difference, exp, sum; difference, exp, 2 factors
+CROSS_ENTROPY_FLOPS = {
+    "forward": 4,
+    "backward": 4,
+}  # by logit: maximum, difference, exp, sum; difference, exp, 2 factors
 ADAMW_FLOPS = 14  # by parameter: 1 decay, 3 first moment, 4 second moment, 3 denominator, 3 update
 
 
@@ -51,9 +54,7 @@ def packed_pairs(lengths: Iterable[tuple[int, int]], **window: int | None) -> in
     return sum(visible_pairs(Sq, Sk, **window) for Sq, Sk in lengths)  # type: ignore[arg-type]
 
 
-def attention_forward(
-    pairs: int, queries: int, keys: int, *, H: int, K: int, D: int, Dv: int, itemsize: int
-) -> Work:
+def attention_forward(pairs: int, queries: int, keys: int, *, H: int, K: int, D: int, Dv: int, itemsize: int) -> Work:
     """QK^T and PV of one attention.
 
     Args:
@@ -70,9 +71,7 @@ def attention_forward(
     return Work(2 * pairs * H * (D + Dv), moved + LSE_SIZE * queries * H)
 
 
-def attention_backward(
-    pairs: int, queries: int, keys: int, *, H: int, K: int, D: int, Dv: int, itemsize: int
-) -> Work:
+def attention_backward(pairs: int, queries: int, keys: int, *, H: int, K: int, D: int, Dv: int, itemsize: int) -> Work:
     """QK^T again, dP, dQ, dK and dV; arguments as of `attention_forward`.
 
     Our kernels compute QK^T and dP twice, which is no work of the problem: 7 products, of which 5 count.

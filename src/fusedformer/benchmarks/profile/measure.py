@@ -141,7 +141,9 @@ def allocated_peak(step: Step, setting: Setting, device: torch.device) -> int:
 
 
 def _held_bytes(step: Step) -> int:
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for held in step.held.values() for x in held}
+    storages = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for held in step.held.values() for x in held
+    }
     return sum(storages.values())
 
 

@@ -141,7 +141,9 @@ def draw_roofline(found: Sequence[Cell], machine: Machine) -> Figure:
                               markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         _roofs(axes, machine, [0.1, *dots, 1e5])
         axes.set_xlabel("arithmetic intensity (FLOP/B)")
-        axes.set_title(f"{attention}, {_short(longest)}: {_obtained(found, attention, cells.TIME, longest)}", fontsize=10)
+        axes.set_title(
+            f"{attention}, {_short(longest)}: {_obtained(found, attention, cells.TIME, longest)}", fontsize=10
+        )
     panels[0][0].set_ylabel("rate (TFLOP/s)")
     _finish(figure, panels[0], f"{_title(found)}; {machine.name}, {machine.source}")
     return figure

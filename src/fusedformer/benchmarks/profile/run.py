@@ -225,5 +225,3 @@ def _nothing(setting: Setting, context: int, reason: str) -> Cell:
         section=BREAKDOWN, model=setting.subject.name, mode=setting.mode, attention=setting.attention, context=context,
         component=STEP, quantity=cells.TIME, reason=reason,
     )  # fmt: skip
-
-

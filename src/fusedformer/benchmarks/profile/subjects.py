@@ -105,7 +105,9 @@ def _checked(name: str, built: Any) -> Built:
         return Built(built)
     model, inputs = built if isinstance(built, Sequence) and len(built) == 2 else (None, None)
     if not isinstance(model, nn.Module) or not isinstance(inputs, tuple) or not all(map(torch.is_tensor, inputs)):
-        raise ValueError(f"{name} gave {type(built).__name__}: expected a model of fusedformer, or (nn.Module, tensors)")
+        raise ValueError(
+            f"{name} gave {type(built).__name__}: expected a model of fusedformer, or (nn.Module, tensors)"
+        )
     return Built(model, inputs)
 
 

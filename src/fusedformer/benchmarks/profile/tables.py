@@ -37,7 +37,9 @@ def breakdown_table(found: Sequence[Cell], mode: str, attention: str, context: i
             size(values[cells.BYTES]), f"{values[cells.INTENSITY]:.3g}", f"{values[cells.ROOFLINE]:.0%}",
             size(saved.value or 0.0) if saved else "-", time.obtained,
         ))  # fmt: skip
-    machines = dict.fromkeys(f"{c.machine}, {c.reason}" for c in chosen.values() if c.quantity == cells.TIME and c.machine)
+    machines = dict.fromkeys(
+        f"{c.machine}, {c.reason}" for c in chosen.values() if c.quantity == cells.TIME and c.machine
+    )
     return Table(
         f"Breakdown: {mode}, attention {attention}, context {context}",
         ("component", "time", "share", "TFLOP", "moved", "FLOP/B", "of its roofline", "saved", "time obtained"),

@@ -19,7 +19,6 @@ from typing import Any, Generic, Protocol, TypeVar
 from fusedformer.benchmarks.report.rows import COLUMNS
 
 
-
 class Fields(Protocol):
     """A row of results."""
 
