@@ -1,6 +1,7 @@
 """FLOPs and bytes by formula: against cases counted by hand, against a mask, and against PyTorch's flop counter."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_packed_sequences_are_their_sum() -> None:
 
 
 def test_attention_counted_by_hand() -> None:
-    # 2 heads over 1 key head, 3 queries, 4 keys, D 8, Dv 16, 9 pairs, 2 bytes: QK^T 9 * 2 * 8 multiply-adds, PV 9 * 2 * 16.
+    # 2 heads over 1 key head, 3 queries, 4 keys, 9 pairs: QK^T is 9 * 2 * 8 multiply-adds, PV 9 * 2 * 16.
     forward = formulas.attention_forward(9, 3, 4, H=2, K=1, D=8, Dv=16, itemsize=2)
     assert forward == Work(2 * 9 * 2 * 24, 2 * (3 * 2 * 24 + 4 * 24) + 4 * 3 * 2)
     backward = formulas.attention_backward(9, 3, 4, H=2, K=1, D=8, Dv=16, itemsize=2)
@@ -116,10 +117,10 @@ def test_traced_products_are_what_the_flop_counter_counts() -> None:
     assert sum(op.work.flops for op in products) - biases == counted(run)
 
 
-def traced_attention(contender: str, Sq: int, Sk: int, **settings: object) -> Trace:
+def traced_attention(contender: str, Sq: int, Sk: int, **settings: Any) -> Trace:
     q, k, v = (torch.randn(1, S, h, 8, device="meta", requires_grad=True) for S, h in ((Sq, 4), (Sk, 2), (Sk, 2)))
     with Tracer(torch.nn.Identity()) as tracer, Attention(contender, "cuda", tracer.scope):
-        attention(q, k, v, **settings).sum().backward()  # type: ignore[arg-type]
+        attention(q, k, v, **settings).sum().backward()
     return tracer.trace
 
 
@@ -127,7 +128,7 @@ def traced_attention(contender: str, Sq: int, Sk: int, **settings: object) -> Tr
     ("settings", "pairs"),
     [({}, 12 * 16), ({"causal": True}, sum(range(5, 17))), ({"causal": True, "window": (2, 0)}, 12 * 3)],
 )
-def test_a_traced_call_of_ours_has_the_work_of_its_formula(settings: dict[str, object], pairs: int) -> None:
+def test_a_traced_call_of_ours_has_the_work_of_its_formula(settings: dict[str, Any], pairs: int) -> None:
     sizes = {"H": 4, "K": 2, "D": 8, "Dv": 8, "itemsize": 4}
     works = {op.name: op.work for op in traced_attention(OURS, 12, 16, **settings).ops if "attention" in op.name}
     assert works == {

@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
+import profile_models
 import pytest
 import torch
 
-import profile_models
 from fusedformer.benchmarks.profile import changes, fit, measure
 from fusedformer.benchmarks.profile.changes import CHANGES, CHECKPOINTING, CHUNKED_LOSS, CHUNKED_MLP
 from fusedformer.benchmarks.profile.contenders import CONTENDERS, MATH, OURS, SDPA

@@ -51,7 +51,7 @@ def run(options: Options, console: Console) -> bool:
         ValueError: the output is an existing file or a folder with something in it.
     """
     # Of the emulated world, which FUSEDFORMER_EMULATE may have chosen, a process of its own takes care.
-    folder: RunFolder[Row] = RunFolder(options.output)
+    folder = RunFolder(options.output)
     try:
         with emulation.emulated(False), folder:
             bench = _Bench(options, console, folder)
@@ -68,7 +68,7 @@ def run(options: Options, console: Console) -> bool:
 class _Bench:
     """One run: what has been measured so far, and the time that is left."""
 
-    def __init__(self, options: Options, console: Console, folder: RunFolder[Row]) -> None:
+    def __init__(self, options: Options, console: Console, folder: RunFolder) -> None:
         self.options, self.console, self.folder = options, console, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.deadline = time.monotonic() + options.budget_s - CLOSING_SECONDS

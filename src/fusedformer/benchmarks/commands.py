@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 T = TypeVar("T")
+ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -205,7 +206,7 @@ def profile(
         typer.Option(
             parser=_option(parse_model),
             metavar="MODEL",
-            help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context, giving a model or (module, inputs).",
+            help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
         ),
     ] = "llama-8b",
     context: Annotated[
@@ -217,15 +218,15 @@ def profile(
     mode: Annotated[
         Any,
         typer.Option(parser=_option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
-    ] = ",".join(MODES),
+    ] = ALL_MODES,
     attention: Annotated[
         Any,
         typer.Option(
             parser=_option(profile_options.parse_attentions),
             metavar="NAME",
-            help="Of ours, sdpa (PyTorch's flash), math.",
+            help="Of ours, sdpa (PyTorch's), math.",
         ),
-    ] = ",".join(CONTENDERS),
+    ] = ALL_ATTENTIONS,
     memory: Annotated[
         float | None,
         typer.Option(

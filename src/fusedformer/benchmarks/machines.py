@@ -1,7 +1,7 @@
 """What machines can do at most: from their data sheets, or measured here by a large matrix product and a large copy.
 
 Sources: NVIDIA's data sheets of the A100 80GB SXM (2021), H100 SXM (2023), H200 SXM (2024) and HGX B200 (2025): rates
-without sparsity. Memory is what nvidia-smi reports: more than the decimal GB of a data sheet's name, less than as many GiB.
+without sparsity. Memory is what nvidia-smi reports, which is more than the decimal GB of a data sheet.
 """
 
 import dataclasses
@@ -117,7 +117,8 @@ def arch_of(device: torch.device) -> int | None:
 def _best_seconds(clock: Clock, run: Callable[[], object]) -> float:
     """The least that a call took within the probe's time: a peak is what is reached undisturbed."""
     clock.time(run, 1)
-    samples, deadline = [], time.monotonic() + PROBE_SECONDS
+    samples: list[float] = []
+    deadline = time.monotonic() + PROBE_SECONDS
     while not samples or time.monotonic() < deadline:
         samples.append(clock.time(run, 3))
     return min(samples)

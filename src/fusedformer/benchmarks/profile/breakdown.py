@@ -67,7 +67,7 @@ def breakdown(setting: Setting, context: int, sheet: Sheet, times: Times) -> Ite
     total = times.step
     for line in [*flops, STEP]:
         is_step = line == STEP
-        sums = [sum(column.values()) if is_step else column[line] for column in (flops, moved, saved, bound)]
+        sums = [float(sum(column.values())) if is_step else column[line] for column in (flops, moved, saved, bound)]
         seconds = total if is_step else times.seconds[line]
         values: dict[str, tuple[float, Obtained]] = {
             cells.TIME: (seconds, times.obtained),
@@ -80,15 +80,14 @@ def breakdown(setting: Setting, context: int, sheet: Sheet, times: Times) -> Ite
         if line != OPTIMIZER and any(saved.values()):
             values[cells.SAVED] = (sums[2], PREDICTED)
         for quantity, (value, obtained) in values.items():
-            yield cell(setting, context, line, quantity, value, obtained, times)
-
-
-def cell(
-    setting: Setting, context: int, line: str, quantity: str, value: float, obtained: Obtained, times: Times
-) -> Cell:
-    """One figure of a breakdown."""
-    return Cell(
-        section=BREAKDOWN, model=setting.subject.name, mode=setting.mode, attention=setting.attention, context=context,
-        component=line, quantity=quantity, value=value, unit=UNITS[quantity], obtained=obtained,
-        machine=times.machine.name, reason=times.reason if obtained == times.obtained else "",
-    )  # fmt: skip
+            yield setting.cell(
+                BREAKDOWN,
+                context=context,
+                component=line,
+                quantity=quantity,
+                value=value,
+                unit=UNITS[quantity],
+                obtained=obtained,
+                machine=times.machine.name,
+                reason=times.reason if obtained == times.obtained else "",
+            )

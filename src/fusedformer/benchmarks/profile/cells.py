@@ -2,10 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Obtained = Literal["measured", "modelled", "predicted", ""]
-MEASURED, MODELLED, PREDICTED = "measured", "modelled", "predicted"
+MEASURED: Final = "measured"
+MODELLED: Final = "modelled"
+PREDICTED: Final = "predicted"
 
 BREAKDOWN, FIT, CROSSOVER, EXTRAPOLATE = "breakdown", "fit", "crossover", "extrapolate"
 STEP = "step"

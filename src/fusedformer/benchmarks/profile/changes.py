@@ -34,11 +34,11 @@ def apply_changes(model: nn.Module, changes: frozenset[str]) -> None:
             raise ValueError(f"{change}: {type(model).__name__} has no ModuleList {BLOCKS!r}")
         for module in found:
             wrap = _checkpointed if change == CHECKPOINTING else _in_chunks
-            module.forward = wrap(module.forward)  # type: ignore[method-assign]
+            module.forward = wrap(module.forward)
 
 
 def chunked(function: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
-    """Results of `function` for chunks along dimension 1; where there are gradients, the backward computes them anew."""
+    """Results of `function` for chunks along dimension 1; with gradients, the backward computes them anew."""
     parts = zip(*(x.chunk(CHUNKS, dim=1) for x in tensors))
     if not torch.is_grad_enabled():
         return [function(*part) for part in parts]

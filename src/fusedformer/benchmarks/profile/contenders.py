@@ -75,15 +75,15 @@ class Attention(TorchFunctionMode):
     def _instead(self, func: Any, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, None]:
         """Our op by PyTorch's attention, which has no log-sum-exp to give."""
         if func is _DECODE:
-            slopes, scale, softcap, left, right, _, lengths, length, *places = settings
+            slopes, scale, softcap, left, _, _, lengths, length, *places = settings
             if slopes is not None or softcap or left is not None or lengths is not None or any(places):
                 raise ValueError(f"{self.contender}: takes a cache as it is only, without slopes, softcap or windows")
             k, v, mask, causal = k[:, :length], v[:, :length], None, False
         else:
             extras = Extras(*settings)
             mask, scale, causal = self._mask(extras, q, k), extras.scale, extras.window(q, k)[1] is not None
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        out = self._sdpa(*heads_first, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = self._sdpa(q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True)
         return out.transpose(1, 2), None
 
     def _mask(self, extras: Extras, q: Tensor, k: Tensor) -> Tensor | None:
@@ -113,7 +113,7 @@ class Attention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        settings: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         if self.contender == OURS:
             return our_sdpa.scaled_dot_product_attention(q, k, v, attn_mask, enable_gqa=enable_gqa, **settings)
         if self.contender == MATH:

@@ -76,15 +76,16 @@ def _cell(setting: Setting, what: str, machine: str, times: TimesAt, holds: Call
         return _nothing(setting, what, str(error))
     if found is None:
         return _nothing(setting, what, f"not up to {LONGEST}")
-    return Cell(
-        section=CROSSOVER, model=setting.subject.name, mode=setting.mode, attention=setting.attention, quantity=what,
-        value=found, unit=setting.subject.unit, obtained=_obtained(times), machine=machine,
+    return setting.cell(
+        CROSSOVER,
+        quantity=what,
+        value=found,
+        unit=setting.subject.unit,
+        obtained=_obtained(times),
+        machine=machine,
         reason=f"from {SHORTEST} or less" if found == SHORTEST else "",
-    )  # fmt: skip
+    )
 
 
 def _nothing(setting: Setting, what: str, reason: str) -> Cell:
-    return Cell(
-        section=CROSSOVER, model=setting.subject.name, mode=setting.mode, attention=setting.attention, quantity=what,
-        reason=reason,
-    )  # fmt: skip
+    return setting.cell(CROSSOVER, quantity=what, reason=reason)

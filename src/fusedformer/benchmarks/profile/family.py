@@ -1,11 +1,11 @@
 """The traces of one step at any context length and any depth, from a few that were made.
 
-Every size in a step is a polynomial of the context length S of degree 2 at most: attention that stores its scores is
-quadratic in what it allocates, every attention is in its FLOPs, and all else is linear. So three traces give the FLOPs, the bytes and the live memory of every op at any S, and a
-fourth, at another length, proves it. And blocks are alike: what stands before the middle block, after it and in it is
-the same in a model of 3 and of 4 blocks, up to an amount that each further block adds. So two shallow traces give a deep
-model; the largest live memory of a deep model is at an op of the outer blocks, because from one inner block to the next
-it changes by the same amount. Where blocks are not alike, the whole model is traced.
+Every size in a step is a polynomial of the context length S of degree 2 at most: scores of attention are quadratic, all
+else is linear. So three traces give the FLOPs, the bytes and the live memory of every op at any S, and a fourth, at
+another length, proves it. And blocks are alike: what stands before the middle block, after it and in it is the same in
+a model of 3 and of 4 blocks, up to an amount that each further block adds. So two shallow traces give a deep model; its
+largest live memory is at an op of the outer blocks, because from one inner block to the next it changes by the same
+amount. Where blocks are not alike, the whole model is traced.
 """
 
 import dataclasses

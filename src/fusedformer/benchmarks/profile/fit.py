@@ -6,6 +6,7 @@ its context: a fit to the last byte does not fit.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from fusedformer.benchmarks.profile.cells import FIT, PEAK, PREDICTED, Cell
 from fusedformer.benchmarks.profile.changes import CHANGES, CHUNKED_MLP
@@ -65,25 +66,25 @@ class _Cells:
     """Cells of one setting."""
 
     def __init__(self, setting: Setting, machine: str) -> None:
-        self._common = {
-            "section": FIT, "model": setting.subject.name, "mode": setting.mode, "attention": setting.attention,
-            "machine": machine,
-        }  # fmt: skip
-        self._unit = setting.subject.unit
+        self._setting, self._machine = setting, machine
 
     def length(self, component: str, value: int, reason: str) -> Cell:
         """A context length."""
-        return Cell(**self._common, component=component, quantity=LARGEST, value=value, unit=self._unit,
-                    obtained=PREDICTED, reason=reason)  # fmt: skip
+        return self._predicted(component, LARGEST, value, self._setting.subject.unit, reason=reason)
 
     def size(self, context: int, component: str, value: float) -> Cell:
         """Bytes at a context."""
-        return Cell(**self._common, context=context, component=component, quantity=PEAK, value=value, unit="B",
-                    obtained=PREDICTED)  # fmt: skip
+        return self._predicted(component, PEAK, value, "B", context=context)
 
     def nothing(self, component: str, reason: str) -> Cell:
         """No figure."""
-        return Cell(**self._common, component=component, quantity=LARGEST, reason=reason)
+        return self._setting.cell(FIT, component=component, quantity=LARGEST, reason=reason)
+
+    def _predicted(self, component: str, quantity: str, value: float, unit: str, **others: Any) -> Cell:
+        return self._setting.cell(
+            FIT, component=component, quantity=quantity, value=value, unit=unit, obtained=PREDICTED,
+            machine=self._machine, **others,
+        )  # fmt: skip
 
 
 def _changed(make: _Cells, setting: Setting, memory: float, low: int, high: int, goal: int) -> Iterator[Cell]:

@@ -49,9 +49,9 @@ def visible_pairs(
     return reached - (0 if left is None else _clamped_sum(Sq, diagonal - left, Sk))
 
 
-def packed_pairs(lengths: Iterable[tuple[int, int]], **window: int | None) -> int:
+def packed_pairs(lengths: Iterable[tuple[int, int]], left: int | None = None, right: int | None = None) -> int:
     """`visible_pairs` of packed sequences, each a pair (Sq, Sk)."""
-    return sum(visible_pairs(Sq, Sk, **window) for Sq, Sk in lengths)  # type: ignore[arg-type]
+    return sum(visible_pairs(Sq, Sk, left=left, right=right) for Sq, Sk in lengths)
 
 
 def attention_forward(pairs: int, queries: int, keys: int, *, H: int, K: int, D: int, Dv: int, itemsize: int) -> Work:

@@ -101,7 +101,7 @@ def measure(setting: Setting, context: int, sheet: Sheet, device: torch.device) 
         traces = _timed_traces(step, setting, device)
     except Exception as error:  # running out of memory, for one, is a result
         raise NotMeasuredError(describe(error)) from error
-    seconds = np.median([[op.seconds for op in trace.ops] for trace in traces], axis=0)
+    seconds = np.median([[op.seconds or 0.0 for op in trace.ops] for trace in traces], axis=0)
     return Measurement(_for_sheet(traces[0], seconds, sheet), peak, n_blocks, len(traces))
 
 

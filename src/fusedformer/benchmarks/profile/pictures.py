@@ -21,7 +21,18 @@ from fusedformer.benchmarks.profile import cells
 from fusedformer.benchmarks.profile.breakdown import ATTENTION_BACKWARD, ATTENTION_FORWARD, LINES
 from fusedformer.benchmarks.profile.cells import BREAKDOWN, STEP, Cell
 from fusedformer.benchmarks.profile.components import (
-    ACTIVATION, ATTENTION_OUT, EMBEDDING, LOGITS, LOSS, MLP, NORMS, OPTIMIZER, OTHER, QKV, RESIDUAL, SOFTMAX
+    ACTIVATION,
+    ATTENTION_OUT,
+    EMBEDDING,
+    LOGITS,
+    LOSS,
+    MLP,
+    NORMS,
+    OPTIMIZER,
+    OTHER,
+    QKV,
+    RESIDUAL,
+    SOFTMAX,
 )  # fmt: skip
 from fusedformer.benchmarks.profile.steps import DECODE
 from fusedformer.benchmarks.report.plots import COLOURS, MARKERS
@@ -105,7 +116,8 @@ def draw_memory(found: Sequence[Cell], memory: float) -> Figure:
                 contexts = sorted({*contexts, *peaks})
                 # Two that need the same lie on each other: the later ones are smaller, and dashed.
                 axes.plot(
-                    list(peaks), list(peaks.values()), MARKERS[index], color=COLOURS[index], label=f"{attention}: {obtained}",
+                    list(peaks), list(peaks.values()), MARKERS[index], color=COLOURS[index],
+                    label=f"{attention}: {obtained}",
                     markersize=9 - 2 * index, linestyle=("-", "--", ":")[index % 3],
                 )  # fmt: skip
     axes.axhline(memory / 2**30, color="black", linestyle="--", label=f"out of memory: {memory / 2**30:.4g} GiB")

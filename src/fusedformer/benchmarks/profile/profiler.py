@@ -1,9 +1,11 @@
 """Traces of a subject's steps on the meta device."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from fusedformer.benchmarks.profile.cells import Cell
 from fusedformer.benchmarks.profile.contenders import MATH, Attention
 from fusedformer.benchmarks.profile.family import Family
 from fusedformer.benchmarks.profile.steps import make_step
@@ -30,6 +32,10 @@ class Setting:
     attention: str
     device_type: str = "cuda"
     changes: frozenset[str] = frozenset()
+
+    def cell(self, section: str, **fields: Any) -> Cell:
+        """A figure of this setting, with these fields of a cell."""
+        return Cell(section=section, model=self.subject.name, mode=self.mode, attention=self.attention, **fields)
 
     def trace(self, context: int, n_layers: int | None) -> Trace:
         """Trace the step of one context; `n_layers` blocks, None for all.

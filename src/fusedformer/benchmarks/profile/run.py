@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fusedformer.benchmarks import machines
 from fusedformer.benchmarks.machines import Machine
 from fusedformer.benchmarks.profile import cells, exports, tables
 from fusedformer.benchmarks.profile.breakdown import breakdown
-from fusedformer.benchmarks.profile.cells import BREAKDOWN, COLUMNS, MEASURED, MODELLED, PREDICTED, STEP, Cell
+from fusedformer.benchmarks.profile.cells import BREAKDOWN, COLUMNS, MEASURED, MODELLED, PREDICTED, Cell
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.crossover import crossovers
 from fusedformer.benchmarks.profile.extrapolate import extrapolation
@@ -65,7 +66,7 @@ def run(options: Options, console: Console) -> None:
         ValueError: the output is an existing file or a folder with something in it.
         CannotProfileError: the model has none of these steps.
     """
-    folder: RunFolder[Cell] = RunFolder(options.output, COLUMNS)
+    folder = RunFolder(options.output, COLUMNS)
     with emulation.emulated(False), folder:
         profile = _Profile(options, console, folder)
         profile.work()
@@ -76,7 +77,7 @@ def run(options: Options, console: Console) -> None:
 class _Profile:
     """One run: its machine, and what has been found so far."""
 
-    def __init__(self, options: Options, console: Console, folder: RunFolder[Cell]) -> None:
+    def __init__(self, options: Options, console: Console, folder: RunFolder) -> None:
         self.options, self.console, self.folder = options, console, folder
         has_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda" if has_gpu else "cpu")
@@ -170,12 +171,12 @@ class _Profile:
                 yield from breakdown(setting, context, sheet, times.at(context))
             except NotMeasuredError as error:
                 yield _nothing(setting, context, str(error))
-            common = {"section": BREAKDOWN, "model": setting.subject.name, "mode": setting.mode,
-                      "attention": setting.attention, "context": context, "quantity": cells.PEAK, "unit": "B",
-                      "machine": self.machine.name}  # fmt: skip
-            yield Cell(**common, value=sheet.peak, obtained=PREDICTED)
+            peak = partial(
+                setting.cell, BREAKDOWN, context=context, quantity=cells.PEAK, unit="B", machine=self.machine.name
+            )
+            yield peak(value=sheet.peak, obtained=PREDICTED)
             if isinstance(times, Measured) and context in times.peaks:
-                yield Cell(**common, value=times.peaks[context], obtained=MEASURED)
+                yield peak(value=times.peaks[context], obtained=MEASURED)
 
     def _longest_that_fits(self, family: Family) -> int:
         """The longest context asked for that fits; the shortest where none does."""
@@ -221,7 +222,4 @@ def _saying(console: Console, setting: Setting) -> Callable[[int], None]:
 
 
 def _nothing(setting: Setting, context: int, reason: str) -> Cell:
-    return Cell(
-        section=BREAKDOWN, model=setting.subject.name, mode=setting.mode, attention=setting.attention, context=context,
-        component=STEP, quantity=cells.TIME, reason=reason,
-    )  # fmt: skip
+    return setting.cell(BREAKDOWN, context=context, quantity=cells.TIME, reason=reason)

@@ -139,7 +139,7 @@ def chunked_loss(model: Decoder) -> Loss:
 
 
 def _training_step(model: nn.Module, inputs: tuple[Tensor, ...], loss: Loss) -> Step:
-    parameters = list(model.train().parameters())
+    parameters: list[Tensor] = list(model.train().parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     counts = [torch.zeros((), dtype=torch.float32) for _ in parameters]
 
@@ -171,7 +171,7 @@ def _prefill_step(model: nn.Module, inputs: tuple[Tensor, ...]) -> Step:
     def run(observer: Observer) -> None:
         if isinstance(model, Decoder):
             caches = model.stack.new_caches(inputs[0].shape[1])
-            model.unembed(model.hidden(*inputs, None, caches)[:, -1])
+            model.unembed(model.hidden(inputs[0], None, caches)[:, -1])
             observer.hold("KV cache", _cached(caches))
         elif isinstance(model, EncoderDecoder):
             caches = model.decoder.new_caches(inputs[1].shape[1])

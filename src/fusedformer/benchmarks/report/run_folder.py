@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fusedformer.benchmarks.report.rows import COLUMNS
 
@@ -26,7 +26,6 @@ class Fields(Protocol):
         """Every field by its name, ready for JSON."""
 
 
-R = TypeVar("R", bound=Fields)
 SCHEMA = 1  # of results.json; raised when a field changes its meaning or goes away
 RUNS = Path("runs")
 
@@ -55,7 +54,7 @@ def _partials(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{path.name}.partial-*"))
 
 
-class RunFolder(Generic[R]):
+class RunFolder:
     """A context in which a run is written to the folder `partial` beside `path`, which becomes `path` at its end.
 
     A run that is killed or raises leaves `path` absent, and in `partial` the rows that it had measured.
@@ -71,9 +70,9 @@ class RunFolder(Generic[R]):
     def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
         self.path, self.columns = check_free(path), columns
         self.partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-        self.rows: list[R] = []
+        self.rows: list[Any] = []  # of one class, whose fields are the columns
 
-    def __enter__(self) -> "RunFolder[R]":
+    def __enter__(self) -> "RunFolder":
         self.partial.mkdir(parents=True)
         self._csv = open(self.partial / "results.csv", "w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._csv, self.columns, extrasaction="ignore")
@@ -101,7 +100,7 @@ class RunFolder(Generic[R]):
         (self.partial / "plots").mkdir(exist_ok=True)
         return self.partial / "plots"
 
-    def add(self, row: R) -> None:
+    def add(self, row: Fields) -> None:
         """Append one row to results.csv now."""
         self.rows.append(row)
         self._writer.writerow(row.to_dict())
