@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64}
         ("minilm-l6", Encoder, 22_713_216 - 147_840),
         ("gpt2", Decoder, 124_439_808),
         ("vit-b/16", VisionTransformer, 86_567_656),
+        ("vit-l/16", VisionTransformer, 304_326_632),
+        ("llama-3-8b", Decoder, 8_030_261_248),
     ],
 )
 def test_published_parameter_counts(preset: str, architecture: type[Model], parameters: int) -> None:

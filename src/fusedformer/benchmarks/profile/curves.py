@@ -1,12 +1,14 @@
 """Time as a function of the context: t = a + b S + c S^2 through what was measured, and how far it can be trusted.
 
-Weighted least squares, each point by the inverse of its time, so that all have the same relative weight. The interval
-of a prediction at S, for n points and 3 parameters, is that of linear regression (Draper and Smith, "Applied Regression
+Weighted least squares, each point by the inverse of its time, so that all have the same relative weight. No work takes
+less than no time, so a, b and c are not negative: of the fits with some of them 0, the best that has no negative one
+(Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23). The interval of a prediction at S, for n points and 3 parameters, is that of linear regression (Draper and Smith, "Applied Regression
 Analysis", section 3.1):
 
     t(S) +- q s sqrt(1 / w + x^T (X^T W X)^-1 x),   q the 97.5% quantile of Student's t with n - 3 degrees of freedom
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,13 +66,26 @@ def fit_curve(contexts: Sequence[float], seconds: Sequence[float]) -> Curve:
     times = np.array(seconds)
     scale = np.abs(X).max(axis=0)  # powers of a million are too far apart to solve as they are
     weighted = X / scale / times[:, None]
-    solution, *_ = np.linalg.lstsq(weighted, np.ones(len(times)), rcond=None)
+    solution = _nonnegative(weighted)
     errors = weighted @ solution - 1
     degrees = len(times) - PARAMETERS
-    inverse = np.linalg.pinv(weighted.T @ weighted) / np.outer(scale, scale)
+    some = weighted * (solution > 0)  # what is 0 is no parameter, and has no error
+    inverse = np.linalg.pinv(some.T @ some) / np.outer(scale, scale)
     a, b, c = solution / scale
     scatter = math.sqrt(float(errors @ errors) / degrees) if degrees else None
     return Curve((float(a), float(b), float(c)), scatter, inverse, degrees)
+
+
+def _nonnegative(weighted: np.ndarray) -> np.ndarray:
+    """The least squares solution of weighted x = 1 with no negative part."""
+    found: list[tuple[float, np.ndarray]] = []
+    for size in range(1, PARAMETERS + 1):
+        for columns in map(list, itertools.combinations(range(PARAMETERS), size)):
+            solution = np.zeros(PARAMETERS)
+            solution[columns] = np.linalg.lstsq(weighted[:, columns], np.ones(len(weighted)), rcond=None)[0]
+            if (solution >= 0).all():
+                found.append((float(np.square(weighted @ solution - 1).sum()), solution))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def held_out_error(contexts: Sequence[float], seconds: Sequence[float]) -> float:
