@@ -20,7 +20,7 @@ from fusedformer.benchmarks.profile.contenders import MATH, OURS
 from fusedformer.benchmarks.profile.family import sheet_of
 from fusedformer.benchmarks.profile.profiler import Setting
 from fusedformer.benchmarks.profile.roofline import bound_seconds, model_seconds, predicted_rate
-from fusedformer.benchmarks.profile.steps import PREFILL, TRAIN
+from fusedformer.benchmarks.profile.steps import TRAIN
 from fusedformer.benchmarks.profile.subjects import Built, Subject
 
 MODELS = Path(profile_models.__file__)
@@ -83,39 +83,38 @@ def test_a_bad_option_is_named_and_exits_with_2(
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert message in result.output
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_run_without_a_gpu_says_of_each_figure_how_it_was_obtained(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = invoke("--model", f"{MODELS}:gpt", "--context", "64:256:x2", "--memory", "64MiB", "--output", str(folder))
+    result = invoke(
+        "--model", f"{MODELS}:gpt", "--context", "64,128", "--memory", "64MiB", "--mode", "prefill,decode",
+        "--attention", "ours,math", "--output", str(folder),
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = read(folder)
-    assert {row["obtained"] for row in rows if row["value"]} <= {"measured", "modelled", "predicted"}
-    assert all(row["obtained"] and row["machine"] for row in rows if row["value"])
+    assert all(row["obtained"] in ("measured", "modelled", "predicted") for row in rows if row["value"])
+    assert all(row["machine"] for row in rows if row["value"])
     assert all(row["reason"] for row in rows if not row["value"])
     if not torch.cuda.is_available():
         assert {row["obtained"] for row in rows if row["quantity"] == cells.TIME and row["value"]} == {"modelled"}
         assert {row["machine"] for row in rows if row["value"]} == {"NVIDIA H200"}
     assert {row["section"] for row in rows} == {"breakdown", "fit", "crossover", "extrapolate"}
-    assert {row["mode"] for row in rows} == {"train", "prefill", "decode"}
     pictures = {path.name for path in (folder / "plots").iterdir()}
-    modes = ("train", "prefill", "decode")
-    assert pictures == {f"{name}-{mode}.png" for name in ("breakdown", "memory", "roofline") for mode in modes} | {
-        "decode.png"
-    }
-    assert (
-        json.loads((folder / "env.json").read_text())
-        == json.loads((folder / "results.json").read_text())["environment"]
-    )
+    drawn = {f"{name}-{mode}.png" for name in ("breakdown", "memory", "roofline") for mode in ("prefill", "decode")}
+    assert pictures == drawn | {"decode.png"}
+    results = json.loads((folder / "results.json").read_text())
+    assert json.loads((folder / "env.json").read_text()) == results["environment"]
     assert "## Fit" in (folder / "summary.md").read_text()
+    assert (folder / f"prefill-{exports.TIMELINE}").is_file()
 
 
 def test_a_run_measures_what_it_is_told_to_and_predicts_the_rest(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = invoke(
         "--model", f"{MODELS}:gpt", "--context", "8:128:x2", "--measure-upto", "64", "--mode", "decode",
-        "--attention", "ours,sdpa", "--output", str(folder),
+        "--attention", "ours", "--output", str(folder),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     steps = {
@@ -123,7 +122,7 @@ def test_a_run_measures_what_it_is_told_to_and_predicts_the_rest(tmp_path: Path)
         for row in read(folder)
         if (row["section"], row["quantity"], row["component"]) == ("breakdown", cells.TIME, cells.STEP)
     }
-    for attention in ("ours", "sdpa"):
+    for attention in ("ours",):
         ways = [steps[attention, context]["obtained"] for context in (8, 16, 32, 64, 128)]
         assert ways == ["measured"] * 4 + ["predicted"]
         assert all(float(steps[attention, context]["value"]) > 0 for context in (8, 16, 32, 64, 128))

@@ -2,8 +2,8 @@
 
 Weighted least squares, each point by the inverse of its time, so that all have the same relative weight. No work takes
 less than no time, so a, b and c are not negative: of the fits with some of them 0, the best that has no negative one
-(Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23). The interval of a prediction at S, for n points and 3 parameters, is that of linear regression (Draper and Smith, "Applied Regression
-Analysis", section 3.1):
+(Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23). The interval of a prediction at S, for n points
+and 3 parameters, is that of linear regression (Draper and Smith, "Applied Regression Analysis", section 3.1):
 
     t(S) +- q s sqrt(1 / w + x^T (X^T W X)^-1 x),   q the 97.5% quantile of Student's t with n - 3 degrees of freedom
 """
