@@ -89,6 +89,7 @@ class _Profile:
         # Without a GPU nothing is measured unless asked for: a GPU is modelled, with its kernels.
         self.device_type = self.device.type if self.to_measure else "cuda"
         self.tables: list[Table] = []
+        self.refused: list[Cell] = []  # of steps that the model has not
 
     def work(self) -> None:
         """Everything, mode by mode."""
@@ -98,9 +99,10 @@ class _Profile:
         )
         for mode in self.options.modes:
             self._profile_mode(mode)
-        if not self.folder.rows or all(cell.value is None for cell in self.folder.rows):
-            reasons = dict.fromkeys(cell.reason for cell in self.folder.rows)
+        if not self.folder.rows:
+            reasons = dict.fromkeys(cell.reason for cell in self.refused)
             raise CannotProfileError(f"{self.options.subject.name} cannot be profiled: {'; '.join(reasons)}")
+        self._add(self.refused)
         for make in (tables.fit_table, tables.crossover_table, tables.extrapolation_table):
             self._show(make(self.folder.rows))
         if not self.to_measure:
@@ -137,7 +139,7 @@ class _Profile:
                 families[attention] = setting.family(low, high)
             except (NoSuchStepError, ValueError, RuntimeError, NotImplementedError) as error:
                 reason = without_folders(str(error))
-                self._add([_nothing(setting, 0, reason)])
+                self.refused.append(_nothing(setting, 0, reason))
                 self.console.line(f"{mode}, attention {attention}: none, {reason}")
                 continue
             settings[attention], times[attention] = setting, self._times(setting, families[attention])
