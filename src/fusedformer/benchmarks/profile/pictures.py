@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from fusedformer.benchmarks.machines import Machine
 from fusedformer.benchmarks.profile import cells
@@ -122,8 +122,7 @@ def draw_memory(found: Sequence[Cell], memory: float) -> Figure:
                 )  # fmt: skip
     axes.axhline(memory / 2**30, color="black", linestyle="--", label=f"out of memory: {memory / 2**30:.4g} GiB")
     _context_axis(axes, contexts)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1 else f"{value:,.0f}"))
+    _plain_log_axis(axes)
     axes.set_ylabel("peak of allocated memory (GiB)")
     _finish(figure, [axes], _title(found))
     return figure
@@ -175,8 +174,7 @@ def draw_decode(found: Sequence[Cell]) -> Figure:
         )  # fmt: skip
     _context_axis(axes, contexts)
     axes.set_xlabel("keys and values in the cache (tokens)")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _plain_log_axis(axes)
     axes.set_ylabel("time of one token (ms)")
     _finish(figure, [axes], f"{_title(found)}; {found[0].machine}")
     return figure
@@ -201,6 +199,14 @@ def _context_axis(axes: Axes, contexts: Sequence[int]) -> None:
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("context (tokens)")
     axes.grid(alpha=0.3)
+
+
+def _plain_log_axis(axes: Axes) -> None:
+    """Values on a scale of powers of ten, written out."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], title: str) -> None:
