@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64}
         ("whisper-base", EncoderDecoder, 72_593_920 - 1500 * 512 + 3 * 6 * 512),
         ("vit-b/16", VisionTransformer, 86_567_656),
         ("dinov2-s/14", VisionTransformer, 22_056_576 - 384),  # as published, less a token of pre-training
+        ("vit-l/16", VisionTransformer, 304_326_632),
+        ("llama-3-8b", Decoder, 8_030_261_248),
     ],
 )
 def test_published_parameter_counts(preset: str, architecture: type[Model], parameters: int) -> None:

@@ -15,6 +15,10 @@ import typer
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
+from fusedformer.benchmarks.profile import options as profile_options
+from fusedformer.benchmarks.profile.contenders import CONTENDERS
+from fusedformer.benchmarks.profile.steps import MODES
+from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
@@ -28,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 T = TypeVar("T")
+ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
 UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -79,6 +84,15 @@ def parse_seed(text: str) -> int:
     if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
         raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
     return int(text)
+
+
+def parse_model(text: str) -> Any:
+    """A model to profile, by name or as FILE.py:FUNCTION.
+
+    Raises:
+        ValueError: there is no such model, file or function.
+    """
+    return find_subject(text)
 
 
 def _free_path(text: str) -> Path:
@@ -183,6 +197,78 @@ def static(
     if any(row.problems for row in rows):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(parse_model),
+            metavar="MODEL",
+            help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
+        ),
+    ] = "llama-8b",
+    context: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
+        ),
+    ] = "1k:1m:x2",
+    mode: Annotated[
+        Any,
+        typer.Option(parser=_option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
+    ] = ALL_MODES,
+    attention: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(profile_options.parse_attentions),
+            metavar="NAME",
+            help="Of ours, sdpa (PyTorch's), math.",
+        ),
+    ] = ALL_ATTENTIONS,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            parser=_option(profile_options.parse_memory),
+            metavar="SIZE",
+            show_default="the GPU's, or an H200's",
+            help="That a step may take, such as 141GiB.",
+        ),
+    ] = None,
+    measure_upto: Annotated[
+        int | None,
+        typer.Option(
+            parser=_option(profile_options.parse_length),
+            metavar="S",
+            show_default="all with a GPU, else none",
+            help="The longest context to measure on this machine; longer ones are predicted.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+        ),
+    ] = None,
+) -> None:
+    """Show where time and memory of a model go as its context grows: here, or on a GPU that is not here."""
+    from fusedformer.benchmarks.profile import run as profile_run  # NumPy is not everywhere
+
+    options = profile_run.Options(
+        output=output or run_folder.default_path(),
+        subject=model,
+        contexts=context,
+        modes=mode,
+        attentions=attention,
+        memory=memory,
+        measure_upto=measure_upto,
+    )
+    with Console() as console:
+        try:
+            profile_run.run(options, console)
+        except profile_run.CannotProfileError as error:
+            raise typer.BadParameter(str(error), param_hint="--model") from None
 
 
 @app.command()

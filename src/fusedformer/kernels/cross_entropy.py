@@ -73,7 +73,9 @@ def cross_entropy(
         weight = weight.to(reference.accumulate_dtype(logits.dtype))
     loss, lse, _, _ = cross_entropy_fwd(logits, target, weight, int(ignore_index), float(label_smoothing))
     loss = _reduce(loss, lse, target, weight, ignore_index, z_loss, reduction)
-    return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
+    device = logits.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
+    return loss if is_cast else loss.to(logits.dtype)
 
 
 def _check(

@@ -61,7 +61,8 @@ def check_cu_seqlens(cu_seqlens: Tensor, n_tokens: int, max_seq_len: int, device
 
 def check_input_dtype(name: str, x: Tensor, weight: Tensor) -> None:
     """Raise ValueError unless x has the weight's dtype, or one that autocast, where it is on, converts."""
-    is_cast = torch.is_autocast_enabled(weight.device.type)
+    device = weight.device.type
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
     dtypes = [dtype for dtype in FLOATS if dtype != torch.float64] if is_cast else [weight.dtype]
     if x.dtype not in dtypes:
         raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {x.dtype}")

@@ -37,6 +37,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 8, "d_ff": 8192, "rotary_base": 500000.0, "rotary_scaling": "llama3", "rotary_factor": 32.0,
         "rotary_low_freq_factor": 1.0, "rotary_high_freq_factor": 4.0, "rotary_original_len": 8192,
     },
+    # Grattafiori et al. 2024, table 3 (layers, width, d_ff, heads, base); vocabulary, context of the first release and
+    # norm_eps from the config.json published with meta-llama/Meta-Llama-3-8B.
+    "llama-3-8b": {
+        **_LLAMA, "vocab_size": 128256, "max_seq_len": 8192, "d_model": 4096, "n_layers": 32, "n_heads": 32,
+        "n_kv_heads": 8, "d_ff": 14336, "rotary_base": 500000.0, "tie_embeddings": False,
+    },
     # The config.json published with HuggingFaceTB/SmolLM2-135M-Instruct; Ben Allal et al. 2025, "SmolLM2"
     # (arXiv:2502.02737).
     "smollm2-135m": {
@@ -70,6 +76,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vit-b/16": {
         "image_size": 224, "patch_size": 16, "n_channels": 3, "n_classes": 1000, "d_model": 768, "n_layers": 12,
         "n_heads": 12, "d_ff": 3072, "activation": "gelu", "norm_position": "pre", "norm_eps": 1e-6, "dropout": 0.1,
+    },
+    "vit-l/16": {
+        "image_size": 224, "patch_size": 16, "n_channels": 3, "n_classes": 1000, "d_model": 1024, "n_layers": 24,
+        "n_heads": 16, "d_ff": 4096, "activation": "gelu", "norm_position": "pre", "norm_eps": 1e-6, "dropout": 0.1,
     },
     # Oquab et al. 2023, "DINOv2" (arXiv:2304.07193), table 17 (ViT-S: width, heads, layers, MLP feed-forward) and
     # section 4 (518 pixels at the end of training); norm_eps and layer scale from the code they released. No head.

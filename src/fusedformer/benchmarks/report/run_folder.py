@@ -14,9 +14,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from fusedformer.benchmarks.report.rows import COLUMNS, Row
+from fusedformer.benchmarks.report.rows import COLUMNS
+
+
+class Fields(Protocol):
+    """A row of results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name, ready for JSON."""
+
 
 SCHEMA = 1  # of results.json; raised when a field changes its meaning or goes away
 RUNS = Path("runs")
@@ -51,19 +59,23 @@ class RunFolder:
 
     A run that is killed or raises leaves `path` absent, and in `partial` the rows that it had measured.
 
+    Args:
+        path: where the run appears.
+        columns: of results.csv, those of its rows' fields that go there.
+
     Raises:
         ValueError: something is at `path` already.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = check_free(path)
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = check_free(path), columns
         self.partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []  # of one class, whose fields are the columns
 
     def __enter__(self) -> "RunFolder":
         self.partial.mkdir(parents=True)
         self._csv = open(self.partial / "results.csv", "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._csv, COLUMNS, extrasaction="ignore")
+        self._writer = csv.DictWriter(self._csv, self.columns, extrasaction="ignore")
         self._writer.writeheader()
         return self
 
@@ -88,7 +100,7 @@ class RunFolder:
         (self.partial / "plots").mkdir(exist_ok=True)
         return self.partial / "plots"
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Fields) -> None:
         """Append one row to results.csv now."""
         self.rows.append(row)
         self._writer.writerow(row.to_dict())
