@@ -18,7 +18,9 @@ from torch.optim.adamw import adamw
 from fusedformer.benchmarks.profile.changes import CHUNKED_LOSS, apply_changes, chunked
 from fusedformer.benchmarks.profile.components import LOSS_SCOPE, OPTIMIZER_SCOPE
 from fusedformer.benchmarks.profile.subjects import DTYPE, Built
-from fusedformer.transformer.cache import KeyValueCache
+from fusedformer.transformer.blocks import Stack
+from fusedformer.transformer.cache import Cache, KeyValueCache
+from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.outputs import mean_cross_entropy
@@ -187,10 +189,10 @@ def _decode_step(model: nn.Module, context: int) -> Step:
     model.eval()
     token = torch.zeros(1, 1, dtype=torch.long)
     if isinstance(model, Decoder):
-        caches, memories = _filled(model.stack.new_caches(context), model, context), []
+        caches, memories = _filled(model.stack, model.config, context), []
     elif isinstance(model, EncoderDecoder):
         T = model.config.max_seq_len
-        caches = _filled(model.decoder.new_caches(T), model, T)
+        caches = _filled(model.decoder, model.config, T)
         with torch.no_grad():
             memories = model.decoder.remember(torch.randn(1, context, model.config.d_model, dtype=DTYPE), None)
     else:
@@ -209,16 +211,17 @@ def _decode_step(model: nn.Module, context: int) -> Step:
     return Step(model, run, {"parameters": list(model.parameters()), "KV cache": kept, "inputs": [token]})
 
 
-def _filled(caches: list[KeyValueCache], model: Any, length: int) -> list[KeyValueCache]:
-    """Random keys and values for all positions but the last."""
-    config = model.config
+def _filled(stack: Stack, config: TransformerConfig, length: int) -> list[KeyValueCache]:
+    """A cache for each block, with random keys and values for all positions."""
+    caches = [KeyValueCache(length) for _ in stack.blocks]
     for cache in caches:
         shape = (1, length, config.n_kv_heads or config.n_heads, config.head_dim)
         cache.keys, cache.values = (torch.randn(shape, dtype=DTYPE) for _ in range(2))
+        cache.length = cache.capacity = length
     return caches
 
 
-def _cached(caches: Sequence[KeyValueCache]) -> list[Tensor]:
+def _cached(caches: Sequence[Cache]) -> list[Tensor]:
     return [x for cache in caches for x in (cache.keys, cache.values)]
 
 
