@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import fusedformer.nn
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
-from fusedformer.transformer import parts
+from fusedformer.transformer import attention as attention_module
+from fusedformer.transformer import blocks
+from fusedformer.transformer.blocks import Block, Stack
 from fusedformer.transformer.model import Model
-from fusedformer.transformer.parts import Block, Stack
 
 SIZES: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64}
 TEXT: dict[str, Any] = {**SIZES, "vocab_size": 19, "max_seq_len": 12}
@@ -71,7 +72,9 @@ def loss_of(model: Model) -> Tensor:
 def plain_pytorch() -> Iterator[None]:
     """The models without the package's ops: each written out in plain PyTorch, in the dtype of its input."""
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, scale: None = None
+    ) -> Tensor:
         n_shared = q.shape[2] // k.shape[2]
         k, v = k.repeat_interleave(n_shared, dim=2), v.repeat_interleave(n_shared, dim=2)
         scores = torch.einsum("bshd,bthd->bhst", q, k) / q.shape[-1] ** 0.5
@@ -82,8 +85,15 @@ def plain_pytorch() -> Iterator[None]:
             visible = visible & mask
         return torch.einsum("bhst,bthd->bshd", scores.masked_fill(~visible, -torch.inf).softmax(dim=-1), v)
 
+    def add_layer_norm(
+        branch: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, dropout_p: float
+    ) -> tuple[Tensor, Tensor]:
+        assert dropout_p == 0
+        return nn.functional.layer_norm(x + branch, x.shape[-1:], weight, bias, eps), x + branch
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "attention", attention)
+        patch.setattr(attention_module, "attention", attention)
+        patch.setattr(blocks, "add_layer_norm", add_layer_norm)
         patch.setattr(fusedformer.nn.LayerNorm, "forward", nn.LayerNorm.forward)
         patch.setattr(fusedformer.nn.GELU, "forward", nn.GELU.forward)
         yield
@@ -132,16 +142,16 @@ def block_as_torch(block: Block, pick: Callable[[nn.Parameter], Tensor] = torch.
     parts: dict[str, tuple[nn.Module, ...]] = {
         "self_attn.in_proj_": (block.attention.qkv,),
         "self_attn.out_proj.": (block.attention.out,),
-        "norm1.": (block.attention_norm,),
+        "norm1.": (block.attention_residual.norm,),
         "linear1.": (block.feed_forward.up,),
         "linear2.": (block.feed_forward.down,),
     }
     if hasattr(block, "cross_attention"):
         cross = block.cross_attention
         parts |= {"multihead_attn.in_proj_": (cross.query, cross.key_value), "multihead_attn.out_proj.": (cross.out,)}
-        parts |= {"norm2.": (block.cross_attention_norm,), "norm3.": (block.feed_forward_norm,)}
+        parts |= {"norm2.": (block.cross_attention_residual.norm,), "norm3.": (block.feed_forward_residual.norm,)}
     else:
-        parts |= {"norm2.": (block.feed_forward_norm,)}
+        parts |= {"norm2.": (block.feed_forward_residual.norm,)}
     return {
         name + kind: torch.cat([pick(dict(module.named_parameters())[kind]) for module in modules])
         for name, modules in parts.items()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
-from fusedformer.transformer.config import PRESETS
 from fusedformer.transformer.model import Model
+from fusedformer.transformer.presets import PRESETS
 
 SMALL: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64}
 
@@ -71,8 +71,11 @@ def test_frozen() -> None:
         ({"n_kv_heads": 0}, "n_heads 4 is not a multiple of n_kv_heads 0"),
         ({"vocab_size": -3}, "vocab_size must be at least 0, got -3"),
         ({"image_size": 9, "patch_size": 2}, "image_size 9 is not a multiple of patch_size 2"),
-        ({"activation": "swish"}, "activation must be one of gelu, gelu_tanh, relu, got 'swish'"),
-        ({"norm_position": "middle"}, "norm_position must be one of pre, post, got 'middle'"),
+        (
+            {"activation": "swish"},
+            "activation must be one of gelu, gelu_tanh, relu, geglu, geglu_tanh, swiglu, got 'swish'",
+        ),
+        ({"norm_position": "middle"}, "norm_position must be one of pre, post, sandwich, got 'middle'"),
         ({"pooling": "max"}, "pooling must be one of class, mean, got 'max'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),
@@ -88,7 +91,7 @@ def test_impossible_values(fields: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match=r"unknown preset 'gpt5': choose from minilm-l6, gpt2"):
+    with pytest.raises(ValueError, match=r"unknown preset 'gpt5': choose from gpt2, gpt2-medium"):
         TransformerConfig.preset("gpt5")
     with pytest.raises(ValueError, match=r"unknown configuration field n_head, width: choose from d_model"):
         TransformerConfig.preset("gpt2", n_head=3, width=2)
@@ -117,7 +120,7 @@ def test_what_is_no_configuration(config: Any) -> None:
         (EncoderDecoder, "EncoderDecoder needs vocab_size >= 1"),
         (
             VisionTransformer,
-            "VisionTransformer needs image_size >= 1, patch_size >= 1, n_channels >= 1, n_classes >= 1",
+            "VisionTransformer needs image_size >= 1, patch_size >= 1, n_channels >= 1, the configuration has 0",
         ),
     ],
 )

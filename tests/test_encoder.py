@@ -6,7 +6,7 @@ from models import TEXT, assert_same_gradients, make_model, random_tokens, torch
 from torch import nn
 
 from fusedformer import Encoder, TransformerConfig
-from fusedformer.transformer.parts import pool
+from fusedformer.transformer.outputs import pool
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -100,7 +100,7 @@ def test_means_are_computed_in_float32(dtype: torch.dtype, value: float, length:
 def test_unit_length_of_large_vectors_in_float16() -> None:
     model = make_model("encoder").half()
     with torch.no_grad():
-        model.stack.blocks[-1].feed_forward_norm.weight.mul_(500)
+        model.stack.blocks[-1].feed_forward_residual.norm.weight.mul_(500)
     norms = model.embed(random_tokens(2, 4)).float().norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(2), rtol=0, atol=0.01)
 

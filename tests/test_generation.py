@@ -9,8 +9,8 @@ from models import make_model, random_tokens
 from torch import Tensor
 
 from fusedformer import Decoder
+from fusedformer.transformer.cache import KeyValueCache
 from fusedformer.transformer.generation import Sampler
-from fusedformer.transformer.parts import KeyValueCache
 
 
 def generate_without_cache(model: Decoder, tokens: Tensor, max_new_tokens: int, sampler: Sampler) -> Tensor:

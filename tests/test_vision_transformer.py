@@ -42,15 +42,16 @@ def test_every_pixel_and_every_position_matters() -> None:
     assert not torch.allclose(model(swapped), model(images), atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 8, 4), (2, 8, 8), (2, 2, 16, 16)])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 8, 6), (2, 8, 8), (2, 2, 0, 8)])
 def test_bad_input(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"of shape \(B, 2, 8, 8\), got torch.float32 of {re.escape(str(shape))}"):
+    message = rf"of shape \(B, 2, height, width\), both positive multiples of 4, got {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
         make_model("vision_transformer")(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtype_than_the_weights(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=rf"images must be torch.float32 of .*, got {dtype} of \(1, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=f"images must be torch.float32, got {dtype}"):
         make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=dtype))
 
 
@@ -72,5 +73,5 @@ def test_autocast_converts_the_images() -> None:
 
 
 def test_whole_number_pixels() -> None:
-    with pytest.raises(ValueError, match=r"images must be torch.float32 .* got torch.uint8 of \(1, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be torch.float32, got torch.uint8"):
         make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))

@@ -1,6 +1,14 @@
 """Complete transformers on the package's own kernels: one thin file per architecture over shared parts.
 
-`config` names every size, `parts` holds what the architectures share, and `encoder`, `decoder`, `encoder_decoder`
-and `vision_transformer` are one architecture each. `generation` decodes token by token, `checkpoint` saves and loads
-our own weights, and `pretrained` reads other people's.
+config, presets          every size and choice; published models as data
+embeddings, positions    how tokens and sound become vectors, and how a model knows where they stand
+attention, blocks        self and cross-attention; sublayers on the residual stream, and the stack of blocks
+recording                patterns of attention of a model at work
+outputs                  pooling, losses
+encoder, decoder, encoder_decoder, vision_transformer
+                         one architecture each, over `model`, what they all have in common
+cache, generation        decoding token by token
+ledger                   parameters and FLOPs of a model, counted by what they do
+checkpoint               our own weights on disk
+huggingface/             other people's, under our names; `pretrained` finds them on this machine
 """

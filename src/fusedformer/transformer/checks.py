@@ -42,6 +42,31 @@ def check_mask(name: str, mask_BT: Tensor, shape: Sequence[int], device: torch.d
         )
 
 
+def check_cu_seqlens(cu_seqlens: Tensor, n_tokens: int, max_seq_len: int, device: torch.device) -> None:
+    """Raise ValueError unless these are the starts of packed sequences and, last, their number of tokens."""
+    check_tensor("cu_seqlens", cu_seqlens, device)
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            f"cu_seqlens must be int32 of shape (B + 1,), B at least 1, "
+            f"got {cu_seqlens.dtype} of {tuple(cu_seqlens.shape)}"
+        )
+    if device.type != "cpu" or torch.compiler.is_compiling():  # as for tokens
+        return
+    lengths = cu_seqlens.diff()
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != n_tokens or (lengths < 0).any():
+        raise ValueError(f"cu_seqlens must rise from 0 to the {n_tokens} tokens, got {cu_seqlens.tolist()}")
+    if lengths.max() > max_seq_len:
+        raise ValueError(f"a sequence of {lengths.max()} positions is longer than max_seq_len {max_seq_len}")
+
+
+def check_input_dtype(name: str, x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless x has the weight's dtype, or one that autocast, where it is on, converts."""
+    is_cast = torch.is_autocast_enabled(weight.device.type)
+    dtypes = [dtype for dtype in FLOATS if dtype != torch.float64] if is_cast else [weight.dtype]
+    if x.dtype not in dtypes:
+        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {x.dtype}")
+
+
 def check_room(prompt: int, max_new_tokens: int, max_seq_len: int) -> None:
     """Raise ValueError unless `max_new_tokens` fit into the context behind a prompt of that many tokens."""
     check_integer("max_new_tokens", max_new_tokens, least=0)

@@ -1,17 +1,19 @@
-"""The sizes and choices of a transformer: one frozen dataclass, and named presets of published models.
-
-Every number of a preset comes from the source named beside it.
-"""
+"""The sizes and choices of a transformer: one frozen dataclass, checked as a whole. Published values: presets.py."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from fusedformer.kernels.attention.inputs import MAX_HEAD_DIM
+from fusedformer.transformer.presets import PRESETS
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]
-NormPosition = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"]
+Norm = Literal["layer", "rms"]
+NormPosition = Literal["pre", "post", "sandwich"]
+Positions = Literal["learned", "sinusoidal", "rotary", "alibi", "relative", "none"]
+RotaryScaling = Literal["none", "linear", "llama3"]
 Pooling = Literal["class", "mean"]
 
 # A field's type: what a message calls it, and the exact types that its values may have.
@@ -41,20 +43,42 @@ class TransformerConfig:
     n_kv_heads: int | None = None  # key and value heads, each shared by n_heads / n_kv_heads query heads; None: n_heads
 
     vocab_size: int = 0
-    max_seq_len: int = 0  # positions in the learned position table: the longest sequence, in tokens
+    max_seq_len: int = 0  # the longest sequence, in tokens; of an encoder-decoder, source and target each
     type_vocab_size: int = 0  # token types, called segments in BERT
 
-    image_size: int = 0  # height and width of the square input, in pixels
+    image_size: int = 0  # height and width of the square image that the position table is for, in pixels
     patch_size: int = 0  # height and width of one patch, in pixels
     n_channels: int = 0
-    n_classes: int = 0
+    n_classes: int = 0  # 0: no head, the pooled vector comes out
+    n_registers: int = 0  # learned tokens that stand for no patch (Darcet et al. 2024, arXiv:2309.16588)
 
-    activation: Activation = "gelu"
-    norm_position: NormPosition = "pre"  # "pre": x + f(norm(x)); "post": norm(x + f(x))
+    n_mels: int = 0  # of an encoder-decoder that hears: channels of the spectrogram
+    max_source_len: int = 0  # and the longest source behind the convolutions, two frames of the spectrogram each
+
+    positions: Positions = "learned"
+    rotary_dim: int = 0  # dimensions of each head that rotate; 0: all
+    rotary_base: float = 10000.0
+    rotary_interleaved: bool = False  # pairs are dimensions 2i and 2i + 1; else i and rotary_dim / 2 + i
+    rotary_scaling: RotaryScaling = "none"  # "linear": by rotary_factor; "llama3": the slow ones alone
+    rotary_factor: float = 1.0  # what frequencies are divided by
+    rotary_low_freq_factor: float = 1.0  # "llama3": up to so many turns in rotary_original_len, a frequency is slow,
+    rotary_high_freq_factor: float = 4.0  # and from so many on it is fast and stays; a blend between
+    rotary_original_len: int = 0
+    relative_buckets: int = 32  # distances that have a bias of their own; of both directions in an encoder
+    relative_max_distance: int = 128  # from here on, all distances share one
+
+    activation: Activation = "gelu"  # the last three are gated: their feed-forward has a matrix more
+    norm: Norm = "layer"
+    norm_position: NormPosition = "pre"  # x + f(norm(x)); "post": norm(x + f(x)); "sandwich": x + norm(f(norm(x)))
     norm_eps: float = 1e-5
-    bias: bool = True  # in every linear layer and norm
+    bias: bool = True  # in every linear layer and LayerNorm
     dropout: float = 0.0  # probability, after the embeddings and after each sublayer
+    stochastic_depth: float = 0.0  # probability that the last block's sublayers are skipped; linear from 0 at the first
+    layer_scale: float = 0.0  # initial factor of each feature that a sublayer adds; 0: there is none
+    activation_checkpointing: bool = False  # in training, a block's backward computes its forward again
     tie_embeddings: bool = True  # the output head is the token embedding matrix
+    scale_tied_head: bool = False  # what the head reads is divided by sqrt(d_model), as T5 with tied embeddings
+    scale_attention: bool = True  # scores are divided by sqrt(head_dim); T5's are not
     pooling: Pooling = "class"  # a sequence becomes one vector: its first position, or the mean of its positions
     decoder_start_token_id: int = 0  # what an encoder-decoder's target is shifted right behind
 
@@ -71,7 +95,7 @@ class TransformerConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
-        return cls.from_fields({**dataclasses.asdict(PRESETS[name]), **overrides})
+        return cls.from_fields({**PRESETS[name], **overrides})
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "TransformerConfig":
@@ -96,6 +120,11 @@ class TransformerConfig:
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
 
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward network has a gate: three matrices instead of two."""
+        return self.activation in ("geglu", "geglu_tanh", "swiglu")
+
     def require(self, model: str, sizes: tuple[str, ...]) -> None:
         """Raise ValueError if `model` cannot be built because one of `sizes`, which it needs, is 0."""
         absent = [name for name in sizes if getattr(self, name) == 0]
@@ -118,10 +147,32 @@ class TransformerConfig:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
 
     def _check_together(self) -> None:
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        self._check_ranges()
+        self._check_heads()
+        if self.positions == "rotary":
+            self._check_rotary()
+        if self.positions == "relative":
+            self._check_relative()
+        if self.patch_size and self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if bool(self.n_mels) != bool(self.max_source_len):
+            raise ValueError(f"n_mels {self.n_mels} and max_source_len {self.max_source_len}: both or neither are 0")
+        start = self.decoder_start_token_id
+        if self.vocab_size and start >= self.vocab_size:
+            raise ValueError(f"decoder_start_token_id {start} is outside a vocabulary of {self.vocab_size}")
+        if self.scale_tied_head and not self.tie_embeddings:
+            raise ValueError("scale_tied_head is True and tie_embeddings False: no head is tied")
+
+    def _check_ranges(self) -> None:
+        for name in ("dropout", "stochastic_depth"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 0.0 < self.norm_eps < 1.0:
             raise ValueError(f"norm_eps must be in (0, 1), got {self.norm_eps}")
+        if not 0.0 <= self.layer_scale < math.inf:
+            raise ValueError(f"layer_scale must be a finite number from 0 on, got {self.layer_scale}")
+
+    def _check_heads(self) -> None:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.head_dim > MAX_HEAD_DIM:
@@ -131,48 +182,26 @@ class TransformerConfig:
             )
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
-        if self.patch_size and self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        start = self.decoder_start_token_id
-        if self.vocab_size and start >= self.vocab_size:
-            raise ValueError(f"decoder_start_token_id {start} is outside a vocabulary of {self.vocab_size}")
 
+    def _check_rotary(self) -> None:
+        dim = self.rotary_dim or self.head_dim
+        if dim % 2 or dim > self.head_dim:
+            raise ValueError(f"rotary_dim {dim} must be even and at most the head dimension {self.head_dim}")
+        if not 1.0 < self.rotary_base < math.inf:
+            raise ValueError(f"rotary_base must be a finite number above 1, got {self.rotary_base}")
+        if not 0.0 < self.rotary_factor < math.inf:
+            raise ValueError(f"rotary_factor must be a finite number above 0, got {self.rotary_factor}")
+        if self.rotary_scaling != "llama3":
+            return
+        low, high = self.rotary_low_freq_factor, self.rotary_high_freq_factor
+        if not 0.0 < low < high < math.inf:
+            raise ValueError(f"rotary_low_freq_factor {low} must be above 0 and below rotary_high_freq_factor {high}")
+        if not self.rotary_original_len:
+            raise ValueError("rotary_scaling 'llama3' needs rotary_original_len >= 1, the configuration has 0")
 
-# fmt: off
-PRESETS = {
-    # The config.json published with sentence-transformers/all-MiniLM-L6-v2: every second layer of the 12-layer student
-    # of Wang et al. 2020, "MiniLM" (arXiv:2002.10957), in BERT's architecture.
-    "minilm-l6": TransformerConfig(
-        vocab_size=30522, max_seq_len=512, type_vocab_size=2, d_model=384, n_layers=6, n_heads=12, d_ff=1536,
-        activation="gelu", norm_position="post", norm_eps=1e-12, dropout=0.1, pooling="mean",
-    ),
-    # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 and table 2 (vocabulary,
-    # context, layers, width); heads, norm_eps and the tanh form of GELU from the hparams.json and code they released.
-    "gpt2": TransformerConfig(
-        vocab_size=50257, max_seq_len=1024, d_model=768, n_layers=12, n_heads=12, d_ff=3072,
-        activation="gelu_tanh", norm_position="pre", norm_eps=1e-5, dropout=0.1,
-    ),
-    # Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929), table 1, at 224 pixels with the
-    # 1,000 ImageNet classes; dropout from its table 3, norm_eps from the code they released.
-    "vit-b/16": TransformerConfig(
-        image_size=224, patch_size=16, n_channels=3, n_classes=1000, d_model=768, n_layers=12, n_heads=12, d_ff=3072,
-        activation="gelu", norm_position="pre", norm_eps=1e-6, dropout=0.1,
-    ),
-    # Ours, for examples/train_decoder.py: nanoGPT's published shape for training on a CPU (4 layers, d 128, context 64,
-    # no dropout). The vocabulary is the text's own: an override.
-    "char-decoder": TransformerConfig(
-        vocab_size=256, max_seq_len=64, d_model=128, n_layers=4, n_heads=4, d_ff=512, activation="gelu_tanh",
-    ),
-    # Ours, for examples/train_vit.py: scikit-learn's digits are 8 x 8 pixels of one channel in 10 classes.
-    "digits-vit": TransformerConfig(
-        image_size=8, patch_size=2, n_channels=1, n_classes=10, d_model=64, n_layers=4, n_heads=4, d_ff=256,
-        dropout=0.1,
-    ),
-    # Ours, for examples/train_encoder_decoder.py; ReLU and post-norm as in Vaswani et al. 2017, "Attention Is All You
-    # Need" (arXiv:1706.03762), section 3.
-    "reversal": TransformerConfig(
-        vocab_size=32, max_seq_len=32, d_model=64, n_layers=2, n_heads=4, d_ff=256,
-        activation="relu", norm_position="post",
-    ),
-}
-# fmt: on
+    def _check_relative(self) -> None:
+        buckets, distance = self.relative_buckets, self.relative_max_distance
+        if buckets < 4 or buckets % 4:  # halves for the two directions, and of each a half for single distances
+            raise ValueError(f"relative_buckets must be a positive multiple of 4, got {buckets}")
+        if distance <= buckets // 2:
+            raise ValueError(f"relative_max_distance {distance} must be above half of relative_buckets {buckets}")

@@ -1,7 +1,8 @@
-"""The decoder of GPT: every token attends to those before it, and predicts the next.
+"""The decoder of GPT and Llama: every token attends to those before it, and predicts the next.
 
 Dimensions: B batch, S sequence, T positions with those in a cache, E d_model, V vocabulary.
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2); Touvron et al. 2023, "LLaMA"
+(arXiv:2302.13971).
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedformer.transformer import generation
+from fusedformer.transformer.blocks import Stack
+from fusedformer.transformer.cache import KeyValueCache
 from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import LanguageModel, initialise
-from fusedformer.transformer.parts import KeyValueCache, PositionEmbedding, Stack, key_mask, mean_cross_entropy
+from fusedformer.transformer.outputs import mean_cross_entropy
+from fusedformer.transformer.positions import make_position_embedding, place
 
 
 class Decoder(LanguageModel):
@@ -26,7 +30,7 @@ class Decoder(LanguageModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
+        self.position_embedding = make_position_embedding(config)
         self.stack = Stack(config, causal=True)
         initialise(self)
 
@@ -55,9 +59,10 @@ class Decoder(LanguageModel):
         """
         n_cached = caches[0].length if caches else 0
         x_BSE = self.token_embedding(tokens)
-        mask_B11T = key_mask(attention_mask, x_BSE, n_cached)
-        x_BSE = self.dropout(self.position_embedding(x_BSE, attention_mask, n_cached))
-        return self.stack(x_BSE, mask_B11T, caches)
+        placement = place(x_BSE, attention_mask, self.config.max_seq_len, n_cached)
+        if self.position_embedding is not None:
+            x_BSE = self.position_embedding(x_BSE, placement)
+        return self.stack(self.dropout(x_BSE), placement, caches)
 
     def loss(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Mean cross-entropy, in nats per token, of tokens 1 to S - 1, each given all tokens before it.

@@ -1,7 +1,9 @@
 """The encoder-decoder of the original transformer: one sequence is read whole, another is written token by token.
 
-Dimensions: B batch, S source, T target, E d_model, V vocabulary.
-Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), section 3, with learned positions.
+Also T5, whose positions are biases of attention, and Whisper, whose source is the spectrogram of 30 seconds of sound.
+Dimensions: B batch, S source, T target, F frames of a spectrogram, E d_model, V vocabulary.
+Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762), section 3; Raffel et al. 2020 (T5,
+arXiv:1910.10683); Radford et al. 2022 (Whisper, arXiv:2212.04356).
 """
 
 from collections.abc import Sequence
@@ -10,17 +12,14 @@ import torch
 from torch import Tensor
 
 from fusedformer.transformer import generation
+from fusedformer.transformer.blocks import Stack
+from fusedformer.transformer.cache import KeyValueCache, Memory
 from fusedformer.transformer.checks import check_eos, check_mask, check_room, check_tokens
 from fusedformer.transformer.config import TransformerConfig
+from fusedformer.transformer.embeddings import AudioEmbedding
 from fusedformer.transformer.model import LanguageModel, initialise
-from fusedformer.transformer.parts import (
-    KeyValueCache,
-    Memory,
-    PositionEmbedding,
-    Stack,
-    key_mask,
-    mean_cross_entropy,
-)
+from fusedformer.transformer.outputs import mean_cross_entropy
+from fusedformer.transformer.positions import Placement, make_position_embedding, place
 
 
 class EncoderDecoder(LanguageModel):
@@ -34,8 +33,9 @@ class EncoderDecoder(LanguageModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.source_position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
-        self.target_position_embedding = PositionEmbedding(config.max_seq_len, config.d_model)
+        self.audio_embedding = AudioEmbedding(config) if config.n_mels else None
+        self.source_position_embedding = None if config.n_mels else make_position_embedding(config)
+        self.target_position_embedding = make_position_embedding(config)
         self.encoder = Stack(config)
         self.decoder = Stack(config, causal=True, cross=True)
         initialise(self)
@@ -44,8 +44,8 @@ class EncoderDecoder(LanguageModel):
         """Logits (B, T, V) by teacher forcing: those at position i are for target i, given targets 0 to i - 1.
 
         Args:
-            source: int32 or int64, (B, S), values below vocab_size.
-            target: likewise, (B, T); it is shifted right behind the start token here.
+            source: int32 or int64, (B, S), values below vocab_size; with n_mels, floating point, (B, n_mels, F).
+            target: int32 or int64, (B, T), values below vocab_size; it is shifted right behind the start token here.
             attention_mask: bool, (B, S), True for a real source token and False for padding; None: no padding.
                 Padding may stand anywhere: the logits are as they would be without it.
 
@@ -104,7 +104,7 @@ class EncoderDecoder(LanguageModel):
             generator: the source of randomness, on the model's device; None: PyTorch's own.
 
         Returns:
-            Tensor (B, max_new_tokens) of the source's dtype, without the start token.
+            Tensor (B, max_new_tokens) of the source's dtype, int64 of sound, without the start token.
 
         Raises:
             ValueError: an argument is out of range, or the context overflows.
@@ -120,15 +120,27 @@ class EncoderDecoder(LanguageModel):
             def next_logits(new_BT: Tensor) -> Tensor:
                 return self.decode(new_BT, memories, caches)[:, -1]
 
-            start_B1 = source.new_full((len(source), 1), self.config.decoder_start_token_id)
+            dtype = torch.int64 if source.is_floating_point() else source.dtype
+            start_B1 = source.new_full((len(source), 1), self.config.decoder_start_token_id, dtype=dtype)
             return generation.extend(start_B1, max_new_tokens, next_logits, sampler, eos_token_id)[:, 1:]
 
     def encode(self, source: Tensor, attention_mask: Tensor | None = None) -> list[Memory]:
         """Read the source: for each decoder block, the keys and values of the final encoder output."""
+        x_BSE, placement = self.embed_source(source, attention_mask)
+        return self.decoder.remember(self.encoder(self.dropout(x_BSE), placement), placement.key_mask)
+
+    def embed_source(self, source: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Placement]:
+        """What the encoder reads, (B, S, E), and where it stands."""
+        if self.audio_embedding is not None:
+            if attention_mask is not None:
+                raise ValueError("attention_mask was given, but sound has no padding: silence is heard too")
+            x_BSE = self.audio_embedding(source)
+            return x_BSE, place(x_BSE, None, self.config.max_source_len)
         x_BSE = self.token_embedding(source)
-        mask_B11S = key_mask(attention_mask, x_BSE)
-        x_BSE = self.dropout(self.source_position_embedding(x_BSE, attention_mask))
-        return self.decoder.remember(self.encoder(x_BSE, mask_B11S), mask_B11S)
+        placement = place(x_BSE, attention_mask, self.config.max_seq_len)
+        if self.source_position_embedding is not None:
+            x_BSE = self.source_position_embedding(x_BSE, placement)
+        return x_BSE, placement
 
     def decode(
         self, tokens: Tensor, memories: Sequence[Memory], caches: Sequence[KeyValueCache] | None = None
@@ -139,8 +151,10 @@ class EncoderDecoder(LanguageModel):
         if len(x_BTE) != n_sources:
             raise ValueError(f"the source has {n_sources} sequences, the target {len(x_BTE)}")
         n_cached = caches[0].length if caches else 0
-        x_BTE = self.dropout(self.target_position_embedding(x_BTE, n_cached=n_cached))
-        return self.unembed(self.decoder(x_BTE, caches=caches, memories=memories))
+        placement = place(x_BTE, None, self.config.max_seq_len, n_cached)
+        if self.target_position_embedding is not None:
+            x_BTE = self.target_position_embedding(x_BTE, placement)
+        return self.unembed(self.decoder(self.dropout(x_BTE), placement, caches, memories))
 
     def shift_right(self, target: Tensor) -> Tensor:
         """The decoder's input for this target: the start token, then all but the last target."""

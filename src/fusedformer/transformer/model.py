@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusedformer.transformer.attention import MultiHeadAttention
+from fusedformer.transformer.blocks import FeedForward, Stack
 from fusedformer.transformer.checks import FLOATS, check_dtype
 from fusedformer.transformer.config import TransformerConfig
-from fusedformer.transformer.parts import FeedForward, MultiHeadAttention, Stack, TokenEmbedding
+from fusedformer.transformer.embeddings import TokenEmbedding
 
 M = TypeVar("M", bound="Model")  # typing.Self is Python 3.11's
 
@@ -100,6 +102,8 @@ class LanguageModel(TextModel):
 
     def unembed(self, x_BSE: Tensor) -> Tensor:
         """Logits (B, S, V)."""
+        if self.config.scale_tied_head:
+            x_BSE = x_BSE * self.config.d_model**-0.5
         return F.linear(x_BSE, self.token_embedding.weight if self.head is None else self.head.weight)
 
 
@@ -121,13 +125,17 @@ def initialise(model: Model) -> None:
     """Draw initial weights: matrices and embeddings from Normal(0, 0.02), biases 0.
 
     The 0.02 is BERT's (Devlin et al. 2019) and GPT-2's. In pre-norm stacks the projections back into the residual
-    stream are divided by the square root of the number of residual sublayers (Radford et al. 2019, section 2.3).
+    stream are divided by the square root of the number of residual sublayers (Radford et al. 2019, section 2.3). Layer
+    scales start at their value of the configuration, norms as the identity.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
             module.weight.normal_(std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
             module.bias.zero_()
+    for name, token in model.named_parameters(recurse=False):  # class token and registers of a vision transformer
+        if name == "registers":  # the class token starts at 0; registers that did would stay equal to each other
+            token.normal_(std=0.02)
     if model.config.norm_position == "pre":
         for stack in model.modules():
             if isinstance(stack, Stack):

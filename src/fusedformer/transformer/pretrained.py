@@ -52,10 +52,10 @@ BERT_EMBEDDINGS = {
 BERT_LAYER = {
     "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention.out": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
+    "attention_residual.norm": ("attention.output.LayerNorm",),
     "feed_forward.up": ("intermediate.dense",),
     "feed_forward.down": ("output.dense",),
-    "feed_forward_norm": ("output.LayerNorm",),
+    "feed_forward_residual.norm": ("output.LayerNorm",),
 }
 # The position numbers 0, 1, 2, ..., a layer over the first token that only BERT's own pre-training reads, and the heads
 # of pre-training. A model with heads has the encoder's names behind a prefix.

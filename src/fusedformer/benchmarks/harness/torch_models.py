@@ -13,8 +13,8 @@ from fusedformer.transformer.config import TransformerConfig
 RENAMINGS = {
     "stack.blocks.": "stack.layers.",
     "stack.final_norm.": "stack.norm.",
-    "attention_norm.": "norm1.",
-    "feed_forward_norm.": "norm2.",
+    "attention_residual.norm.": "norm1.",
+    "feed_forward_residual.norm.": "norm2.",
     "attention.qkv.": "self_attn.in_proj_",
     "attention.out.": "self_attn.out_proj.",
     "feed_forward.up.": "linear1.",
