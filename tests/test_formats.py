@@ -130,7 +130,9 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("state", "message"), [([1], "no named tensors, but a list"), ({"a": 1, 2: TENSORS["a"]}, "'a', 2")])
+@pytest.mark.parametrize(
+    ("state", "message"), [([1], "no named tensors, but a list"), ({"a": 1, 2: torch.ones(1)}, "values that are no named")]
+)
 def test_pickles_that_are_no_weights(tmp_path: Path, state: Any, message: str) -> None:
     torch.save(state, tmp_path / "m")
     with pytest.raises(ValueError, match=f"m holds .*{re.escape(message)}"):
@@ -150,5 +152,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     path.write_text('{"a": [1, 2]}')
     check_truncated(path, lambda: folder.read_json(path))
     path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
         folder.read_json(path)

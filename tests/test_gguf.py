@@ -75,7 +75,7 @@ def write_gguf(path: Path, kinds: dict[str, Any] | None = None, **changes: Any) 
 def test_every_kind_of_tensor(tmp_path: Path) -> None:
     kinds = {"attn_v.weight": KINDS.Q4_1, "token_embd.weight": KINDS.Q8_0, "ffn_up.weight": KINDS.F16}
     expected = write_gguf(tmp_path / "m.gguf", kinds)
-    found = gguf.read_tensors(tmp_path / "m.gguf")
+    _, found = gguf.read(tmp_path / "m.gguf")
     assert list(found) == list(expected)
     for name, values in expected.items():
         steps = {KINDS.Q4_1: 15, KINDS.Q8_0: 127, KINDS.F16: 1024}  # of the range of a block
@@ -145,7 +145,7 @@ def test_a_kind_that_cannot_be_dequantised(tmp_path: Path) -> None:
         data[kind_at : kind_at + 4] = struct.pack("<I", kind)
         (tmp_path / "m").write_bytes(data)
         with pytest.raises(ValueError, match=f"m.* {message}"):
-            gguf.read_tensors(tmp_path / "m")
+            gguf.read(tmp_path / "m")
 
 
 def test_overlapping_tensors(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_overlapping_tensors(tmp_path: Path) -> None:
     data[start_at : start_at + 8] = struct.pack("<Q", 64)
     (tmp_path / "m").write_bytes(data)
     with pytest.raises(ValueError, match=r"m is corrupt: output_norm.weight at .* lies over the tensor before it"):
-        gguf.read_tensors(tmp_path / "m")
+        gguf.read(tmp_path / "m")
 
 
 def test_tokenizer(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MAX_SAMPLES = MAX_SECONDS * RATE
 # The mel scale of Slaney 1998, "Auditory Toolbox": linear to 1 kHz, logarithmic above.
 HZ_PER_MEL, LOG_FROM_HZ, LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 
-ZERO_CROSSINGS, ROLLOFF = 16, 0.95  # of the low-pass filter: its length on each side, and where it ends below Nyquist
+ZERO_CROSSINGS, ROLLOFF = 32, 0.95  # of the low-pass filter: its length on each side, and where it ends below Nyquist
 MAX_WEIGHTS = 2**24  # of that filter, for all places of a new sample between old ones
 PCM = {1: (torch.uint8, 128), 2: (torch.int16, 0), 4: (torch.int32, 0)}  # bytes of a sample: its type, and silence
 
@@ -38,7 +38,7 @@ def read_wav(path: str | os.PathLike[str]) -> Tensor:
         with wave.open(os.fspath(path), "rb") as file:
             channels, size, rate, n_frames = file.getparams()[:4]
             data = file.readframes(n_frames)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # a RuntimeError for a chunk longer than the file
         raise ValueError(f"{path} is no wav file of integer samples, or is truncated: {error}") from error
     if size not in PCM:
         raise ValueError(f"{path} has samples of {8 * size} bits: 8, 16 and 32 are read")

@@ -29,7 +29,7 @@ def preprocess(picture: Tensor, *, resize: int = 256, crop: int = 224) -> Tensor
     pixels = picture.permute(2, 0, 1).unsqueeze(0).float() / 255
     height, width = pixels.shape[2:]
     shorter = min(height, width)
-    size = [round(height * resize / shorter), round(width * resize / shorter)]
+    size = [height * resize // shorter, width * resize // shorter]
     # Bicubic interpolation overshoots at edges; a picture does not.
     pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - crop) // 2, (size[1] - crop) // 2

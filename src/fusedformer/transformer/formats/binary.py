@@ -34,13 +34,24 @@ class Cursor:
         taken, self.position = self.data[self.position : end], end
         return taken
 
-    def text(self, size: int) -> str:
-        """The next `size` bytes as UTF-8."""
-        start = self.position
+    def text(self, size_code: str) -> str:
+        """The next text in UTF-8, behind its size in bytes, whose type code is given."""
+        (text,) = self.texts(1, size_code)
+        return text
+
+    def texts(self, count: int, size_code: str) -> list[str]:
+        """The next so many texts. A vocabulary has 100,000 of them: this is why the loop looks nothing up."""
+        size = struct.Struct("<" + size_code)
+        read_size, width, data, position, texts = size.unpack_from, size.size, self.data, self.position, []
         try:
-            return str(self.take(size), "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.name} is corrupt: the text at {start} is not UTF-8: {error}") from error
+            for _ in range(count):
+                start = position + width
+                position = start + read_size(data, position)[0]
+                texts.append(str(data[start:position], "utf-8"))
+        except (struct.error, OverflowError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.name} is truncated or corrupt: no text in UTF-8 at {position}: {error}") from error
+        self.take(position - self.position)
+        return texts
 
 
 def map_file(path: Path) -> memoryview:

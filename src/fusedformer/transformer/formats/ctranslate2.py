@@ -65,7 +65,7 @@ def add(cursor: Cursor, variables: dict[str, Tensor], name: str, tensor: Tensor)
 
 
 def read_text(cursor: Cursor) -> str:
-    text = cursor.text(cursor.integer("H"))
+    text = cursor.text("H")
     if not text.endswith("\0"):
         raise ValueError(f"{cursor.name} is corrupt: {text!r} does not end in a zero byte")
     return text[:-1]

@@ -14,6 +14,7 @@ from fusedformer.transformer.formats.ctranslate2 import read_variables
 from fusedformer.transformer.formats.folder import read_json
 
 SPECIFICATION = "WhisperSpec"
+START_TOKEN = "<|startoftranscript|>"
 # What other values of these would change, no Whisper computes.
 COMPUTED = {
     "decoder/activation": 3,  # GELU, the exact one
@@ -52,7 +53,8 @@ KINDS = {"gamma": "weight", "beta": "bias", "encodings": "weight"}
 def read(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fields of config.json and tensors, in the dtype of the file, under Hugging Face's names.
 
-    The config.json beside the first part may add which tokens are never written, and which heads align text and audio.
+    The config.json beside the first part may add which tokens are never written, and which heads align text and audio;
+    the vocabulary there, which token a transcript starts with.
 
     Raises:
         FileNotFoundError: if one of the parts is not there.
@@ -72,7 +74,7 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     beside = paths[0].with_name("config.json")
     fields = read_json(beside) if beside.is_file() else {}
     config |= {ours: fields[theirs] for ours, theirs in GENERATION_FIELDS.items() if theirs in fields}
-    return config, tensors
+    return config | read_start_token(paths[0].with_name("vocabulary.txt")), tensors
 
 
 def rename(name: str, variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,6 +131,16 @@ def read_config(name: str, scalars: Mapping[str, Any], tensors: Mapping[str, Ten
         "activation_function": "gelu",
         "scale_embedding": False,
     }
+
+
+def read_start_token(vocabulary: Path) -> dict[str, int]:
+    """`decoder_start_token_id`, where there is a vocabulary: a token on each line, in order."""
+    if not vocabulary.is_file():
+        return {}
+    tokens = vocabulary.read_text(encoding="utf-8", errors="replace").split("\n")
+    if START_TOKEN not in tokens:
+        raise ValueError(f"{vocabulary} has no {START_TOKEN}")
+    return {"decoder_start_token_id": tokens.index(START_TOKEN)}
 
 
 def count_layers(tensors: Mapping[str, Tensor], side: str) -> int:

@@ -59,8 +59,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return read_header(path, map_file(path)).metadata
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file under its own names, dequantised to float32.
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata of a file, and its tensors under its own names, dequantised to float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     data = map_file(path)
     header = read_header(path, data)
     check_extents(path, header.tensors, len(data))
-    return {info.name: decode(path, info, data) for info in header.tensors}
+    return header.metadata, {info.name: decode(path, info, data) for info in header.tensors}
 
 
 def read_header(path: Path, data: memoryview) -> Header:
@@ -83,7 +83,7 @@ def read_header(path: Path, data: memoryview) -> Header:
     n_tensors, n_values = cursor.integer("Q"), cursor.integer("Q")
     metadata: dict[str, Any] = {}
     for _ in range(n_values):
-        key = cursor.text(cursor.integer("Q"))
+        key = cursor.text("Q")
         if key in metadata:
             raise ValueError(f"{path} is corrupt: it has {key} twice")
         metadata[key] = read_value(cursor, cursor.integer("I"))
@@ -93,7 +93,7 @@ def read_header(path: Path, data: memoryview) -> Header:
 
 def read_value(cursor: Cursor, kind: int) -> Any:
     if kind == STRING:
-        return cursor.text(cursor.integer("Q"))
+        return cursor.text("Q")
     if kind == ARRAY:
         return read_array(cursor, cursor.integer("I"), cursor.integer("Q"))
     if kind not in NUMBERS:
@@ -103,7 +103,7 @@ def read_value(cursor: Cursor, kind: int) -> Any:
 
 def read_array(cursor: Cursor, kind: int, length: int) -> list[Any]:
     if kind == STRING:
-        return [cursor.text(cursor.integer("Q")) for _ in range(length)]
+        return cursor.texts(length, "Q")
     if kind not in NUMBERS:
         raise ValueError(f"{cursor.name} has an array of metadata type {kind}: arrays of numbers and text are read")
     dtype = np.dtype("<" + NUMBERS[kind])
@@ -112,7 +112,7 @@ def read_array(cursor: Cursor, kind: int, length: int) -> list[Any]:
 
 def read_info(cursor: Cursor) -> TensorInfo:
     """The next tensor's, `start` still counted from where the tensors begin."""
-    name = cursor.text(cursor.integer("Q"))
+    name = cursor.text("Q")
     n_dims = cursor.integer("I")
     if n_dims > MAX_DIMS:
         raise ValueError(f"{cursor.name} is corrupt: {name} has {n_dims} dimensions, and {MAX_DIMS} is the most")

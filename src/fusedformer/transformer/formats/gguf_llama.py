@@ -54,8 +54,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no GGUF file of a Llama, or is truncated or corrupt.
     """
-    metadata = gguf.read_metadata(path)
-    tensors = gguf.read_tensors(path)
+    metadata, tensors = gguf.read(path)
     config = read_config(path, metadata, tensors)
     return config, rename(path, tensors, config["num_attention_heads"], config["num_key_value_heads"])
 
