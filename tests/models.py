@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import fusedformer.nn
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer
+from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.transformer import attention as attention_module
-from fusedformer.transformer import blocks
+from fusedformer.transformer import blocks, outputs
 from fusedformer.transformer.blocks import Block, Stack
 from fusedformer.transformer.model import Model
 
@@ -91,9 +92,14 @@ def plain_pytorch() -> Iterator[None]:
         assert dropout_p == 0
         return nn.functional.layer_norm(x + branch, x.shape[-1:], weight, bias, eps), x + branch
 
+    def cross_entropy(logits: Tensor, target: Tensor, weight: None, ignored: int, smoothing: float) -> tuple[Tensor]:
+        logits = logits.to(accumulate_dtype(logits.dtype))
+        return (nn.functional.cross_entropy(logits, target, ignore_index=ignored, reduction="none"),)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "attention", attention)
         patch.setattr(blocks, "add_layer_norm", add_layer_norm)
+        patch.setattr(outputs, "cross_entropy_fwd", cross_entropy)
         patch.setattr(fusedformer.nn.LayerNorm, "forward", nn.LayerNorm.forward)
         patch.setattr(fusedformer.nn.GELU, "forward", nn.GELU.forward)
         yield

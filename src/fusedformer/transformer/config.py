@@ -51,6 +51,7 @@ class TransformerConfig:
     n_channels: int = 0
     n_classes: int = 0  # 0: no head, the pooled vector comes out
     n_registers: int = 0  # learned tokens that stand for no patch (Darcet et al. 2024, arXiv:2309.16588)
+    antialias_positions: bool = False  # for smaller images, positions are averages, not samples
 
     n_mels: int = 0  # of an encoder-decoder that hears: channels of the spectrogram
     max_source_len: int = 0  # and the longest source behind the convolutions, two frames of the spectrogram each

@@ -86,7 +86,8 @@ class VisionTransformer(Model):
             return table
         of_class, of_patches = table.split([len(table) - grid**2, grid**2])
         grid_1EGG = of_patches.T.unflatten(1, (grid, grid)).unsqueeze(0).to(accumulate_dtype(table.dtype))
-        resized_1EGG = F.interpolate(grid_1EGG, size=(rows, columns), mode="bicubic", align_corners=False)
+        antialias = self.config.antialias_positions
+        resized_1EGG = F.interpolate(grid_1EGG, (rows, columns), mode="bicubic", antialias=antialias)
         return torch.cat([of_class, resized_1EGG.to(table.dtype).squeeze(0).flatten(1).T])
 
     def check_images(self, images: Tensor) -> None:

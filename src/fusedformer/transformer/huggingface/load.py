@@ -5,12 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedformer.transformer.huggingface import llama
+from fusedformer.transformer.huggingface import bert, dinov2, gpt2, llama, t5, timm_vit, vit, whisper
 from fusedformer.transformer.huggingface.family import Family
 from fusedformer.transformer.model import Model
 
 FAMILIES: dict[str, Family] = {
+    "gpt2": gpt2.FAMILY,
     "llama": llama.FAMILY,
+    "bert": bert.FAMILY,
+    "t5": t5.FAMILY,
+    "whisper": whisper.FAMILY,
+    "vit": vit.FAMILY,
+    "dinov2": dinov2.FAMILY,
+    "dinov2_with_registers": dinov2.FAMILY,
 }
 
 
@@ -20,7 +27,7 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     Dropout on attention probabilities, which matters in training alone, is not read: there is none here.
 
     Args:
-        config: the fields of its config.json; `model_type` names the family.
+        config: the fields of its config.json; `model_type` names the family, timm's have an `architecture` instead.
         tensors: its weights under the names of any version of the library, with a head or, where ours has none,
             without. They become the parameters of the model, in their dtypes, on their devices; what is not joined to
             another tensor is not copied.
@@ -40,7 +47,9 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 def find_family(config: Mapping[str, Any]) -> Family:
     """The family that a configuration belongs to."""
+    if str(config.get("architecture")).startswith("vit_"):
+        return timm_vit.FAMILY
     kind = config.get("model_type")
     if kind not in FAMILIES:
-        raise ValueError(f"model_type is {kind!r}: only {', '.join(FAMILIES)} can be read")
+        raise ValueError(f"model_type is {kind!r}: only {', '.join(FAMILIES)} and timm's vit_* can be read")
     return FAMILIES[kind]
