@@ -124,14 +124,15 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     torch.save({"a": Hostile()}, path)
     with pytest.raises(ValueError, match=r"hostile.bin cannot be read as weights only"):
         pytorch.read(path)
-    path.write_bytes(pickle.dumps(Hostile()))
+    path.write_bytes(pickle.dumps(Hostile(), protocol=2))
     with pytest.raises(ValueError, match=r"hostile.bin cannot be read as weights only"):
         pytorch.read(path)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    ("state", "message"), [([1], "no named tensors, but a list"), ({"a": 1, 2: torch.ones(1)}, "values that are no named")]
+    ("state", "message"),
+    [([1], "no named tensors, but a list"), ({"a": 1, 2: torch.ones(1)}, "values that are no named")],
 )
 def test_pickles_that_are_no_weights(tmp_path: Path, state: Any, message: str) -> None:
     torch.save(state, tmp_path / "m")

@@ -39,7 +39,11 @@ def test_a_constant_picture_and_sizes() -> None:
 @pytest.mark.parametrize(
     ("pixels", "sizes", "message"),
     [
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), {}, r"must be uint8 \(height, width, 3\), got torch.uint8 of \(3, 4, 4\)"),
+        (
+            torch.zeros(3, 4, 4, dtype=torch.uint8),
+            {},
+            r"must be uint8 \(height, width, 3\), got torch.uint8 of \(3, 4, 4\)",
+        ),
         (torch.zeros(4, 4, 3), {}, "got torch.float32"),
         (torch.zeros(0, 4, 3, dtype=torch.uint8), {}, r"of \(0, 4, 3\)"),
         (picture(4, 4), {"resize": 14, "crop": 28}, "a square of 28 pixels cannot be cut from a shorter side of 14"),

@@ -90,7 +90,13 @@ def test_names_and_configuration(tmp_path: Path, fused_norm: bool) -> None:
     made.save(tmp_path / "m.onnx")
     config, tensors = onnx_dinov2.read(tmp_path / "m.onnx")
     expected: dict[str, float] = {"hidden_size": D_MODEL, "num_hidden_layers": 2, "num_attention_heads": N_HEADS}
-    expected |= {"mlp_ratio": 4, "layer_norm_eps": 1e-5, "image_size": PATCH * GRID, "patch_size": PATCH, "num_channels": 3}
+    expected |= {
+        "mlp_ratio": 4,
+        "layer_norm_eps": 1e-5,
+        "image_size": PATCH * GRID,
+        "patch_size": PATCH,
+        "num_channels": 3,
+    }
     assert {name: config[name] for name in expected} == expected
     assert tensors.keys() == made.weights.keys()
     for name, values in made.weights.items():

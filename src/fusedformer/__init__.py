@@ -26,6 +26,7 @@ from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
+from fusedformer.transformer.pretrained import from_pretrained
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "from_pretrained",
     "geglu",
     "gelu",
     "layer_norm",

@@ -46,7 +46,10 @@ def read_wav(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(f"{path} is truncated: it has {len(data)} of {n_frames * channels * size} bytes")
     dtype, silence = PCM[size]
     samples = torch.frombuffer(bytearray(data), dtype=dtype).double().sub(silence).div(2 ** (8 * size - 1))
-    return resample(samples.view(-1, channels).mean(dim=1).float(), rate, RATE)
+    try:
+        return resample(samples.view(-1, channels).mean(dim=1).float(), rate, RATE)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def resample(samples_N: Tensor, old_rate: int, new_rate: int) -> Tensor:

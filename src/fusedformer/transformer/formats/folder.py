@@ -1,4 +1,7 @@
-"""A folder as Hugging Face publishes models: config.json, and the weights in one file or in several with an index."""
+"""A folder as Hugging Face publishes models: config.json, and the weights in one file or in several with an index.
+
+sentence-transformers keeps beside them how a sentence becomes one vector.
+"""
 
 import json
 from collections.abc import Callable
@@ -10,18 +13,21 @@ from torch import Tensor
 from fusedformer.transformer.formats import pytorch
 
 CONFIG = "config.json"
-SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+POOLING = "1_Pooling/config.json"
+POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "class"}
 INDEX = ".index.json"  # behind either's name: which shard holds which tensor
 
 
 def read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fields of config.json, and the tensors of the file of weights, or index of such, beside it.
 
+    A folder of sentence-transformers adds the field `pooling`, "class" or "mean".
+
     Raises:
         FileNotFoundError: if one of the files is not there.
         ValueError: if one is truncated or corrupt, or the index and the shards differ.
     """
-    config = read_json(weights.with_name(CONFIG))
+    config = read_json(weights.with_name(CONFIG)) | read_pooling(weights.parent / POOLING)
     name = weights.name.removesuffix(INDEX)
     read_file = pytorch.read if Path(name).suffix == ".bin" else read_safetensors
     return config, read_file(weights) if name == weights.name else read_shards(weights, read_file)
@@ -50,6 +56,16 @@ def read_shards(index: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> 
             raise ValueError(f"{index.with_name(shard)} is not what {index.name} says: {'; '.join(problems)}")
         tensors |= found
     return tensors
+
+
+def read_pooling(path: Path) -> dict[str, str]:
+    """The field `pooling`, where there is such a file."""
+    if not path.is_file():
+        return {}
+    modes = [mode for mode, on in read_json(path).items() if mode.startswith("pooling_mode_") and on]
+    if len(modes) != 1 or modes[0] not in POOLING_MODES:
+        raise ValueError(f"{path} asks for {' and '.join(modes)}: one of {', '.join(POOLING_MODES)} is computed")
+    return {"pooling": POOLING_MODES[modes[0]]}
 
 
 def read_json(path: Path) -> dict[str, Any]:

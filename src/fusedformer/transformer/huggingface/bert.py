@@ -30,12 +30,13 @@ COMPUTED = {
 
 
 def configure(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TransformerConfig:
-    """Our configuration from theirs; pooling is BERT's own, the class token."""
+    """Our configuration from theirs; pooling is BERT's own, the class token, unless a field of ours says "mean"."""
     check_computed(config, COMPUTED)
     return TransformerConfig(
         **read_sizes(config, SIZES),
         activation=ACTIVATIONS[config.get("hidden_act", "gelu")],
         norm_position="post",
+        pooling=config.get("pooling", "class"),
     )
 
 
@@ -57,7 +58,11 @@ FAMILY = Family(
     },
     # A model with heads has the encoder's names behind a prefix; what the first checkpoints, converted from TensorFlow,
     # call a norm's weight and bias.
-    spellings=((r"^bert\.", ""), (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias")),
+    spellings=(
+        (r"^bert\.", ""),
+        (r"\.LayerNorm\.gamma$", ".LayerNorm.weight"),
+        (r"\.LayerNorm\.beta$", ".LayerNorm.bias"),
+    ),
     # The position numbers 0, 1, 2, ..., a layer over the first token that only BERT's own pre-training reads, and the
     # heads of pre-training.
     unused=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
