@@ -4,6 +4,8 @@ import mmap
 import struct
 from pathlib import Path
 
+import numpy as np
+
 
 class Cursor:
     """A position in the bytes of the file called `name`, which moves past what it reads.
@@ -67,3 +69,8 @@ def map_file(path: Path) -> memoryview:
         raise ValueError(f"{path} is truncated or corrupt: it is empty")
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def as_written(value: float) -> float:
+    """The shortest decimal that becomes this float32, such as 1e-05 for 9.999999747378752e-06: what somebody wrote."""
+    return float(str(np.float32(value)))

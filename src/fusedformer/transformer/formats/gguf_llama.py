@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fusedformer.transformer.formats import gguf
+from fusedformer.transformer.formats.binary import as_written
 
 # In config.json: in the metadata, behind "llama.".
 SIZES = {
@@ -93,7 +94,7 @@ def pick(path: Path, metadata: dict[str, Any], keys: dict[str, str], kind: type[
     for ours, value in found.items():
         if type(value) is not kind or not 0 < value < math.inf:
             raise ValueError(f"{path} is corrupt: llama.{keys[ours]} is {value!r}, no positive {kind.__name__}")
-    return found
+    return {ours: as_written(value) if kind is float else value for ours, value in found.items()}
 
 
 def read_rope_scaling(path: Path, metadata: dict[str, Any], head_dim: int) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedformer.transformer.formats.binary import as_written
+
 try:
     import onnx
     from google.protobuf.message import DecodeError
@@ -138,11 +140,11 @@ def read_eps(graph: Graph) -> float:
     for node in graph.scope(f"{FIRST_LAYER}norm1"):
         for attribute in node.attribute:
             if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
-                return round(attribute.f, 12)
+                return as_written(attribute.f)
     added = [scalar for scalars in graph.scalars(f"{FIRST_LAYER}norm1", "Add") for scalar in scalars]
     if len(added) != 1:
         raise ValueError(f"{graph.path} adds {added} to a variance, and not one epsilon")
-    return round(added[0], 12)  # as it was written before it became a float32
+    return as_written(added[0])
 
 
 def to_tensor(path: Path, proto: Any) -> Tensor:
