@@ -1,11 +1,14 @@
 """The encoder-decoder: equal to torch.nn with both masks, blind to the future and to padding, shifted right."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from models import assert_same_gradients, make_model, random_tokens, torch_layers
 from torch import Tensor, nn
+
+from fusedformer.transformer.positions import audio_positions
 
 MASK = torch.arange(10) < torch.tensor([[10], [4], [1]])
 
@@ -125,3 +128,41 @@ def test_bad_input() -> None:
         model(source, target.to("meta"))
     with pytest.raises(ValueError, match="target must be a tensor, got list"):
         model.loss(source, target.tolist(), target_mask=torch.ones(2, 4, dtype=torch.bool))
+
+
+AUDIO: dict[str, Any] = {"n_mels": 5, "max_source_len": 6, "max_seq_len": 9}
+
+
+def test_sound_is_convolved_and_placed() -> None:
+    model = make_model("encoder_decoder", **AUDIO)
+    sound = torch.randn(2, 5, 11)
+    seen: list[Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits = model(sound, random_tokens(2, 4))
+    assert logits.shape == (2, 4, 19)
+    front = model.audio_embedding
+    gelu = nn.functional.gelu
+    expected = gelu(front.conv2(gelu(front.conv1(sound)))).transpose(1, 2) + audio_positions(6, seen[0])
+    torch.testing.assert_close(seen[0], expected)
+
+
+def test_generates_from_sound() -> None:
+    model = make_model("encoder_decoder", **AUDIO)
+    tokens = model.generate(torch.randn(2, 5, 12), 4, temperature=0)
+    assert tokens.dtype == torch.int64
+    assert tokens.shape == (2, 4)
+
+
+def test_bad_sound() -> None:
+    model = make_model("encoder_decoder", **AUDIO)
+    target = random_tokens(1, 3)
+    for shape in [(1, 4, 6), (1, 5, 13), (1, 5, 0), (5, 6)]:
+        message = rf"source must be of shape \(B, 5, 1 to 12 frames\), got {re.escape(str(shape))}"
+        with pytest.raises(ValueError, match=message):
+            model(torch.zeros(shape), target)
+    with pytest.raises(ValueError, match=r"source must be torch.float32, got torch.int64"):
+        model(torch.zeros(1, 5, 6, dtype=torch.long), target)
+    with pytest.raises(ValueError, match="source must be a tensor, got list"):
+        model([[0.0]], target)
+    with pytest.raises(ValueError, match="attention_mask was given, but sound has no padding"):
+        model(torch.zeros(1, 5, 6), target, torch.ones(1, 3, dtype=torch.bool))

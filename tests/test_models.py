@@ -1,6 +1,7 @@
 """What all architectures promise: the same in every world, gradients everywhere, learning, reproducible weights."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,36 @@ from models import ARCHITECTURES, loss_of, make_model, plain_pytorch
 from oracle import assert_within_budget
 from torch import Tensor
 
-from fusedformer import TransformerConfig
+from fusedformer import Decoder, EncoderDecoder, TransformerConfig
 from fusedformer.kernels import emulation
 from fusedformer.transformer.model import Model
 
 KINDS = list(ARCHITECTURES)
+# What the configurations of `ARCHITECTURES` leave out, each choice once; one layer, since device code is emulated.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": (
+        "decoder",
+        {"positions": "rotary", "rotary_dim": 8, "norm": "rms", "activation": "swiglu", "bias": False},
+    ),
+    "alibi": (
+        "decoder",
+        {"positions": "alibi", "norm_position": "sandwich", "activation": "geglu", "layer_scale": 0.5},
+    ),
+    "t5": (
+        "encoder_decoder",
+        {
+            "positions": "relative", "norm": "rms", "norm_position": "pre", "activation": "geglu_tanh", "bias": False,
+            "scale_attention": False, "scale_tied_head": True,
+        },
+    ),
+    "dinov2": ("vision_transformer", {"n_registers": 2, "layer_scale": 0.5}),
+    "transformer": ("encoder_decoder", {"positions": "sinusoidal", "norm_position": "sandwich", "norm": "rms"}),
+}  # fmt: skip
+
+
+def make_variant(variant: str) -> Model:
+    kind, overrides = VARIANTS[variant]
+    return make_model(kind, **{"n_layers": 1, **overrides})
 
 
 def loss_and_gradients(model: Model) -> list[Tensor]:
@@ -39,6 +65,14 @@ def test_every_world_agrees_with_float64(world: World, kind: str) -> None:
         torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_agree_with_float64_in_every_world(world: World, variant: str) -> None:
+    with emulation.emulated(False):
+        exact = loss_and_gradients(make_variant(variant).double())
+    for got, want in zip(loss_and_gradients(make_variant(variant).to(world.device)), exact, strict=True):
+        torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_within_the_error_budget(world: World, kind: str, dtype: torch.dtype) -> None:
@@ -52,20 +86,20 @@ def test_half_precision_is_within_the_error_budget(world: World, kind: str, dtyp
         assert_within_budget(name, *results, gradient=name != "out")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "llama", "t5"])
 def test_compiles_as_one_graph(kind: str) -> None:
-    model = make_model(kind)
+    model = make_model(kind) if kind in KINDS else make_variant(kind)
     expected = loss_and_gradients(model)
-    entry = "loss" if kind in ("decoder", "encoder_decoder") else "forward"
+    entry = "loss" if isinstance(model, Decoder | EncoderDecoder) else "forward"
     compiled = torch.compile(getattr(model, entry), fullgraph=True, backend="aot_eager")
     setattr(model, entry, compiled)
     for got, eager in zip(loss_and_gradients(model), expected, strict=True):
         torch.testing.assert_close(got, eager)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *VARIANTS])
 def test_gradients_reach_every_parameter(kind: str) -> None:
-    model = make_model(kind)
+    model = make_model(kind) if kind in KINDS else make_variant(kind)
     loss_of(model).backward()
     unreached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert unreached == []

@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
-from models import make_model, torch_layers
+from models import IMAGE, make_model, torch_layers
 from torch import nn
 
+from fusedformer import TransformerConfig, VisionTransformer
 from fusedformer.transformer.vision_transformer import patchify
 
 
@@ -75,3 +76,57 @@ def test_autocast_converts_the_images() -> None:
 def test_whole_number_pixels() -> None:
     with pytest.raises(ValueError, match=r"images must be torch.float32, got torch.uint8"):
         make_model("vision_transformer")(torch.zeros(1, 2, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_registers_take_part_but_are_not_read(pooling: str) -> None:
+    model = make_model("vision_transformer", pooling=pooling, n_registers=3, n_layers=1)
+    images = torch.randn(2, 2, 8, 8)
+    hidden = model.hidden(images)
+    first = 3 + (pooling == "class")
+    assert hidden.shape == (2, first + 4, 32)
+    pooled = hidden[:, 0] if pooling == "class" else hidden[:, first:].mean(dim=1)
+    torch.testing.assert_close(model(images), model.head(pooled))
+    with torch.no_grad():
+        model.registers.neg_()
+    assert not torch.allclose(model.hidden(images)[:, first:], hidden[:, first:], atol=1e-3)
+
+
+def test_registers_start_different_from_each_other() -> None:
+    config = TransformerConfig(**IMAGE, n_registers=4)
+    assert len(VisionTransformer(config).registers.unique(dim=0)) == 4  # type: ignore[union-attr]
+
+
+def test_without_classes_the_pooled_vector_comes_out() -> None:
+    model = make_model("vision_transformer", n_classes=0)
+    images = torch.randn(2, 2, 8, 8)
+    assert model.head is None
+    assert torch.equal(model(images), model.hidden(images)[:, 0])
+
+
+def test_positions_for_other_image_sizes() -> None:
+    """What grows along the rows of the table still does; at its own size it is as it was. Figures: test_huggingface."""
+    model = make_model("vision_transformer", image_size=32)  # 8 x 8 patches
+    rows = torch.arange(8.0).repeat_interleave(8)[:, None].expand(64, 32)
+    table = torch.cat([torch.full((1, 32), -5.0), rows])
+    assert model.interpolate(table, 32, 32) is table
+    larger = model.interpolate(table, 64, 32)
+    grid = larger[1:].unflatten(0, (16, 8))
+    assert (larger[0] == -5).all()
+    assert (grid.diff(dim=0) > 0).all()
+    torch.testing.assert_close(grid, grid[:, :1].expand(16, 8, 32))
+    torch.testing.assert_close(grid.mean(), torch.tensor(3.5))
+    assert model(torch.randn(1, 2, 64, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "sinusoidal", "relative"])
+def test_positions_that_images_do_not_have(positions: str) -> None:
+    with pytest.raises(ValueError, match=f"VisionTransformer has positions 'learned' or 'none', got '{positions}'"):
+        make_model("vision_transformer", positions=positions)
+
+
+def test_no_positions() -> None:
+    model = make_model("vision_transformer", positions="none")
+    images = torch.randn(1, 2, 8, 8)
+    swapped = torch.cat([images[..., 4:], images[..., :4]], dim=-1)
+    torch.testing.assert_close(model(swapped), model(images))

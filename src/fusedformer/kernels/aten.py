@@ -128,7 +128,31 @@ def cross_entropy_fwd(
         if len(wrong) > 0:
             expected = f"expected 0 to {classes - 1}, or {ignore_index} of rows to ignore"
             raise ValueError(f"cross_entropy: target has {wrong[0].item()}, {expected}")
-    return reference.cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
+    if weight is not None or label_smoothing > 0:
+        return reference.cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
+    index, kept, _, is_class = reference.labels(logits, target, None, ignore_index)
+    wide = logits.to(is_class.dtype)
+    maximum = wide.amax(-1)
+    total = (wide - maximum.unsqueeze(-1)).exp_().sum(-1)
+    lse = maximum + total.log()
+    loss = is_class * (maximum - wide.gather(-1, index).squeeze(-1) + total.log())
+    return loss.masked_fill(~kept, 0.0), lse.masked_fill(~kept, 0.0), maximum, total
+
+
+def cross_entropy_bwd(
+    dloss: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, weight: Tensor | None, maximum: Tensor,
+    total: Tensor, ignore_index: int, label_smoothing: float,
+) -> Tensor:  # fmt: skip
+    """As `reference.cross_entropy_bwd`, in place: one tensor of the size of the logits."""
+    if weight is not None or label_smoothing > 0:
+        settings = ignore_index, label_smoothing
+        return reference.cross_entropy_bwd(dloss, dlse, logits, target, weight, maximum, total, *settings)
+    index, kept, _, is_class = reference.labels(logits, target, None, ignore_index)
+    at_target = dloss * is_class
+    scale = at_target if dlse is None else at_target + dlse
+    dlogits = (logits.to(is_class.dtype) - maximum.unsqueeze(-1)).exp_().mul_((scale / total).unsqueeze(-1))
+    dlogits.scatter_add_(-1, index, -at_target.unsqueeze(-1)).masked_fill_(~kept.unsqueeze(-1), 0.0)
+    return dlogits.to(logits.dtype).contiguous()
 
 
 def gelu_fwd(x: Tensor, tanh: bool) -> Tensor:

@@ -197,7 +197,7 @@ cross_entropy_fwd = library.define(
 cross_entropy_bwd = library.define(
     "cross_entropy_bwd(Tensor dloss, Tensor? dlse, Tensor logits, Tensor target, Tensor? weight, Tensor maximum,"
     f" Tensor total, {_SETTINGS}) -> Tensor",
-    fallback=reference.cross_entropy_bwd,
+    fallback=aten.cross_entropy_bwd,
     fake=_bwd_fake,
 )
 library.differentiate("cross_entropy_fwd", _fwd_gradient, _save_fwd, reference.cross_entropy_fwd)

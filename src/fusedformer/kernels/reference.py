@@ -243,7 +243,7 @@ def cross_entropy_fwd(
 
     The loss is NaN where the target is no class.
     """
-    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    index, kept, w, w_target = labels(logits, target, weight, ignore_index)
     # Zeros in place of an ignored row keep its values out of the gradients.
     wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
     maximum = wide.amax(-1)
@@ -269,7 +269,7 @@ def cross_entropy_bwd(
     label_smoothing: float,
 ) -> Tensor:
     """dlogits = (dloss * sum(labels) + dlse) * softmax - dloss * labels, with labels weighted and smoothed."""
-    index, kept, w, w_target = _labels(logits, target, weight, ignore_index)
+    index, kept, w, w_target = labels(logits, target, weight, ignore_index)
     wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)
     each, at_target = label_smoothing / logits.shape[-1] * w, (1 - label_smoothing) * w_target
     scale = dloss * (at_target + each.sum())
@@ -281,7 +281,7 @@ def cross_entropy_bwd(
     return dlogits.masked_fill(~kept.unsqueeze(-1), 0.0).to(logits.dtype).contiguous()
 
 
-def _labels(
+def labels(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Targets to index with, (..., 1); which rows are kept; weights, (V,); those of the targets, NaN of no class."""

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
+from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
 from fusedformer.nn import GEGLU, GELU, LayerNorm, RMSNorm, SwiGLU
 from fusedformer.transformer.attention import NO_CONTEXT, CrossAttention, SelfAttention
 from fusedformer.transformer.cache import KeyValueCache, Memory
@@ -33,6 +35,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "geglu": GEGLU,
     "geglu_tanh": partial(GEGLU, approximate="tanh"),
     "swiglu": SwiGLU,
+}
+BIAS_ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": bias_gelu,
+    "gelu_tanh": partial(bias_gelu, approximate="tanh"),
+    "relu": bias_relu,
 }
 
 
@@ -61,10 +68,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ff * (2 if config.gated else 1), bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]()
+        self.bias_activation = BIAS_ACTIVATIONS.get(config.activation)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x_BSE: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x_BSE)))
+        if self.bias_activation is None or self.up.bias is None or x_BSE.is_cpu:
+            return self.down(self.activation(self.up(x_BSE)))  # on a CPU, the matrix product adds a bias for nothing
+        # In one pass with the activation, the backward of which then sums the gradient of the bias on its way.
+        return self.down(self.bias_activation(F.linear(x_BSE, self.up.weight), self.up.bias))
 
 
 class Residual(nn.Module):

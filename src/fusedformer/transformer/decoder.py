@@ -40,7 +40,8 @@ class Decoder(LanguageModel):
         Args:
             tokens: int32 or int64, (B, S), values below vocab_size.
             attention_mask: bool, (B, S), True for a real token and False for padding; None: no padding. Padding may
-                stand anywhere: the logits at real tokens are as they would be without it.
+                stand anywhere: the logits at real tokens are as they would be without it. Or (B, S, S), True where a
+                position (row) may attend to another (column); never to later ones.
 
         Raises:
             ValueError: a shape, dtype, device or token is wrong, or S is greater than max_seq_len.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.transformer.blocks import Stack, make_norm
-from fusedformer.transformer.checks import check_tensor, check_tokens
+from fusedformer.transformer.checks import check_mask, check_tensor, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import TextModel, initialise
 from fusedformer.transformer.outputs import pool, pool_packed
@@ -49,7 +49,7 @@ class Encoder(TextModel):
         Args:
             tokens: int32 or int64, (B, S), values below vocab_size. Packed: (N,), all sequences one behind the other.
             attention_mask: bool, (B, S), True for a real token and False for padding; None: no padding. Padding may
-                stand anywhere.
+                stand anywhere. Or (B, S, S), True where a position (row) may attend to another (column).
             token_type_ids: int32 or int64, of the tokens' shape, values below type_vocab_size; None: all 0.
             cu_seqlens: int32, (B + 1,), of packed sequences: where each starts, then N; see `pack`. Not with a mask.
 
@@ -109,6 +109,8 @@ class Encoder(TextModel):
         With pooling "class" that of the first real token, with "mean" the mean of the real ones'; a row of padding
         alone, or a packed sequence of no token, gives zeros. Arguments and errors are those of `forward`.
         """
+        if attention_mask is not None and isinstance(tokens, Tensor):
+            check_mask("attention_mask", attention_mask, tokens.shape, tokens.device)
         hidden = self(tokens, attention_mask, cu_seqlens=cu_seqlens)
         if cu_seqlens is None:
             pooled_BE = pool(hidden, self.config.pooling, attention_mask)

@@ -5,11 +5,12 @@ Dimensions: B batch, S sequence, E d_model, V vocabulary.
 
 import os
 from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fusedformer.transformer.attention import MultiHeadAttention
 from fusedformer.transformer.blocks import FeedForward, Stack
@@ -89,17 +90,34 @@ class Model(nn.Module):
         return model
 
     @classmethod
+    def skeleton(cls: type[M], config: TransformerConfig) -> M:
+        """The model without weights: names and shapes alone, on the meta device."""
+        with torch.device("meta"), NoInitialWeights():
+            return cls(config)
+
+    @classmethod
     def from_state_dict(cls: type[M], config: TransformerConfig, state_dict: Mapping[str, Tensor]) -> M:
         """Build the model around existing weights, which become its parameters: nothing is copied or drawn at random.
 
         Raises:
             ValueError: if a tensor is missing, extra, mis-shaped or not floating point; the message lists every one.
         """
-        with torch.device("meta"):
-            model = cls(config)
+        model = cls.skeleton(config)
         check_weights({name: tensor.shape for name, tensor in model.state_dict().items()}, state_dict)
         model.load_state_dict(state_dict, assign=True)
         return model
+
+
+class NoInitialWeights(TorchFunctionMode):
+    """Leaves out what `torch.nn` draws for new layers: even where there is no memory to draw into, it takes seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class TextModel(Model):
@@ -148,6 +166,8 @@ def initialise(model: Model) -> None:
     stream are divided by the square root of the number of residual sublayers (Radford et al. 2019, section 2.3). Layer
     scales start at their value of the configuration, norms as the identity.
     """
+    if next(model.parameters()).is_meta:
+        return
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
             module.weight.normal_(std=0.02)

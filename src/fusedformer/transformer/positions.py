@@ -29,7 +29,7 @@ class Placement(NamedTuple):
 
     positions: Tensor  # int64, of all positions attended to: (T,); under a padding mask or packed (B, T)
     n_cached: int = 0  # how many of these came before and sit in a cache
-    mask: Tensor | None = None  # bool, (B, T), True for a real token
+    mask: Tensor | None = None  # bool, (B, T), True for a real token; or (B, S, T), True where attention may look
     cu_seqlens: Tensor | None = None  # int32: where each packed sequence starts, then the number of tokens
 
     @property
@@ -39,26 +39,31 @@ class Placement(NamedTuple):
 
     @property
     def key_mask(self) -> Tensor | None:
-        """The mask as attention broadcasts it over heads and queries, (B, 1, 1, T)."""
-        return None if self.mask is None else self.mask[:, None, None, :]
+        """The mask as attention broadcasts it, (B, 1, 1 or S, T)."""
+        if self.mask is None:
+            return None
+        return self.mask[:, None, None, :] if self.mask.dim() == 2 else self.mask[:, None]
 
 
-def place(x_BSE: Tensor, mask_BT: Tensor | None, max_seq_len: int, n_cached: int = 0) -> Placement:
+def place(x_BSE: Tensor, mask: Tensor | None, max_seq_len: int, n_cached: int = 0) -> Placement:
     """Positions of these tokens behind `n_cached` ones that sit in a cache.
 
-    With a padding mask for both, positions count real tokens alone: where padding stands changes nothing.
+    With a padding mask (B, T) for both, positions count real tokens alone: where padding stands changes nothing. With a
+    mask (B, S, T) of what each position may attend to, they count all.
 
     Raises:
         ValueError: if the mask does not fit, or the sequence is longer than `max_seq_len`.
     """
-    end = n_cached + x_BSE.shape[1]
-    if mask_BT is not None:
-        check_mask("attention_mask", mask_BT, (x_BSE.shape[0], end), x_BSE.device)
+    B, S = x_BSE.shape[:2]
+    end = n_cached + S
+    if mask is not None:
+        shape = (B, S, end) if isinstance(mask, Tensor) and mask.dim() == 3 else (B, end)
+        check_mask("attention_mask", mask, shape, x_BSE.device)
     if end > max_seq_len:
         raise ValueError(f"a sequence of {end} positions is longer than max_seq_len {max_seq_len}")
-    if mask_BT is None:
-        return Placement(torch.arange(end, device=x_BSE.device), n_cached)
-    return Placement((mask_BT.cumsum(dim=1) - 1).clamp(min=0), n_cached, mask_BT)
+    if mask is not None and mask.dim() == 2:
+        return Placement((mask.cumsum(dim=1) - 1).clamp(min=0), n_cached, mask)
+    return Placement(torch.arange(end, device=x_BSE.device), n_cached, mask)
 
 
 def place_packed(x_1NE: Tensor, cu_seqlens: Tensor, max_seq_len: int) -> Placement:
@@ -85,7 +90,7 @@ class SinusoidalPositions(nn.Module):
     """Sines and cosines of the position, added to the sequence: no parameters."""
 
     def forward(self, x_BSE: Tensor, placement: Placement) -> Tensor:
-        angles = outer(placement.new_positions, frequencies(x_BSE.shape[-1] + 1, 10000.0, x_BSE))
+        angles = outer(placement.new_positions, frequencies(x_BSE.shape[-1], 10000.0, x_BSE))
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., : x_BSE.shape[-1]]
         return x_BSE + waves.to(x_BSE.dtype)
 
@@ -233,9 +238,9 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 
 def frequencies(n_features: int, base: float, like: Tensor) -> Tensor:
-    """base^(-2i / n_features) for each pair of features, (n_features // 2,), on like's device."""
+    """base^(-2i / n_features) for each pair of features, an odd last one too, on like's device."""
     dtype = accumulate_dtype(like.dtype)
-    even = torch.arange(0, n_features - 1, 2, dtype=dtype, device=like.device)
+    even = torch.arange(0, n_features, 2, dtype=dtype, device=like.device)
     return base ** (-even / n_features)
 
 

@@ -42,9 +42,7 @@ def draw_sentence(subject: Subject, path: Path) -> None:
         panel.set_title(f"head {head}", fontsize=10)
         panel.set_xticks(ticks, encoding.tokens, rotation=90, fontsize=7)
         panel.set_yticks(ticks, encoding.tokens, fontsize=7)
-    picture.colorbar(
-        image, ax=axes, shrink=0.5, extend="max", label="weight of a column's word for a row's"
-    )
+    picture.colorbar(image, ax=axes, shrink=0.5, extend="max", label="weight of a column's word for a row's")
     picture.suptitle(f"Attention in layer {SENTENCE_LAYER} of MiniLM-L6")
     save(picture, path)
 

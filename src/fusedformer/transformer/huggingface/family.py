@@ -67,8 +67,7 @@ class Family:
         Raises:
             ValueError: a tensor is missing, extra, mis-shaped or not floating point; the message lists every one.
         """
-        with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in self.model(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in self.model.skeleton(config).state_dict().items()}
         pieces = {name: self.pieces(name, shape, config) for name, shape in shapes.items()}
         theirs = self.prepare(self.respell(tensors, has_head="head.weight" in shapes))
         expected = {piece.name: piece.shape for of_one in pieces.values() for piece in of_one if piece.name is not None}
