@@ -71,7 +71,6 @@ class ChatTemplate:
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals |= variables | {"raise_exception": raise_exception}
-        self.error = TemplateError
         try:
             self.template = environment.from_string(source)
         except TemplateError as error:
@@ -89,7 +88,7 @@ class ChatTemplate:
         """
         try:
             return self.template.render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except (self.error, TypeError) as error:
+        except Exception as error:  # whatever a stranger's program raises
             raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
 
 
