@@ -252,6 +252,16 @@ def test_bert_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         Decoder.from_pretrained("some-bert")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"hidden_size": "x"}, {"hidden_act": [1]}, {"layer_norm_eps": None}, {"hidden_size": 0}, {"vocab_size": 2**70}],
+)
+def test_fields_that_make_no_sense(tmp_path: Path, fields: dict[str, Any]) -> None:
+    write_bert(tmp_path, bert_tensors(make_model("encoder")), **fields)
+    with pytest.raises(ValueError, match=r"model.safetensors: "):
+        from_pretrained(tmp_path)
+
+
 def test_a_file_of_an_unknown_format(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").touch()
     with pytest.raises(ValueError, match=r"weights.h5 is of an unknown format: .safetensors, .bin, "):

@@ -51,7 +51,7 @@ def from_pretrained(
     config, tensors = reader(path)(path)
     try:
         model = from_huggingface(config, tensors)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the latter where a field is of a type of its own
         raise ValueError(f"{path}: {error}") from error
     return model.to(device=device, dtype=dtype)
 
