@@ -88,9 +88,9 @@ def draw_photos(subject: Subject, path: Path) -> None:
         pixels = displayed(preprocess(photo)[0])
         heat = F.interpolate(as_square(weights_N), pixels.shape[:2], mode="bicubic")[0, 0].clamp(min=0)
         above.imshow(pixels.numpy())
-        heat = (heat / heat.max()).numpy()
+        share = (heat / heat.max()).numpy()
         below.imshow(pixels.numpy(), alpha=0.5)
-        below.imshow(heat, cmap="inferno", alpha=0.2 + 0.7 * heat)
+        below.imshow(share, cmap="inferno", alpha=0.2 + 0.7 * share)
         above.set_title(name)
         for panel in (above, below):
             panel.set_axis_off()

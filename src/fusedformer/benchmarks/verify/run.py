@@ -18,7 +18,7 @@ from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.run_folder import RunFolder
 from fusedformer.benchmarks.report.tables import Table, duration, environment_table
 from fusedformer.benchmarks.verify.inputs import MissingError
-from fusedformer.benchmarks.verify.subjects import SUBJECTS, Figure, Subject, largest_difference
+from fusedformer.benchmarks.verify.subjects import SUBJECTS, Compute, Figure, Subject, largest_difference
 from fusedformer.kernels import library
 
 KERNELS, DEFINITIONS, PUBLIC = "kernels", "definitions", "Hugging Face"
@@ -85,7 +85,7 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
     """Compute the model's figures, its differences and its times."""
     step(f"{name}: figures")
     figures = subject.figures()
-    runs = {KERNELS: subject.ours, DEFINITIONS: partial(by_definition, subject.ours)}
+    runs: dict[str, Compute] = {KERNELS: subject.ours, DEFINITIONS: partial(by_definition, subject.ours)}
     missing = ""
     try:
         step(f"{name}: {PUBLIC}")
@@ -141,7 +141,7 @@ def table(report: Report, tolerance: float) -> Table:
 
 
 def model_lines(verified: Verified, tolerance: float) -> list[tuple[str, ...]]:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     ways = list(verified.seconds)
     for index in range(max(len(ways), len(verified.figures))):
         figure_cells = way_cells = ("", "", "")
