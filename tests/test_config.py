@@ -109,6 +109,10 @@ def test_frozen() -> None:
             "relative_max_distance 16 must be above half of relative_buckets 32",
         ),
         ({"n_mels": 80}, "n_mels 80 and max_source_len 0: both or neither are 0"),
+        (
+            {"d_model": 13, "n_heads": 1, "n_mels": 80, "max_source_len": 8},
+            "d_model 13 must be even and at least 4 with n_mels 80",
+        ),
         ({"scale_tied_head": True, "tie_embeddings": False}, "scale_tied_head is True and tie_embeddings False"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": float("nan")}, r"dropout must be in \[0, 1\), got nan"),

@@ -103,9 +103,11 @@ def test_llama3_scaling_changes_slow_frequencies_alone() -> None:
 
 
 def test_alibi_slopes_of_the_paper() -> None:
-    assert alibi_slopes(8) == [2.0**-i for i in range(1, 9)]
-    assert alibi_slopes(3) == [2.0**-4, 2.0**-8, 2.0**-2]
-    assert [alibi_slopes(n)[0] for n in (1, 2, 16)] == [2.0**-8, 2.0**-4, 2.0**-0.5]
+    like = torch.zeros(1, dtype=torch.float64)
+    assert alibi_slopes(8, like).tolist() == [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(3, like).tolist() == [2.0**-4, 2.0**-8, 2.0**-2]
+    assert alibi_slopes(7, like).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3, 2.0**-5]
+    assert [alibi_slopes(n, like)[0].item() for n in (1, 2, 16)] == pytest.approx([2.0**-8, 2.0**-4, 2.0**-0.5])
 
 
 @pytest.mark.parametrize("causal", [False, True])

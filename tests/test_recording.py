@@ -127,6 +127,9 @@ def test_bad_input() -> None:
         pass
     with pytest.raises(ValueError, match="Linear has no stack of blocks"), record_attention(nn.Linear(2, 2)):
         pass
+    with record_attention(model, layers=[1]):
+        with pytest.raises(ValueError, match=r"stack.blocks.1.attention is being recorded already"):
+            record_attention(model).__enter__()
     tokens, cu_seqlens = model.pack([random_tokens(1, 4)[0]])
     with pytest.raises(ValueError, match="packed sequences have no one grid"), record_attention(model):
         model(tokens, cu_seqlens=cu_seqlens)

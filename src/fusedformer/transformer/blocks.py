@@ -88,9 +88,8 @@ class Residual(nn.Module):
         self.norm = make_norm(config)
         self.out_norm = make_norm(config) if config.norm_position == "sandwich" else None
         # Touvron et al. 2021, "Going deeper with Image Transformers" (arXiv:2103.17239), section 2
-        self.layer_scale = (
-            nn.Parameter(torch.full((config.d_model,), config.layer_scale)) if config.layer_scale else None
-        )
+        scales = torch.full((config.d_model,), config.layer_scale)
+        self.layer_scale = nn.Parameter(scales) if config.layer_scale else None
 
     def enter(self, x_BSE: Tensor, branch_BSE: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream, with the branch before in it, and what this sublayer reads of it."""
@@ -119,7 +118,10 @@ class Residual(nn.Module):
 
 
 def skip_at_random(branch_BSE: Tensor, skip_p: float) -> Tensor:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): the branch of some sequences is 0, of others larger."""
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): the branch of some sequences is 0, of others larger.
+
+    Packed sequences share their fate.
+    """
     keep_B11 = torch.empty_like(branch_BSE[:, :1, :1]).bernoulli_(1 - skip_p)
     return branch_BSE * (keep_B11 / (1 - skip_p))
 

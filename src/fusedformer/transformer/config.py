@@ -158,6 +158,8 @@ class TransformerConfig:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if bool(self.n_mels) != bool(self.max_source_len):
             raise ValueError(f"n_mels {self.n_mels} and max_source_len {self.max_source_len}: both or neither are 0")
+        if self.n_mels and (self.d_model < 4 or self.d_model % 2):  # sines and cosines, of two wavelengths at least
+            raise ValueError(f"d_model {self.d_model} must be even and at least 4 with n_mels {self.n_mels}")
         start = self.decoder_start_token_id
         if self.vocab_size and start >= self.vocab_size:
             raise ValueError(f"decoder_start_token_id {start} is outside a vocabulary of {self.vocab_size}")

@@ -167,7 +167,7 @@ class Alibi(nn.Module):
         self.n_heads = config.n_heads
 
     def forward(self, x_BSE: Tensor, placement: Placement) -> dict[str, Tensor]:
-        slopes = torch.tensor(alibi_slopes(self.n_heads), dtype=accumulate_dtype(x_BSE.dtype), device=x_BSE.device)
+        slopes = alibi_slopes(self.n_heads, x_BSE)
         if placement.mask is None:
             return {"alibi_slopes": slopes}  # no table of distances
         distance_B1ST = distances(placement).abs().unsqueeze(1)
@@ -230,11 +230,14 @@ def distances(placement: Placement) -> Tensor:
     return ahead if ahead.dim() == 3 else ahead.unsqueeze(0)
 
 
-def alibi_slopes(n_heads: int) -> list[float]:
-    """2^(-8 / n), 2^(-16 / n), ...; where n is no power of 2, every second slope of the next one follows."""
+def alibi_slopes(n_heads: int, like: Tensor) -> Tensor:
+    """2^(-8 / n), 2^(-16 / n), ..., on like's device, for n heads; where n is no power of 2, those of the power below,
+    then every second one of the power above. Made there: nothing is copied from the host.
+    """
     n = 2 ** int(math.log2(n_heads))
-    slopes = [2 ** (-8 * (i + 1) / n) for i in range(n)]
-    return slopes if n == n_heads else slopes + alibi_slopes(2 * n)[::2][: n_heads - n]
+    count = torch.arange(1, n_heads + 1, dtype=accumulate_dtype(like.dtype), device=like.device)
+    exponents = torch.where(count <= n, count * (8 / n), (2 * (count - n) - 1) * (4 / n))
+    return torch.exp2(-exponents)
 
 
 def frequencies(n_features: int, base: float, like: Tensor) -> Tensor:

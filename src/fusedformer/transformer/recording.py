@@ -38,11 +38,14 @@ def record_attention(
         sees no key. Decoding with a cache calls a module for each token.
 
     Raises:
-        ValueError: there are no such layers or heads, or, in the block, sequences are packed, which have no one grid.
+        ValueError: there are no such layers or heads, these are being recorded already, or, in the block, sequences are
+            packed, which have no one grid.
     """
     chosen = find_attentions(model, layers)
-    for module in chosen.values():
+    for name, module in chosen.items():
         check_numbers("heads", heads, module.n_heads)
+        if module.watcher is not None:
+            raise ValueError(f"{name} is being recorded already: end that recording first")
     patterns: Patterns = {name: [] for name in chosen}
     try:
         for name, module in chosen.items():

@@ -19,7 +19,17 @@ _flash_bwd = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """As `reference.attention_fwd`."""
     extras = Extras(*settings)
+    if extras.is_packed and extras._replace(starts_q=None, starts_k=None).is_bare:
+        return reference.packed_fwd(lambda q, k, v, own, _: attention_fwd(q, k, v, *own), q, k, v, extras)
     left, right = extras.window(q, k)
+    n_shared = q.shape[2] // k.shape[2] if k.shape[2] else 1
+    if n_shared > 1 and q.shape[1] == 1 and left is None and right is None:
+        # One query of each sequence, as in decoding: those that share a key head are as many queries of one head.
+        folded = q.unflatten(2, (k.shape[2], n_shared)).squeeze(1).transpose(1, 2)
+        if _flash_fits(folded, k, v, extras, None, None):
+            heads_first = _heads_first(folded), _heads_first(k), _heads_first(v)
+            out, lse = _flash_fwd(*heads_first, 0.0, False, scale=extras.scale)
+            return out.flatten(1, 2).unsqueeze(1).contiguous(), lse.flatten(1, 2).unsqueeze(2).contiguous()
     if _flash_fits(q, k, v, extras, left, right):
         causal = right is not None
         out, lse = _flash_fwd(_heads_first(q), _heads_first(k), _heads_first(v), 0.0, causal, scale=extras.scale)

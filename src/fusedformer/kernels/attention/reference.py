@@ -9,7 +9,7 @@ data, so that a gradient of these functions can be traced; the exception are pac
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +30,16 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any, guard: bool =
     extras = Extras(*settings)
     if not extras.is_packed:
         return _fwd(q, k, v, extras, 0, guard)
+    return packed_fwd(lambda q, k, v, own, index: _fwd(q, k, v, own, index, guard), q, k, v, extras)
+
+
+def packed_fwd(
+    fwd_of_one: Callable[[Tensor, Tensor, Tensor, Extras, int], tuple[Tensor, Tensor]],
+    q: Tensor, k: Tensor, v: Tensor, extras: Extras,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`attention_fwd` of packed sequences, by a function of one: its q, k and v, the extras of it alone, its number."""
     results = [
-        _fwd(q[:, queries], k[:, keys], v[:, keys], own, index, guard)
+        fwd_of_one(q[:, queries], k[:, keys], v[:, keys], own, index)
         for index, queries, keys, own in _sequences(extras)
     ]
     tail = q.shape[1] - sum(out.shape[1] for out, _ in results)

@@ -38,7 +38,8 @@ def from_huggingface(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
     Raises:
         ValueError: the family is none of these, the configuration asks for what we do not compute, or tensors are
-            missing, extra, mis-shaped or not floating point: the message lists every one, by its name there.
+            missing, extra, mis-shaped or not floating point: the message lists every one, as the family's table of
+            names spells it.
     """
     family = find_family(config)
     ours = family.configure(config, tensors)
