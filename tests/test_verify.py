@@ -1,6 +1,7 @@
 """`fusedformer verify`: differences, figures, pictures and what is missing, on tiny models in the real ones' place."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,9 @@ def test_a_right_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
     assert "| smollm2 | tokens | 12 | 12 | kernels | - |" in summary
     assert "| definitions |" in summary
     assert "| Hugging Face | 0.0e+00 of" in summary
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["kernels", "definitions", "Hugging Face"]
+    assert all(row["error_ratio"] <= 1 and row["rounds"] == 6 for row in rows)
 
 
 def test_missing_packages_are_listed_with_the_line_that_installs_them(tiny: dict[str, Loader], tmp_path: Path) -> None:

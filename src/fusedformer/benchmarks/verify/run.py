@@ -12,9 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.timing import CudaClock, Interval, Plan, WallClock, measure, median_interval, ratio
+from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
+from fusedformer.benchmarks.harness.timing import (
+    CudaClock,
+    Interval,
+    Plan,
+    WallClock,
+    measure,
+    median_interval,
+    percentile,
+    ratio,
+)
 from fusedformer.benchmarks.report import machine
 from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.run_folder import RunFolder
 from fusedformer.benchmarks.report.tables import Table, duration, environment_table
 from fusedformer.benchmarks.verify.inputs import MissingError
@@ -35,14 +46,32 @@ class Verified:
     figures: Sequence[Figure]
     differences: dict[str, float]  # of another way to compute, from ours with kernels
     largest: float  # value, of ours with kernels
-    seconds: dict[str, Interval]
-    ratios: dict[str, Interval]  # their time over ours with kernels
+    samples: dict[str, list[float]]  # seconds, one value a round
     missing: str = ""  # the line that installs the public implementation
 
     def is_right(self, tolerance: float) -> bool:
         """Whether all figures are as expected, and no way to compute differs by more than this share."""
         close = all(difference <= tolerance * self.largest for difference in self.differences.values())
         return close and all(figure.is_right for figure in self.figures)
+
+    def ratio(self, way: str) -> Interval:
+        """Their time over ours with kernels."""
+        return ratio(self.samples[way], self.samples[KERNELS])
+
+    def rows(self, world: str, tolerance: float) -> list[Row]:
+        """One row for each way to compute; the error is the difference from ours with kernels, over the tolerance."""
+        rows = []
+        for way, samples in self.samples.items():
+            low, median, high = self.ratio(way)
+            error = self.differences.get(way, 0.0) / (tolerance * self.largest)
+            rows.append(Row(
+                kind="time", subject=self.name, case="real input", dtype="float32", world=world, direction=FORWARD,
+                contender=way, status="ok" if error <= 1 else "wrong", reason="" if error <= 1 else "differs from ours",
+                error_ratio=error, time_p20_s=percentile(samples, 0.2), time_p50_s=percentile(samples, 0.5),
+                time_p80_s=percentile(samples, 0.8), ratio=median, ratio_low=low, ratio_high=high,
+                rounds=len(samples), samples_s=tuple(samples),
+            ))  # fmt: skip
+        return rows
 
 
 @dataclass
@@ -71,9 +100,12 @@ def run(names: Sequence[str], output: Path, console: Console) -> int:
                 report.missing[name] = str(missing)
                 continue
             report.verified.append(verify(name, subject, console.step))
+            for row in report.verified[-1].rows(WORLDS[device.type], tolerance):
+                folder.add(row)
             report.pictures += draw(name, subject, folder.plots)
-        result = table(report, tolerance)
-        folder.write_text("summary.md", result.markdown() + environment_table(machine.collect()).markdown())
+        result, environment = table(report, tolerance), machine.collect()
+        folder.write_results(environment, static=[], models=list(names))
+        folder.write_text("summary.md", result.markdown() + environment_table(environment).markdown())
     console.table(result)
     console.line(f"Run folder: {output}")
     if not all(verified.is_right(tolerance) for verified in report.verified):
@@ -102,8 +134,7 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
         figures=figures,
         differences={way: largest_difference(ours, output) for way, output in outputs.items()},
         largest=ours.abs().max().item(),
-        seconds={way: median_interval(values) for way, values in samples.items()},
-        ratios={way: ratio(samples[way], samples[KERNELS]) for way in outputs},
+        samples=samples,
         missing=missing,
     )
 
@@ -142,7 +173,7 @@ def table(report: Report, tolerance: float) -> Table:
 
 def model_lines(verified: Verified, tolerance: float) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
-    ways = list(verified.seconds)
+    ways = list(verified.samples)
     for index in range(max(len(ways), len(verified.figures))):
         figure_cells = way_cells = ("", "", "")
         if index < len(verified.figures):
@@ -165,9 +196,9 @@ def difference(verified: Verified, way: str, tolerance: float) -> str:
 
 
 def times(verified: Verified, way: str) -> tuple[str, str]:
-    low, median, high = verified.seconds[way]
+    low, median, high = median_interval(verified.samples[way])
     time = f"{duration(median)} [{duration(low)}, {duration(high)}]"
     if way == KERNELS:
         return time, "-"
-    low, median, high = verified.ratios[way]
+    low, median, high = verified.ratio(way)
     return time, f"{median:.2f} [{low:.2f}, {high:.2f}]"
