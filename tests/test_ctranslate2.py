@@ -125,6 +125,16 @@ def test_tokens_and_heads_of_the_configuration_beside(tmp_path: Path) -> None:
     assert {name: config[name] for name in expected} == expected
 
 
+def test_start_token_of_the_vocabulary_beside(tmp_path: Path) -> None:
+    write(tmp_path / "model.bin")
+    assert "decoder_start_token_id" not in ctranslate2_whisper.read([tmp_path / "model.bin"])[0]
+    (tmp_path / "vocabulary.txt").write_text("!\nab\n<|startoftranscript|>\n<|en|>\n")
+    assert ctranslate2_whisper.read([tmp_path / "model.bin"])[0]["decoder_start_token_id"] == 2
+    (tmp_path / "vocabulary.txt").write_text("!\n")
+    with pytest.raises(ValueError, match=r"vocabulary.txt has no <\|startoftranscript\|>"):
+        ctranslate2_whisper.read([tmp_path / "model.bin"])
+
+
 def test_parts_beside_each_other_and_in_packages(tmp_path: Path) -> None:
     whole = to_bytes(make_variables(), ALIASES)
     third = len(whole) // 3 + 1
