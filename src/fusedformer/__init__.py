@@ -27,6 +27,7 @@ from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.markov import MarkovModel
+from fusedformer.transformer.pretrained import from_pretrained
 from fusedformer.transformer.recording import record_attention
 from fusedformer.transformer.vision_transformer import VisionTransformer
 from fusedformer.transformer.word_vectors import WordVectors
@@ -57,6 +58,7 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "from_pretrained",
     "geglu",
     "gelu",
     "layer_norm",

@@ -1,7 +1,7 @@
 """The commands of `fusedformer`: what they take, and what they exit with.
 
 Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly, 3 if `static` could
-not compile everything.
+not compile everything, or `verify` not find the weights of a model.
 """
 
 import json
@@ -24,6 +24,8 @@ from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import not_compiled
+from fusedformer.benchmarks.verify import run as verify_run
+from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.files import atomic_write
 
 app = typer.Typer(
@@ -72,6 +74,17 @@ def parse_subject(name: str) -> str:
     """
     if name not in SUBJECTS:
         raise ValueError(f"no op or model {name!r}: choose from {', '.join(SUBJECTS)}")
+    return name
+
+
+def parse_real_model(name: str) -> str:
+    """The name of a real model.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in REAL_MODELS:
+        raise ValueError(f"no model {name!r}: choose from {', '.join(REAL_MODELS)}")
     return name
 
 
@@ -302,3 +315,28 @@ def tune(
         console.table(tune_run.table(trials))
         if trials[0].speedup is not None:
             console.line(tune_run.row(task, trials[0], arch, torch.cuda.get_device_name()))
+
+
+@app.command()
+def verify(
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            parser=_option(parse_real_model),
+            metavar="MODEL",
+            show_default="all",
+            help=", ".join(REAL_MODELS) + ".",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+        ),
+    ] = None,
+) -> None:
+    """Run pretrained models on real input, kernels on and off, beside Hugging Face's; draw what they attend to."""
+    with Console() as console:
+        status = verify_run.run(models or list(REAL_MODELS), output or run_folder.default_path(), console)
+    raise typer.Exit(status)

@@ -14,12 +14,13 @@ each op has to compute is written out in kernels/reference.py, which runs in tes
 and in place of the op where something else than its gradient is asked for: forward-mode AD, torch.func.grad, vmap.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Op:
         self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
         self._on_cpu, self._on_cuda = on_cpu, on_cuda
         self.function: Any = None  # torch.autograd.Function, of a differentiable op
+        self.definition: Callable[..., Any] | None = None  # in differentiable PyTorch
         self.mutated: Sequence[int] = ()  # arguments that it writes to
 
     def __call__(self, *args: Any) -> Any:
@@ -180,13 +182,31 @@ def differentiate(
     function: Any = type(name, (torch.autograd.Function,), {
         "forward": staticmethod(forward), "backward": staticmethod(backward)
     })  # fmt: skip
-    _ops[name].function = function
+    _ops[name].function, _ops[name].definition = function, definition
     transformed = definition or no_definition
     _library.impl(name, autograd, "Autograd")
     if row_wise:
         torch.library.register_vmap(op, batched, lib=_library)
     elif definition is not None:
         _library.impl(name, definition, "FuncTorchBatched")
+
+
+@contextlib.contextmanager
+def by_definition() -> Iterator[None]:
+    """Inside the block, ops called from Python compute their definitions, plain PyTorch, and no kernel on any device.
+
+    An op without a definition computes as outside, and so does every op where it is watched: under a mode of PyTorch's,
+    a transform, a profiler.
+    """
+    implementations = {op: (op._on_cpu, op._on_cuda) for op in _ops.values()}
+    try:
+        for op in implementations:
+            if op.definition is not None:
+                op._on_cpu = op._on_cuda = op.definition
+        yield
+    finally:
+        for op, (on_cpu, on_cuda) in implementations.items():
+            op._on_cpu, op._on_cuda = on_cpu, on_cuda
 
 
 def refuse_gradients(name: str, instead: str, mutated: Sequence[int] = ()) -> None:

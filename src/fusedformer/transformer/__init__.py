@@ -12,5 +12,7 @@ markov                   models that count: the floor of every language model
 word_vectors             nearest words and arithmetic of meanings on an embedding table
 ledger                   parameters and FLOPs of a model, counted by what they do
 checkpoint               our own weights on disk
-huggingface/             other people's, under our names; `pretrained` finds them on this machine
+pretrained               other people's: `formats/` reads their files, `huggingface/` gives their tensors our names
+tokenizer, audio, images, transcription
+                         from text, sound and pictures to what a model reads, and from what Whisper writes to text
 """

@@ -14,9 +14,9 @@ import torch
 
 from fusedformer.files import atomic_write
 from fusedformer.transformer.config import TransformerConfig
+from fusedformer.transformer.formats import safetensors
 
 try:
-    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 except ImportError as error:
     raise ImportError("checkpoints are safetensors files: pip install 'fusedformer[models]'") from error
@@ -42,7 +42,7 @@ def read(path: str | os.PathLike[str], architecture: str) -> tuple[TransformerCo
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint, one of another format, or one of another architecture.
     """
-    metadata, tensors = read_safetensors(Path(path))
+    metadata, tensors = safetensors.read(Path(path))
     if METADATA_KEY not in metadata:
         raise ValueError(f"{path} was not written by save(): its metadata has no {METADATA_KEY!r}")
     found, fields = parse_header(path, metadata[METADATA_KEY])
@@ -64,14 +64,3 @@ def parse_header(path: str | os.PathLike[str], text: str) -> tuple[str, Any]:
         return header["architecture"], header["config"]
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} has malformed metadata: {text!r}") from error
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a safetensors file, on the CPU."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

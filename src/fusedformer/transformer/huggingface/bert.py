@@ -30,12 +30,13 @@ COMPUTED = {
 
 
 def configure(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TransformerConfig:
-    """Our configuration from theirs; pooling is BERT's own, the class token."""
+    """Our configuration from theirs; pooling is BERT's own, the class token, unless a field of ours says "mean"."""
     check_computed(config, COMPUTED)
     return TransformerConfig(
         **read_sizes(config, SIZES),
         activation=ACTIVATIONS[config.get("hidden_act", "gelu")],
         norm_position="post",
+        pooling=config.get("pooling", "class"),
     )
 
 

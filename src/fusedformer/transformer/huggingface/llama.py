@@ -46,9 +46,10 @@ def rotary_fields(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     rope = {**rope, **(config.get("rope_parameters") or {})}
     rope.setdefault("rope_type", rope.get("type", "default"))  # the older name
     check_computed(rope, ROPE_COMPUTED)
+    part = rope.get("partial_rotary_factor", 1.0)
     fields: dict[str, Any] = {
         "rotary_base": float(rope["rope_theta"]),
-        "rotary_dim": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+        "rotary_dim": 0 if part == 1 else int(head_dim * part),
     }
     if rope["rope_type"] == "default":
         return fields

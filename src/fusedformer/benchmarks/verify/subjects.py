@@ -1,0 +1,222 @@
+"""The four models of `verify`: what each computes of real input, the figure it is known by, and Hugging Face's model.
+
+A subject is loaded when it is made. Its `ours` and `theirs` compute one tensor, of the same weights and input.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusedformer.benchmarks.verify import inputs
+from fusedformer.benchmarks.verify.inputs import DINOV2, MINILM, OPENING, QUESTION, SENTENCES, SMOLLM2, WHISPER
+from fusedformer.transformer.audio import log_mel_spectrogram
+from fusedformer.transformer.decoder import Decoder
+from fusedformer.transformer.encoder import Encoder
+from fusedformer.transformer.encoder_decoder import EncoderDecoder
+from fusedformer.transformer.formats.locate import find_weights
+from fusedformer.transformer.images import preprocess
+from fusedformer.transformer.model import Model
+from fusedformer.transformer.pretrained import read_weights
+from fusedformer.transformer.vision_transformer import VisionTransformer
+
+COSINES, LOSS = (0.6946, 0.9429, 0.2569), 1.5427  # by the original implementations
+Compute = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a model is known by: the value found, the one expected, and whether they agree."""
+
+    name: str
+    found: str
+    expected: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model at work. `details` has what pictures are made of."""
+
+    model: Model
+    ours: Compute
+    theirs: Callable[[], Compute]  # raises MissingError where the public implementation is not installed
+    figures: Callable[[], list[Figure]]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def load_minilm(device: torch.device) -> Subject:
+    """Embeddings of sentences of several lengths, packed; Hugging Face's of a padded batch."""
+    inputs.require(MINILM, "safetensors", "tokenizers")
+    from fusedformer.transformer.tokenizer import load_tokenizer
+
+    model = Encoder.from_pretrained(MINILM, device=device, dtype=torch.float32)
+    tokenizer = load_tokenizer(MINILM)
+    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch([*SENTENCES, OPENING])]
+    tokens, cu_seqlens = (tensor.to(device) for tensor in Encoder.pack(rows))
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+
+    def ours() -> Tensor:
+        return model.embed(tokens, cu_seqlens=cu_seqlens)
+
+    def theirs() -> Compute:
+        bert = load_theirs("Bert", "BertModel", MINILM, device)
+
+        def run() -> Tensor:
+            hidden = bert(input_ids=padded, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+            return F.normalize(hidden.sum(dim=1) / mask.sum(dim=1, keepdim=True), dim=-1)
+
+        return run
+
+    def figures() -> list[Figure]:
+        embeddings = ours().cpu()
+        found = [float(embeddings[0] @ other) for other in embeddings[1 : len(SENTENCES)]]
+        is_right = all(abs(cosine - expected) <= 1e-4 for cosine, expected in zip(found, COSINES, strict=True))
+        return [Figure(f"cosines to {SENTENCES[0]!r}", decimals(found), decimals(COSINES), is_right)]
+
+    return Subject(model, ours, theirs, figures, {"tokenizer": tokenizer})
+
+
+def load_smollm2(device: torch.device) -> Subject:
+    """The logits of the opening of a novel; the loss on it, and the answer to a question."""
+    inputs.require(SMOLLM2, "gguf", "tokenizers")
+    from fusedformer.transformer.tokenizer import load_chat_template, load_tokenizer
+
+    model = Decoder.from_pretrained(SMOLLM2, device=device, dtype=torch.float32)
+    tokenizer = load_tokenizer(SMOLLM2)
+    tokens = torch.tensor([tokenizer.encode(OPENING).ids], device=device)
+
+    def theirs() -> Compute:
+        llama = load_theirs("Llama", "LlamaForCausalLM", SMOLLM2, device)
+        return lambda: llama(tokens).logits
+
+    def figures() -> list[Figure]:
+        loss = model.loss(tokens).item()
+        template = load_chat_template(SMOLLM2)
+        prompt = tokenizer.encode(template([{"role": "user", "content": QUESTION}])).ids
+        end = tokenizer.token_to_id("<|im_end|>")
+        written = model.generate(torch.tensor([prompt], device=device), 12, temperature=0, eos_token_id=end)
+        answer = tokenizer.decode(written[0, len(prompt) :].tolist())
+        return [
+            Figure("loss on the opening, nats", f"{loss:.4f}", f"{LOSS} +- 0.002", abs(loss - LOSS) <= 0.002),
+            Figure(QUESTION, answer, "Paris", "Paris" in answer),
+        ]
+
+    return Subject(model, lambda: model(tokens), theirs, figures)
+
+
+def load_whisper(device: torch.device) -> Subject:
+    """The transcript of the opening read aloud, and the logits of it by teacher forcing."""
+    inputs.require(WHISPER, inputs.WHISPER_REST, inputs.RECORDING, "tokenizers")
+    from fusedformer.transformer.tokenizer import load_tokenizer
+    from fusedformer.transformer.transcription import END, prompt_tokens, special_token, transcribe_tokens
+
+    config, _ = read_weights(WHISPER)
+    model = EncoderDecoder.from_pretrained(WHISPER, device=device, dtype=torch.float32)
+    tokenizer, samples = load_tokenizer(WHISPER), inputs.load_recording().to(device)
+    prompt = prompt_tokens(tokenizer, "en")
+    written = transcribe_tokens(
+        model, prompt, special_token(tokenizer, END), samples,
+        suppress_tokens=config["suppress_tokens"], begin_suppress_tokens=config["begin_suppress_tokens"],
+    )  # fmt: skip
+    mels = log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0)
+    target = torch.tensor([[*prompt, *written]], device=device)
+
+    def ours() -> Tensor:
+        return model.decode(target, model.encode(mels))
+
+    def theirs() -> Compute:
+        whisper = load_theirs("Whisper", "WhisperForConditionalGeneration", WHISPER, device)
+        return lambda: whisper(input_features=mels, decoder_input_ids=target).logits
+
+    def figures() -> list[Figure]:
+        found, expected = inputs.words(tokenizer.decode(written)), inputs.words(OPENING)
+        agreeing = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(found, expected))))
+        whole = len(expected)
+        return [Figure("words of the opening heard", f"{agreeing} of {whole}", str(whole), agreeing == whole)]
+
+    details = {
+        "tokens": [tokenizer.decode([token]) for token in written],
+        "n_prompt": len(prompt),
+        "alignment_heads": config["alignment_heads"],
+        "seconds": len(samples) / 16_000,
+    }
+    return Subject(model, ours, theirs, figures, details)
+
+
+def load_dinov2(device: torch.device) -> Subject:
+    """The hidden states of photos; the figure is their distance to the graph's own, run by onnxruntime."""
+    inputs.require(DINOV2, "onnx", "sklearn", "skimage")
+    model = VisionTransformer.from_pretrained(DINOV2, device=device, dtype=torch.float32)
+    photos = inputs.load_photos()
+    images = torch.cat([preprocess(photo) for photo in photos.values()]).to(device)
+
+    def theirs() -> Compute:
+        dinov2 = load_theirs("Dinov2", "Dinov2Model", DINOV2, device)
+        return lambda: dinov2(images).last_hidden_state
+
+    def figures() -> list[Figure]:
+        name = "hidden states, distance to onnxruntime"
+        if not inputs.is_installed("onnxruntime"):
+            return [Figure(name, "-", "pip install onnxruntime", True)]
+        distance = largest_difference(model.hidden(images).cpu(), run_graph(images.cpu()))
+        return [Figure(name, f"{distance:.1e}", "at most 1e-04", distance <= 1e-4)]
+
+    return Subject(model, lambda: model.hidden(images), theirs, figures, {"photos": photos})
+
+
+def run_graph(images: Tensor) -> Tensor:
+    """The backbone's output (B, S, E) of the ONNX graph itself, by onnxruntime."""
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load(find_weights(DINOV2))
+    (hidden,) = [node.output[0] for node in graph.graph.node if node.name == "/backbone/layernorm/Add_1"]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(hidden, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    return torch.cat(
+        [torch.from_numpy(session.run([hidden], {"input_image": image[None].numpy()})[0]) for image in images]
+    )
+
+
+def load_theirs(family: str, name: str, package: str, device: torch.device) -> Any:
+    """Hugging Face's model of this class around the same weights.
+
+    Raises:
+        MissingError: transformers is not installed.
+    """
+    inputs.require("transformers")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    fields, tensors = read_weights(package)
+    # Whisper's table of sines: our model computes it, and so does theirs where the file's, in float16, is not given.
+    tensors.pop("model.encoder.embed_positions.weight", None)
+    known = getattr(transformers, f"{family}Config")
+    # What generation needs is no part of a model's configuration there.
+    others = ("suppress_tokens", "begin_suppress_tokens", "alignment_heads", "pooling")
+    config = known(**{key: value for key, value in fields.items() if key not in others})
+    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    return model.to(device).eval()
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    return (ours.double() - theirs.double()).abs().max().item()
+
+
+def decimals(values: Any) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
+
+
+SUBJECTS: dict[str, Callable[[torch.device], Subject]] = {
+    "minilm": load_minilm,
+    "smollm2": load_smollm2,
+    "whisper": load_whisper,
+    "dinov2": load_dinov2,
+}

