@@ -8,6 +8,7 @@ from models import make_model, random_tokens
 from torch import Tensor
 
 from fusedformer import Encoder, WordVectors
+from fusedformer.transformer.tokenizer import load_tokenizer
 
 # Two directions of meaning, royal and female, and one that tells the pairs apart; "noise" has the length of none.
 MEANINGS = {

@@ -58,6 +58,11 @@ def add_norm(norm: LayerNorm | RMSNorm, branch_BSE: Tensor, x_BSE: Tensor, dropo
     return add_layer_norm(branch_BSE, x_BSE, norm.weight, norm.bias, eps=norm.eps, dropout_p=dropout_p)
 
 
+def product_adds_bias(x: Tensor) -> bool:
+    """Whether a matrix product on x's device adds a bias for nothing, as on a CPU, or the activation had better."""
+    return x.is_cpu
+
+
 class FeedForward(nn.Module):
     """down(activation(up(x))): a network of two layers, at each position by itself.
 
@@ -72,8 +77,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x_BSE: Tensor) -> Tensor:
-        if self.bias_activation is None or self.up.bias is None or x_BSE.is_cpu:
-            return self.down(self.activation(self.up(x_BSE)))  # on a CPU, the matrix product adds a bias for nothing
+        if self.bias_activation is None or self.up.bias is None or product_adds_bias(x_BSE):
+            return self.down(self.activation(self.up(x_BSE)))
         # In one pass with the activation, the backward of which then sums the gradient of the bias on its way.
         return self.down(self.bias_activation(F.linear(x_BSE, self.up.weight), self.up.bias))
 

@@ -1,5 +1,7 @@
 """Traces of a subject's steps on the meta device."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,20 @@ from fusedformer.benchmarks.profile.family import Family
 from fusedformer.benchmarks.profile.steps import make_step
 from fusedformer.benchmarks.profile.subjects import Subject, build_on
 from fusedformer.benchmarks.profile.tracing import Trace, Tracer
+from fusedformer.transformer import blocks
 
 META = torch.device("meta")
+
+
+@contextlib.contextmanager
+def _as_on(device_type: str) -> Iterator[None]:
+    """Models take the ways that they take on `device_type`, though their tensors are on the meta device."""
+    original = blocks.product_adds_bias
+    blocks.product_adds_bias = lambda x: device_type == "cpu"
+    try:
+        yield
+    finally:
+        blocks.product_adds_bias = original
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Setting:
         with Tracer(step.model, device_type=self.device_type) as tracer:
             for kind, held in step.held.items():
                 tracer.hold(kind, held)
-            with Attention(self.attention, self.device_type, tracer.scope):
+            with Attention(self.attention, self.device_type, tracer.scope), _as_on(self.device_type):
                 step.run(tracer)
         return tracer.trace
 

@@ -62,18 +62,28 @@ def unit_of(op: str, args: Sequence[Any]) -> tuple[bool, int]:
     return operands[-1 if op in _PRODUCTS else 0].element_size() == 2, operands[0].shape[-1] if op in _ATTENTION else 0
 
 
+def _cross_entropy_workspace_on_cpu(op: str, args: Sequence[Any]) -> int:
+    is_backward = op == "cross_entropy_bwd"
+    if op != "cross_entropy_fwd" and not is_backward:
+        return 0
+    logits = args[2 if is_backward else 0]
+    copies = 4 if logits.element_size() == 4 else 8
+    return logits.numel() * (copies - logits.element_size() if is_backward else copies)
+
+
 def workspace_of(op: str, args: Sequence[Any], device_type: str) -> int:
     """Bytes that an op allocates for itself while it runs, which no trace sees.
 
     PyTorch's safe softmax keeps a boolean for each element, whether it is -inf. On a GPU our
     attention keeps two float32 for each query (query_rows in kernels/attention/launch.py); PyTorch's flash attention
-    one, a float32 dq, and dk and dv for each query head where these share keys (mha_bwd in flash-attn 2). On a CPU the
-    backward of our cross entropy, in plain PyTorch, keeps three float32 for each logit.
+    one, a float32 dq, and dk and dv for each query head where these share keys (mha_bwd in flash-attn 2). On a CPU
+    our cross entropy, in plain PyTorch, keeps float32: forward the exponentials, and the logits if they are in half
+    precision; backward, where these are the gradient, no more in float32, and both for a while in half precision.
     """
     if op == "_safe_softmax":
         return args[0].numel()
     if device_type == "cpu":
-        return 3 * 4 * args[2].numel() if op == "cross_entropy_bwd" else 0
+        return _cross_entropy_workspace_on_cpu(op, args)
     if op == "attention_bwd":
         return 2 * 4 * args[3].numel()
     if op == "_scaled_dot_product_flash_attention_backward":
