@@ -204,6 +204,8 @@ def static(
             arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"), record=record
         )
         console.table(tables.static_table(rows))
+        if (times := tables.row_times_table(rows)).lines:
+            console.table(times)
     if json_path is not None:
         with atomic_write(json_path) as partial:
             partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from fusedformer.benchmarks import row_times
 from fusedformer.benchmarks.harness.comparison import OURS
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.static.row import StaticRow, not_compiled
@@ -116,6 +117,21 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         ("op", "kernel", "variant", "arch", *figures, "verdict"),
         lines,
         [f"{text}." for text in [not_compiled(rows)] if text],
+    )
+
+
+def row_times_table(rows: Sequence[StaticRow]) -> Table:
+    """What a model predicts of the kernels that go over rows, in bfloat16 on an H200."""
+    lines = []
+    for (op, kernel), times in groupby(row_times.predict(rows), lambda time: (time.op, time.kernel)):
+        known = list(times)
+        cells = (f"{duration(time.seconds)}, {time.bandwidth_share:.0%}" for time in known)
+        lines.append((op, kernel, f"{known[-1].issue_share:.2f}", *cells))
+    return Table(
+        f"Predicted times of {row_times.ROWS} rows in bfloat16 on an H200",
+        ("op", "kernel", "issue / memory", *(f"N = {length}" for length in row_times.LENGTHS)),
+        lines,
+        ["Time, and share of the data sheet's bandwidth; what takes longer, issue or memory, binds. All `predicted`."],
     )
 
 
