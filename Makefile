@@ -15,14 +15,15 @@ EXTRAS := bench,models,examples,static,test,lint
 bench: $(READY)
 	$(BIN)/fusedformer bench --quick
 
+# A file's tests stay together, for some share what takes minutes to make: a wheel, a model's weights.
 # One thread a worker: more of them than cores slows training by far more than the second thread is worth.
 test slow: export OMP_NUM_THREADS := 1
 
 test: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" --require-worlds reference,emulated,static
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" --require-worlds reference,emulated,static
 
 slow: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# One group, so that parallel runs build the wheel once.
-pytestmark = [pytest.mark.needs_index, pytest.mark.xdist_group("packaging")]
+pytestmark = pytest.mark.needs_index
 
 ROOT = Path(__file__).parents[1]
 HAS_NVCC = shutil.which("nvcc") is not None or bool(

@@ -78,7 +78,6 @@ def embed_together_packed_and_alone(model: Encoder, sentences: list[str]) -> tup
     return model.embed(tokens, mask), model.embed(packed, cu_seqlens=cu_seqlens), alone
 
 
-@pytest.mark.xdist_group("minilm")
 def test_minilm_has_the_cosines_of_the_original(minilm: Encoder) -> None:
     assert minilm.config == TransformerConfig.preset("minilm-l6")
     together, packed, alone = embed_together_packed_and_alone(minilm, SENTENCES)
@@ -89,7 +88,6 @@ def test_minilm_has_the_cosines_of_the_original(minilm: Encoder) -> None:
     torch.testing.assert_close(together[0] @ together[1:].T, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.xdist_group("minilm")
 def test_minilm_is_hugging_faces(minilm: Encoder) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     theirs = transformers.BertModel.from_pretrained(find_weights(MINILM).parent).eval()
@@ -102,7 +100,6 @@ def test_minilm_is_hugging_faces(minilm: Encoder) -> None:
     torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.xdist_group("smollm2")
 def test_smollm2_loads_fast() -> None:
     require(SMOLLM2, "gguf", "tokenizers")
     before = time.process_time()  # not the clock: others may use the machine
@@ -112,14 +109,12 @@ def test_smollm2_loads_fast() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.xdist_group("smollm2")
 def test_smollm2_knows_how_a_novel_opens(smollm2: Decoder) -> None:
     tokens = torch.tensor([load_tokenizer(SMOLLM2).encode(OPENING).ids])
     assert tokens.shape == (1, 73)
     assert smollm2.loss(tokens).item() == pytest.approx(1.5427, abs=0.002)
 
 
-@pytest.mark.xdist_group("smollm2")
 def test_smollm2_answers(smollm2: Decoder) -> None:
     from fusedformer.transformer.tokenizer import load_chat_template
 
@@ -131,7 +126,6 @@ def test_smollm2_answers(smollm2: Decoder) -> None:
     assert "Paris" in tokenizer.decode(answer.tolist())
 
 
-@pytest.mark.xdist_group("whisper")
 def test_whisper_hears_the_opening_word_for_word(whisper: EncoderDecoder) -> None:
     from fusedformer.transformer.transcription import transcribe
 
@@ -142,7 +136,6 @@ def test_whisper_hears_the_opening_word_for_word(whisper: EncoderDecoder) -> Non
     assert len(words(text)) > len(expected)
 
 
-@pytest.mark.xdist_group("dinov2")
 def test_dinov2_is_onnxruntimes_on_photos(dinov2: VisionTransformer) -> None:
     from fusedformer.benchmarks.verify.subjects import run_graph
 
