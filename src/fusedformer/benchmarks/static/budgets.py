@@ -56,7 +56,7 @@ def instructions(kernel: str, variant: str, arch: int) -> float | None:
     """The budget of a kernel's variant, which is named by its template arguments; None where there is none."""
     arguments = re.findall(r"\w+", variant)
     # What takes one element at a time is for rows without alignment, and rows in registers have no loop to count.
-    if arch != GATED_ARCH or arguments[-1] == "1" or ("RowShape" in arguments and arguments[-1] != "0"):
+    if arch != GATED_ARCH or arguments[-1:] == ["1"] or ("RowShape" in arguments and arguments[-1] != "0"):
         return None
     budgets = (
         figures for (name, *others), figures in _INSTRUCTIONS.items() if name == kernel and {*others} <= {*arguments}
