@@ -32,6 +32,12 @@ extern "C" void plan_rows(std::int64_t rows, const std::int64_t* lengths, int co
   }
 }
 
+extern "C" void fit_row(int threads, int held, int cluster, std::int64_t vectors, int* out) {
+  const RowPlan plan = fit_rung({vectors, 0, TeamKind::kBlocks, threads, held, cluster}, 1, vectors, 1);
+  out[0] = plan.cluster;
+  out[1] = plan.threads;
+}
+
 extern "C" std::int64_t shared_bytes(int arch) { return shared_bytes_of(arch); }
 
 extern "C" int threads_of_block(int lanes, int held) {
@@ -132,6 +138,17 @@ def test_no_block_of_a_cluster_is_without_a_share(library: ctypes.CDLL, size: in
     assert (unaligned > (plans.cluster - 1) * plans.threads)[shared].all()
     assert plans.cluster.max() <= machine[1]
     assert shared.any() == (machine[0] >= 90)
+
+
+@pytest.mark.parametrize("cluster", [2, 8, 16])
+def test_no_share_is_empty_on_a_rung_that_is_too_large(library: ctypes.CDLL, cluster: int) -> None:
+    """Rows so short come to a cluster if the table is changed, or a rung is forced: fewer blocks share them."""
+    for vectors in [*range(1, 600), 1000, 4096]:
+        fitted = (ctypes.c_int * 2)()
+        library.fit_row(512, 8, cluster, ctypes.c_int64(vectors), fitted)
+        blocks, threads = fitted
+        assert vectors > (blocks - 1) * threads
+        assert vectors <= blocks * threads * 8
 
 
 def test_rows_are_streamed_only_where_nothing_holds_them(
