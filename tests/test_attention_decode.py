@@ -1,7 +1,6 @@
 """Attention to a cache of keys in every world: each feature alone and with others, append, pages, splits, bad input."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,21 +15,17 @@ from fusedformer.kernels.attention.decode.launch import MAX_SPLITS, SHORTEST_SPL
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 
 # The interpreter computes with NumPy, which warns of what these tests provoke.
-pytestmark = [pytest.mark.op("attention"), pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")]
+pytestmark = [
+    pytest.mark.op("attention"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
 
 BF16 = torch.bfloat16
 ALL = Case(
     seqlen_q=5, new=5, page_size=16, leftpad=(3, 40), rotary_dim=16,
     causal=True, window=(20, 0), softcap=2.0, alibi=True,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fill what `torch.empty` returns with NaN: a place that no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What attention does not see must not matter: NaN in hidden places, unwritten outputs, the rest of the batch."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,14 +18,6 @@ CASE = Case(40, 70, 16, dtype=torch.bfloat16)
 
 def results(inputs: Inputs, **settings: Any) -> Inputs:
     return run(lambda **inputs: attention(**inputs, **settings, return_lse=True), inputs)
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """Fill what `torch.empty` returns with NaN: a place that no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def assert_same_where(kept: Tensor, got: Tensor, want: Tensor) -> None:

@@ -52,15 +52,8 @@ def test_the_fastest_comes_first(kernel: str) -> None:
     )
 
 
-@pytest.fixture
-def no_stale_memory() -> Iterator[None]:
-    """New memory is filled, so that nothing there says by chance that a program's tile is to be repaired."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.usefixtures("emulated", "no_stale_memory")
+# Poisoned: else what new memory held may say, by chance, that the tile of a program that never ran is to be repaired.
+@pytest.mark.usefixtures("emulated", "poisoned_memory")
 def test_a_wrong_tile_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     right = launch.run
 
