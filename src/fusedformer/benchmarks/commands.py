@@ -15,6 +15,7 @@ import typer
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
+from fusedformer.benchmarks.options import one_of, some_of
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
@@ -59,11 +60,7 @@ def parse_archs(text: str) -> list[int]:
     Raises:
         ValueError: one of them is not known.
     """
-    known = [str(arch) for arch in static_world.ARCHS]
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown architecture {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
-    return list(dict.fromkeys(map(int, names)))
+    return list(map(int, some_of("architecture", text, list(map(str, static_world.ARCHS)))))
 
 
 def parse_subject(name: str) -> str:
@@ -72,9 +69,7 @@ def parse_subject(name: str) -> str:
     Raises:
         ValueError: there is no such op or model.
     """
-    if name not in SUBJECTS:
-        raise ValueError(f"no op or model {name!r}: choose from {', '.join(SUBJECTS)}")
-    return name
+    return one_of("op or model", name, SUBJECTS)
 
 
 def parse_real_model(name: str) -> str:
@@ -83,9 +78,7 @@ def parse_real_model(name: str) -> str:
     Raises:
         ValueError: there is no such model.
     """
-    if name not in REAL_MODELS:
-        raise ValueError(f"no model {name!r}: choose from {', '.join(REAL_MODELS)}")
-    return name
+    return one_of("model", name, REAL_MODELS)
 
 
 def parse_seed(text: str) -> int:

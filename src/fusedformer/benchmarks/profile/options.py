@@ -1,8 +1,8 @@
 """What the options of `fusedformer profile` mean."""
 
 import re
-from collections.abc import Sequence
 
+from fusedformer.benchmarks.options import some_of
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
 
@@ -52,7 +52,7 @@ def parse_modes(text: str) -> list[str]:
     Raises:
         ValueError: one of them is not known.
     """
-    return _chosen("mode", text, MODES)
+    return some_of("mode", text, MODES)
 
 
 def parse_attentions(text: str) -> list[str]:
@@ -61,7 +61,7 @@ def parse_attentions(text: str) -> list[str]:
     Raises:
         ValueError: one of them is not known.
     """
-    return _chosen("attention", text, CONTENDERS)
+    return some_of("attention", text, CONTENDERS)
 
 
 def parse_memory(text: str) -> float:
@@ -75,10 +75,3 @@ def parse_memory(text: str) -> float:
     if n_bytes <= 0:
         raise ValueError(f"{text!r} is no size of memory: write one such as 141GiB or 80GB")
     return n_bytes
-
-
-def _chosen(kind: str, text: str, known: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown {kind} {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
-    return list(dict.fromkeys(names))

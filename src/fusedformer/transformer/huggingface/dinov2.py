@@ -11,24 +11,16 @@ from torch import Tensor
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.huggingface.configs import ACTIVATIONS, check_computed, read_sizes
 from fusedformer.transformer.huggingface.family import BATCHED, PATCHES, Family
+from fusedformer.transformer.huggingface.vision import ATTENTION_SPELLINGS, IMAGE_SIZES
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
-SIZES = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "n_channels": "num_channels",
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "norm_eps": "layer_norm_eps",
-}
 COMPUTED = {"hidden_act": tuple(ACTIVATIONS), "qkv_bias": (True,), "use_swiglu_ffn": (False,)}
 
 
 def configure(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TransformerConfig:
     """Our configuration from theirs."""
     check_computed(config, COMPUTED)
-    sizes = read_sizes(config, SIZES)
+    sizes = read_sizes(config, IMAGE_SIZES)
     return TransformerConfig(
         **sizes,
         d_ff=int(sizes["d_model"] * config.get("mlp_ratio", 4)),
@@ -68,10 +60,7 @@ FAMILY = Family(
     },
     spellings=(
         (r"^dinov2(_with_registers)?\.", ""),
-        (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-        (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-        (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        *ATTENTION_SPELLINGS,
     ),
     unused=(r"embeddings\.mask_token",),  # of training alone
 )

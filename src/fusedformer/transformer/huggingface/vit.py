@@ -8,18 +8,10 @@ from torch import Tensor
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.huggingface.configs import ACTIVATIONS, check_computed, read_sizes
 from fusedformer.transformer.huggingface.family import BATCHED, PATCHES, Family
+from fusedformer.transformer.huggingface.vision import ATTENTION_SPELLINGS, IMAGE_SIZES
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
-SIZES = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "n_channels": "num_channels",
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "d_ff": "intermediate_size",
-    "norm_eps": "layer_norm_eps",
-}
+SIZES = {**IMAGE_SIZES, "d_ff": "intermediate_size"}
 COMPUTED = {"hidden_act": tuple(ACTIVATIONS), "qkv_bias": (True,)}
 
 
@@ -56,10 +48,7 @@ FAMILY = Family(
     spellings=(
         (r"^vit\.", ""),
         (r"^encoder\.layer\.", "layers."),
-        (r"\.attention\.attention\.query\.", ".attention.q_proj."),
-        (r"\.attention\.attention\.key\.", ".attention.k_proj."),
-        (r"\.attention\.attention\.value\.", ".attention.v_proj."),
-        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        *ATTENTION_SPELLINGS,
         (r"\.intermediate\.dense\.", ".mlp.fc1."),
         (r"\.output\.dense\.", ".mlp.fc2."),
     ),
