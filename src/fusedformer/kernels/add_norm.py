@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, norms, reference
+from fusedformer.kernels import aten, library, native, norms, reference
 
 
 def add_layer_norm(
@@ -50,6 +50,10 @@ def add_layer_norm(
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016; Srivastava et al., "Dropout", 2014; Xiong et al., "On Layer
     Normalization in the Transformer Architecture", 2020 (pre-norm and post-norm).
     """
+    if dropout_p == 0 and seed is None:
+        results = add_layer_norm_fwd.natively(x, residual, weight, bias, eps)
+        if results is not None:
+            return results
     norms.check("add_layer_norm", x, weight, bias, eps)
     norms.check_residual("add_layer_norm", x, residual)
     seed = norms.dropout_seed("add_layer_norm", x, seed, dropout_p)
@@ -165,6 +169,7 @@ add_layer_norm_fwd = library.define(
     "add_layer_norm_fwd(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, Tensor? seed, float eps,"
     " float dropout_p) -> (Tensor, Tensor, Tensor, Tensor)",
     fallback=aten.add_layer_norm_fwd,
+    native=native.add_layer_norm_fwd,
     fake=_fwd_fake,
 )
 add_layer_norm_bwd = library.define(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 from fusedformer.kernels.gelu import check_approximate
 
 
@@ -32,6 +32,8 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016, section 2.
     """
+    if (y := bias_activation_fwd.natively(x, bias, approximate)) is not None:
+        return y
     check_approximate("bias_gelu", approximate)
     return _bias_activation("bias_gelu", x, bias, reference.gelu_number(approximate == "tanh"))
 
@@ -103,6 +105,7 @@ bias_activation_fwd = library.define(
     "bias_activation_fwd(Tensor x, Tensor bias, int activation) -> Tensor",
     fallback=aten.bias_activation_fwd,
     fake=_fwd_fake,
+    native=native.bias_gelu_fwd,
 )
 bias_activation_bwd = library.define(
     "bias_activation_bwd(Tensor dy, Tensor x, Tensor bias, int activation, bool needs_dbias) -> (Tensor, Tensor)",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 
 REDUCTIONS = ("none", "mean", "sum")
 MAX_CLASSES = 2**28
@@ -65,6 +65,10 @@ def cross_entropy(
     Sources: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (smoothing);
     Chowdhery et al., "PaLM", 2022, section 5 (z-loss).
     """
+    if z_loss == 0:
+        loss = cross_entropy_fwd.natively(logits, target, weight, ignore_index, label_smoothing, reduction)
+        if loss is not None:
+            return loss
     _check(logits, target, weight, label_smoothing, z_loss, reduction)
     if not hasattr(ignore_index, "__index__"):
         raise ValueError(f"cross_entropy: ignore_index is {ignore_index!r}, expected an int")
@@ -195,6 +199,7 @@ cross_entropy_fwd = library.define(
     f"cross_entropy_fwd(Tensor logits, Tensor target, Tensor? weight, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     fallback=aten.cross_entropy_fwd,
     fake=_fwd_fake,
+    native=native.cross_entropy_fwd,
 )
 cross_entropy_bwd = library.define(
     "cross_entropy_bwd(Tensor dloss, Tensor? dlse, Tensor logits, Tensor target, Tensor? weight, Tensor maximum,"

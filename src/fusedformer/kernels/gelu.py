@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 
 APPROXIMATIONS = ("none", "tanh")
 
@@ -29,6 +29,8 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016, section 2.
     """
+    if (y := gelu_fwd.natively(x, approximate)) is not None:
+        return y
     library.check_tensor("gelu", "x", x)
     check_approximate("gelu", approximate)
     library.check_dtype("gelu", x=x)
@@ -71,7 +73,9 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *library.vjp(backward, ctx.saved_tensors, grad), None
 
 
-gelu_fwd = library.define("gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake)
+gelu_fwd = library.define(
+    "gelu_fwd(Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_fwd, fake=_fwd_fake, native=native.gelu_fwd
+)
 gelu_bwd = library.define("gelu_bwd(Tensor dy, Tensor x, bool tanh) -> Tensor", fallback=aten.gelu_bwd, fake=_bwd_fake)
 library.differentiate("gelu_fwd", _fwd_gradient, _save_fwd, reference.gelu_fwd, row_wise=True)
 library.differentiate("gelu_bwd", _bwd_gradient, _save_bwd, reference.gelu_bwd, row_wise=True)

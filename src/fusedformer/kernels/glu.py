@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 from fusedformer.kernels.gelu import check_approximate
 
 
@@ -57,6 +57,8 @@ def swiglu(x: Tensor, up: Tensor | None = None) -> Tensor:
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020, equation 6.
     """
+    if (y := glu_fwd.natively(x, up)) is not None:
+        return y
     return _glu("swiglu", x, up, reference.SILU)
 
 
@@ -112,7 +114,10 @@ def _bwd_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 glu_fwd = library.define(
-    "glu_fwd(Tensor x, Tensor? up, int activation) -> Tensor", fallback=aten.glu_fwd, fake=_fwd_fake
+    "glu_fwd(Tensor x, Tensor? up, int activation) -> Tensor",
+    fallback=aten.glu_fwd,
+    fake=_fwd_fake,
+    native=native.swiglu_fwd,
 )
 glu_bwd = library.define(
     "glu_bwd(Tensor dy, Tensor x, Tensor? up, int activation) -> (Tensor, Tensor)",

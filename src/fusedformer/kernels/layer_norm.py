@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, norms, reference
+from fusedformer.kernels import aten, library, native, norms, reference
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -32,6 +32,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, equation 4.
     """
+    if (y := layer_norm_fwd.natively(x, weight, bias, eps)) is not None:
+        return y
     norms.check("layer_norm", x, weight, bias, eps)
     weight, bias = norms.parameters_of_one_dtype(x, weight, bias)
     y, _, _ = layer_norm_fwd(x, weight, bias, eps)
@@ -98,6 +100,7 @@ def _bwd_definition(
 layer_norm_fwd = library.define(
     "layer_norm_fwd(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
     fallback=aten.layer_norm_fwd,
+    native=native.layer_norm_fwd,
     fake=_fwd_fake,
 )
 layer_norm_bwd = library.define(

@@ -35,8 +35,15 @@ DEVICE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 _PLAIN_TYPES = frozenset({int, float, bool, list, type(None)})
-# Dispatch keys that are in force for the thread although nobody has asked for anything.
-_USUAL_KEYS = torch._C._dispatch_tls_local_include_set().raw_repr()
+
+# Asked at every call, where each look into a module counts.
+_included_keys = torch._C._dispatch_tls_local_include_set
+_torch_function_modes = torch._C._len_torch_function_stack
+_is_profiling = torch._C._autograd._profiler_enabled
+_is_autocast = torch._C._is_any_autocast_enabled
+
+# All dispatch keys but those that are in force for the thread although nobody has asked for anything.
+_UNUSUAL_KEYS = ~_included_keys().raw_repr()
 
 
 class Op:
@@ -47,6 +54,7 @@ class Op:
     """
 
     def __init__(self, name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any] | None) -> None:
+        self.native: Callable[..., Any] | None = None  # see kernels/native.py
         self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
         self._on_cpu, self._on_cuda = on_cpu, on_cuda
         self.function: Any = None  # torch.autograd.Function, of a differentiable op
@@ -69,6 +77,21 @@ class Op:
             torch.autograd.graph.increment_version(args[index])
         return self._compute(args, False)
 
+    def natively(self, *args: Any) -> Any:
+        """What PyTorch computes and differentiates by itself; None where it would not, or not just the same.
+
+        None too where an argument is no good: what comes next checks it.
+        """
+        x, native = args[0], self.native
+        if native is None or (type(x) is not Tensor and type(x) is not torch.nn.Parameter) or not x.is_cpu:
+            return None
+        if torch.compiler.is_compiling() or emulation.is_active() or _is_autocast() or _is_watched():
+            return None
+        try:
+            return native(*args)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return None
+
     def compute(self, *args: Any) -> Any:
         """The op's result, with no gradient; `args` as the dispatcher would hand them on."""
         return self._compute(args, _is_watched())
@@ -86,10 +109,10 @@ class Op:
 def _is_watched() -> bool:
     """Whether somebody beside the caller may want to see an op, or to do something else in its place."""
     return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() & ~_USUAL_KEYS != 0  # modes, transforms, tracers
-        or torch._C._len_torch_function_stack() > 0
+        _included_keys().raw_repr() & _UNUSUAL_KEYS != 0  # modes, transforms, tracers
+        or _torch_function_modes() > 0
         or forward_ad._current_level >= 0
-        or torch._C._autograd._profiler_enabled()
+        or _is_profiling()
     )
 
 
@@ -102,6 +125,7 @@ def define(
     fallback: Callable[..., Any],
     fake: Callable[..., Any],
     launch: Callable[..., Any] | None = None,
+    native: Callable[..., Any] | None = None,
 ) -> Op:
     """Define one op, and return it.
 
@@ -110,6 +134,7 @@ def define(
         fallback: the op through PyTorch, for every device that has no kernel.
         fake: gives empty outputs of the right shape, dtype and (contiguous) strides.
         launch: launches the Triton kernel; None where the kernel is in csrc/ and registers itself.
+        native: the function of kernels/native.py, for `Op.natively`.
     """
     name = schema[: schema.index("(")]
     _library.define(schema)
@@ -122,6 +147,7 @@ def define(
         _library.impl(name, launch, "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     _ops[name] = Op(name, without_kernel, launch)
+    _ops[name].native = native
     return _ops[name]
 
 
@@ -198,15 +224,16 @@ def by_definition() -> Iterator[None]:
     An op without a definition computes as outside, and so does every op where it is watched: under a mode of PyTorch's,
     a transform, a profiler.
     """
-    implementations = {op: (op._on_cpu, op._on_cuda) for op in _ops.values()}
+    implementations = {op: (op._on_cpu, op._on_cuda, op.native) for op in _ops.values()}
     try:
         for op in implementations:
             if op.definition is not None:
                 op._on_cpu = op._on_cuda = op.definition
+                op.native = None
         yield
     finally:
-        for op, (on_cpu, on_cuda) in implementations.items():
-            op._on_cpu, op._on_cuda = on_cpu, on_cuda
+        for op, (on_cpu, on_cuda, native) in implementations.items():
+            op._on_cpu, op._on_cuda, op.native = on_cpu, on_cuda, native
 
 
 def refuse_gradients(name: str, instead: str, mutated: Sequence[int] = ()) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -30,6 +30,8 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: dim is no int or out of range, or the dtype is not a floating point type the device computes.
     """
+    if dim == -1 and (y := log_softmax_fwd.natively(x)) is not None:
+        return y
     library.check_tensor("log_softmax", "x", x)
     library.check_dim("log_softmax", x, dim)
     library.check_dtype("log_softmax", x=x)
@@ -63,7 +65,12 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return library.vjp(reference.log_softmax_bwd, ctx.saved_tensors, grad)
 
 
-log_softmax_fwd = library.define("log_softmax_fwd(Tensor x) -> Tensor", fallback=aten.log_softmax_fwd, fake=_fwd_fake)
+log_softmax_fwd = library.define(
+    "log_softmax_fwd(Tensor x) -> Tensor",
+    fallback=aten.log_softmax_fwd,
+    fake=_fwd_fake,
+    native=native.log_softmax_fwd,
+)
 log_softmax_bwd = library.define(
     "log_softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.log_softmax_bwd, fake=_bwd_fake
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, norms, reference
+from fusedformer.kernels import aten, library, native, norms, reference
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = None) -> Tensor:
@@ -32,6 +32,8 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = Non
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4.
     """
+    if (y := rms_norm_fwd.natively(x, weight, eps)) is not None:
+        return y
     norms.check("rms_norm", x, weight, None, 0.0 if eps is None else eps)
     weight, _ = norms.parameters_of_one_dtype(x, weight, None)
     y, _ = rms_norm_fwd(x, weight, norms.default_eps(x, eps))
@@ -92,6 +94,7 @@ def _bwd_definition(
 rms_norm_fwd = library.define(
     "rms_norm_fwd(Tensor x, Tensor? weight, float eps) -> (Tensor, Tensor)",
     fallback=aten.rms_norm_fwd,
+    native=native.rms_norm_fwd,
     fake=_fwd_fake,
 )
 rms_norm_bwd = library.define(

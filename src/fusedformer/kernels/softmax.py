@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.kernels import aten, library, reference
+from fusedformer.kernels import aten, library, native, reference
 from fusedformer.kernels.masked_softmax import masked_softmax_fwd
 
 
@@ -47,12 +47,15 @@ def softmax(
 
     Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
+    is_plain = mask is None and not causal and scale == 1
+    if is_plain and dim == -1 and (y := softmax_fwd.natively(x)) is not None:
+        return y
     library.check_tensor("softmax", "x", x)
     library.check_dim("softmax", x, dim)
     library.check_dtype("softmax", x=x)
     is_last = dim in (-1, x.dim() - 1)
     rows = x if is_last else x.movedim(dim, -1)
-    if mask is None and not causal and scale == 1:
+    if is_plain:
         y = softmax_fwd(rows)
     else:
         _check_masking(x, scale, mask, causal, is_last)
@@ -113,7 +116,9 @@ def _bwd_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return library.vjp(reference.softmax_bwd, ctx.saved_tensors, grad)
 
 
-softmax_fwd = library.define("softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake)
+softmax_fwd = library.define(
+    "softmax_fwd(Tensor x) -> Tensor", fallback=aten.softmax_fwd, fake=_fwd_fake, native=native.softmax_fwd
+)
 softmax_bwd = library.define("softmax_bwd(Tensor dy, Tensor y) -> Tensor", fallback=aten.softmax_bwd, fake=_bwd_fake)
 library.differentiate("softmax_fwd", _fwd_gradient, _save_fwd, reference.softmax_fwd, row_wise=True)
 library.differentiate("softmax_bwd", _bwd_gradient, _save_bwd, reference.softmax_bwd, row_wise=True)

@@ -44,6 +44,10 @@ def mean_cross_entropy(logits_BSV: Tensor, labels_BS: Tensor, mask_BS: Tensor | 
 
     Where there is none, the loss is 0, and so are its gradients.
     """
+    if mask_BS is None:
+        loss = cross_entropy_fwd.natively(logits_BSV, labels_BS, None, IGNORED, 0.0, "mean")
+        if loss is not None:
+            return loss
     counts_BS = torch.ones_like(labels_BS, dtype=torch.bool) if mask_BS is None else mask_BS
     labels_BS = labels_BS.long().masked_fill(~counts_BS, IGNORED)
     # The op below the public function: that one rounds its result to the dtype of the logits.
