@@ -102,8 +102,18 @@ inline Tensor in_aligned_rows(const Tensor& tensor) {
   return is_aligned ? rows : torch::stable::clone(rows);
 }
 
+// Straight from the allocator, where torch::stable::new_empty takes the way through the dispatcher.
 inline Tensor new_output(const Tensor& like, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
-  return poison(torch::stable::new_empty(like, sizes, dtype));
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t dim = sizes.size(); dim-- > 0; stride *= std::max<std::int64_t>(sizes[dim], 1)) strides[dim] = stride;
+  std::int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto type = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle output = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device_type,
+                                                  like.get_device_index(), &output));
+  return poison(Tensor(output));
 }
 
 inline Tensor new_output_like(const Tensor& like) {

@@ -56,6 +56,15 @@ def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _bias_activation(function: str, x: Tensor, bias: Tensor, activation: int) -> Tensor:
+    is_usual = library.are_alike(x, bias) and x.dim() > 0 and bias.dim() == 1 and bias.size(0) == x.size(-1)
+    if not is_usual:
+        _check(function, x, bias)
+    if bias.dtype not in (x.dtype, torch.float32):  # the kernels take these two
+        bias = bias.to(reference.accumulate_dtype(x.dtype))
+    return bias_activation_fwd(x, bias, activation)
+
+
+def _check(function: str, x: Tensor, bias: Tensor) -> None:
     library.check_tensor(function, "x", x)
     library.check_tensor(function, "bias", bias)
     if x.dim() == 0:
@@ -64,9 +73,6 @@ def _bias_activation(function: str, x: Tensor, bias: Tensor, activation: int) ->
         raise ValueError(f"{function}: bias has shape {tuple(bias.shape)}, x has {x.shape[-1]} features")
     library.check_dtype(function, x=x, bias=bias)
     library.check_device(function, x=x, bias=bias)
-    if bias.dtype not in (x.dtype, torch.float32):  # the kernels take these two
-        bias = bias.to(reference.accumulate_dtype(x.dtype))
-    return bias_activation_fwd(x, bias, activation)
 
 
 def _fwd_fake(x: Tensor, bias: Tensor, activation: int) -> Tensor:

@@ -63,6 +63,18 @@ def swiglu(x: Tensor, up: Tensor | None = None) -> Tensor:
 
 
 def _glu(function: str, x: Tensor, up: Tensor | None, activation: int) -> Tensor:
+    if not _are_usual(x, up):
+        _check(function, x, up)
+    return glu_fwd(x, up, activation)
+
+
+def _are_usual(x: Tensor, up: Tensor | None) -> bool:
+    if not library.are_alike(x, up) or x.dim() == 0:
+        return False
+    return x.size(-1) % 2 == 0 if up is None else up.size() == x.size()
+
+
+def _check(function: str, x: Tensor, up: Tensor | None) -> None:
     library.check_tensor(function, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{function}: x has no dimension to split: shape ()")
@@ -76,7 +88,6 @@ def _glu(function: str, x: Tensor, up: Tensor | None, activation: int) -> Tensor
             raise ValueError(f"{function}: the gate is {gate}, up is {other}: expected the same shape and dtype")
         library.check_device(function, x=x, up=up)
     library.check_dtype(function, x=x)
-    return glu_fwd(x, up, activation)
 
 
 def _fwd_fake(x: Tensor, up: Tensor | None, activation: int) -> Tensor:

@@ -42,6 +42,7 @@ _torch_function_modes = torch._C._len_torch_function_stack
 _is_profiling = torch._C._autograd._profiler_enabled
 _is_autocast = torch._C._is_any_autocast_enabled
 
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 # All dispatch keys but those that are in force for the thread although nobody has asked for anything.
 _UNUSUAL_KEYS = ~_included_keys().raw_repr()
 
@@ -56,7 +57,9 @@ class Op:
     def __init__(self, name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any] | None) -> None:
         self.native: Callable[..., Any] | None = None  # see kernels/native.py
         self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
-        self._on_cpu, self._on_cuda = on_cpu, on_cuda
+        # A kernel of csrc/ is asked for by its dispatch key, at once: on the way to it are only Python's formulas.
+        self._on_cpu = on_cpu
+        self._on_cuda = on_cuda or functools.partial(self._dispatched.redispatch, _CUDA)
         self.function: Any = None  # torch.autograd.Function, of a differentiable op
         self.definition: Callable[..., Any] | None = None  # in differentiable PyTorch
         self.mutated: Sequence[int] = ()  # arguments that it writes to
@@ -100,7 +103,7 @@ class Op:
         if not is_watched:
             if args[0].is_cpu:
                 return self._on_cpu(*args)
-            if self._on_cuda is not None and args[0].is_cuda:
+            if args[0].is_cuda:
                 return self._on_cuda(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return self._dispatched(*args)
@@ -266,6 +269,20 @@ def vjp(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Any) -> t
     return pull_back(grads)
 
 
+def are_alike(x: Any, *others: Any) -> bool:
+    """Whether x is a tensor that every device computes, and the others are None or tensors of its dtype and device.
+
+    By few looks: the usual call of an op is that, and the checks that say what is wrong take several times longer.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in DEVICE_DTYPES:
+        return False
+    dtype, device = x.dtype, x.device
+    for other in others:
+        if other is not None and not (isinstance(other, Tensor) and other.dtype == dtype and other.device == device):
+            return False
+    return True
+
+
 def check_dtype(function: str, **tensors: Tensor | None) -> None:
     """Raise ValueError unless every tensor has a dtype that the implementation for its device computes."""
     for name, tensor in tensors.items():
@@ -293,6 +310,8 @@ def check_tensor(function: str, name: str, value: object) -> None:
 
 def check_dim(function: str, x: Tensor, dim: object) -> None:
     """Raise ValueError unless `dim` is one of x's dimensions."""
+    if type(dim) is int and -x.dim() <= dim < x.dim():
+        return
     if not hasattr(dim, "__index__"):
         raise ValueError(f"{function}: dim is {dim!r}, expected an int")
     if not -x.dim() <= dim.__index__() < x.dim():

@@ -11,6 +11,20 @@ from fusedformer.kernels import library, reference
 
 def check(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Any) -> None:
     """Raise ValueError unless x is (..., N), weight and bias are (N,) or None, and eps is a finite number >= 0."""
+    if not _are_usual(x, weight, bias):
+        _check_tensors(function, x, weight, bias)
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        raise ValueError(f"{function}: eps is {eps!r}, expected a finite number >= 0")
+
+
+def _are_usual(x: Any, weight: Any, bias: Any) -> bool:
+    if not library.are_alike(x, weight, bias) or x.dim() == 0:
+        return False
+    n = x.size(-1)
+    return all(p is None or (p.dim() == 1 and p.size(0) == n) for p in (weight, bias))
+
+
+def _check_tensors(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     library.check_tensor(function, "x", x)
     if x.dim() == 0:
         raise ValueError(f"{function}: x has no dimension to normalise: shape ()")
@@ -22,8 +36,6 @@ def check(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, 
             raise ValueError(f"{function}: {name} has shape {tuple(parameter.shape)}, x has {x.shape[-1]} features")
     library.check_dtype(function, x=x, weight=weight, bias=bias)
     library.check_device(function, x=x, weight=weight, bias=bias)
-    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
-        raise ValueError(f"{function}: eps is {eps!r}, expected a finite number >= 0")
 
 
 def check_residual(function: str, x: Tensor, residual: Tensor) -> None:
@@ -43,6 +55,8 @@ def parameters_of_one_dtype(
     """The kernels take weight and bias in x's dtype or in float32, and no bias without a weight."""
     if bias is not None and weight is None:
         weight = torch.ones_like(bias)
+    if bias is None and (weight is None or weight.dtype == x.dtype):
+        return weight, bias
     given = {parameter.dtype for parameter in (weight, bias) if parameter is not None}
     if given <= {x.dtype} or given <= {torch.float32}:
         return weight, bias

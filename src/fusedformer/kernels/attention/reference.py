@@ -164,12 +164,11 @@ def _scores(q: Tensor, k: Tensor, extras: Extras) -> _Scores:
     if extras.softcap:
         bounded = torch.tanh(scores / extras.softcap)
         scores, derivative = bounded * extras.softcap, 1 - bounded.square()
-    if extras.bias is not None:
-        scores = scores + _of_pairs(extras.bias.to(scores.dtype), q, k)
-    if extras.slopes is not None:
-        slopes = extras.slopes.to(scores.dtype)[:, :, None, None]
-        scores = scores - _of_pairs(slopes * _distance(q, k, extras), q, k)
-    visible = _visible(q, k, extras)
+    added = added_to_scores(q, k, extras)
+    if added is not None:
+        scores = scores + _of_pairs(added, q, k)
+    visible = visible_pairs(q, k, extras)
+    visible = None if visible is None else _of_pairs(visible, q, k)
     return _Scores(scores if visible is None else scores.masked_fill(~visible, -math.inf), visible, derivative)
 
 
@@ -184,8 +183,18 @@ def _distance(q: Tensor, k: Tensor, extras: Extras) -> Tensor:
     return _positions(q, k, extras).abs().to(accumulate_dtype(q.dtype))
 
 
-def _visible(q: Tensor, k: Tensor, extras: Extras) -> Tensor | None:
-    """Which scores count, broadcastable to them; None for all."""
+def added_to_scores(q: Tensor, k: Tensor, extras: Extras) -> Tensor | None:
+    """Bias and ALiBi, broadcastable to (B, H, Sq, Sk), in the dtype of the scores; None for neither."""
+    wide = accumulate_dtype(q.dtype)
+    added = None if extras.bias is None else extras.bias.to(wide)
+    if extras.slopes is None:
+        return added
+    distance = extras.slopes.to(wide)[:, :, None, None] * _distance(q, k, extras)
+    return -distance if added is None else added - distance
+
+
+def visible_pairs(q: Tensor, k: Tensor, extras: Extras) -> Tensor | None:
+    """Which scores count, broadcastable to (B, H, Sq, Sk); None for all."""
     conditions = [] if extras.mask is None else [extras.mask]
     if extras.left is not None:
         conditions.append(_positions(q, k, extras) <= extras.left)
@@ -198,7 +207,7 @@ def _visible(q: Tensor, k: Tensor, extras: Extras) -> Tensor | None:
     visible = conditions[0]
     for condition in conditions[1:]:
         visible = visible & condition
-    return _of_pairs(visible, q, k)
+    return visible[(None,) * (4 - visible.dim())]
 
 
 def _kept(q: Tensor, k: Tensor, extras: Extras, sequence: int) -> Tensor | None:
