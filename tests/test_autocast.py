@@ -1,8 +1,8 @@
 """Under `torch.autocast` row-wise ops keep the dtype of their input, forward and backward, and compute as outside.
 
-Their sums are float32 whatever the input, so there is nothing for autocast to make more exact; a linear layer's bfloat16
-goes on as bfloat16, where PyTorch's own norms and softmax widen it. Attention and cross entropy have tests of their own,
-beside the ops: the one takes what matrix products take, the other gives a float32 loss.
+Their sums are float32 whatever the input, so there is nothing for autocast to make more exact. The bfloat16 of a linear
+layer goes on as bfloat16, where PyTorch's own norms and softmax widen it. Attention and cross entropy are tested beside
+their ops: the one takes what matrix products take, the other gives a float32 loss.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,9 @@
 
 A gradient written in Python costs a small tensor several times what its kernel does, and PyTorch's own are in C++. Each
 function takes its op's arguments and gives what a user sees of its outputs, or None where the op itself has to compute:
-where PyTorch's answer or gradient differs from the definition (GELU far out, rows of -inf alone, empty rows), its output
-is not contiguous, or it keeps more for the backward than that is worth. Its errors mean the same: the op's own checks say
-in words what is wrong.
+where PyTorch's answer or gradient differs from the definition (GELU far out, rows of -inf alone, empty rows), where its
+output is not contiguous, or where it keeps more for the backward than that is worth. Its errors mean the same: the op's
+own checks say in words what is wrong.
 """
 
 import math

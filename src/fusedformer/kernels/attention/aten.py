@@ -51,9 +51,7 @@ def attention_bwd(
         causal, added = _hiding(q, k, extras)
         heads_first = _heads_first(dout), _heads_first(q), _per_query_head(k, q), _per_query_head(v, q)
         known = lse if added is None else lse.masked_fill(lse == -math.inf, 0)
-        gradients = _flash_bwd(
-            *heads_first, _heads_first(out), known, 0.0, causal, attn_mask=added, scale=extras.scale
-        )
+        gradients = _flash_bwd(*heads_first, _heads_first(out), known, 0.0, causal, attn_mask=added, scale=extras.scale)
         if not (causal or added is not None) or all(map(is_known_finite, gradients)):
             none = q.new_empty(0)
             dq = gradients[0].transpose(1, 2).contiguous() if wanted[0] else none
