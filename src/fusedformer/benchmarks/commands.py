@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
+from fusedformer.benchmarks import static_baseline
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.options import one_of, some_of
@@ -24,7 +25,7 @@ from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
-from fusedformer.benchmarks.static.row import not_compiled
+from fusedformer.benchmarks.static.row import StaticRow, not_compiled
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.files import atomic_write
@@ -99,6 +100,15 @@ def parse_model(text: str) -> Any:
         ValueError: there is no such model, file or function.
     """
     return find_subject(text)
+
+
+def parse_baseline(text: str) -> list[StaticRow]:
+    """The rows of a baseline of the static world, from a file.
+
+    Raises:
+        ValueError: there is no such file, or it holds no such rows.
+    """
+    return static_baseline.load(Path(text))
 
 
 def _free_path(text: str) -> Path:
@@ -188,6 +198,14 @@ def static(
     record: Annotated[
         bool, typer.Option("--record", help="Write what compiled to results/static.json: after a change of a kernel.")
     ] = False,
+    baseline: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(parse_baseline),
+            metavar="FILE",
+            help="What --json wrote before, or results/static.json: fail if any variant is worse.",
+        ),
+    ] = None,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
     if record and (not cache.RECORD.parents[1].joinpath("csrc").is_dir() or tuple(arch) != static_world.ARCHS):
@@ -199,10 +217,13 @@ def static(
         console.table(tables.static_table(rows))
         if (times := tables.row_times_table(rows)).lines:
             console.table(times)
+        changes = [] if baseline is None else static_baseline.changes(rows, baseline)
+        if baseline is not None:
+            console.table(static_baseline.table(changes))
     if json_path is not None:
         with atomic_write(json_path) as partial:
             partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
-    if any(row.problems for row in rows):
+    if any(row.problems for row in rows) or any(change.worse for change in changes):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)
 
