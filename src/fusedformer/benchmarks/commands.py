@@ -1,7 +1,7 @@
 """The commands of `fusedformer`: what they take, and what they exit with.
 
-Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly, 3 if `static` could
-not compile everything, or `verify` not find the weights of a model.
+Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the one it is compared with; 2 if the command
+was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
+from fusedformer.benchmarks import compare as comparing
 from fusedformer.benchmarks import static_baseline
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
@@ -23,6 +24,7 @@ from fusedformer.benchmarks.profile.steps import MODES
 from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
+from fusedformer.benchmarks.report.run_folder import Run
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import StaticRow, not_compiled
@@ -111,6 +113,15 @@ def parse_baseline(text: str) -> list[StaticRow]:
     return static_baseline.load(Path(text))
 
 
+def parse_run(text: str) -> Run:
+    """A run of `fusedformer bench`, from its folder.
+
+    Raises:
+        ValueError: there is none, or it is of another version.
+    """
+    return run_folder.read(Path(text))
+
+
 def _free_path(text: str) -> Path:
     return run_folder.check_free(Path(text))
 
@@ -184,6 +195,22 @@ def bench(
     with Console() as console:
         is_right = bench_run.run(options, console)
     raise typer.Exit(0 if is_right else 1)
+
+
+@app.command()
+def compare(
+    a: Annotated[Any, typer.Argument(metavar="RUN_A", parser=_option(parse_run), help="The folder of a run before.")],
+    b: Annotated[Any, typer.Argument(metavar="RUN_B", parser=_option(parse_run), help="The folder of a run after.")],
+) -> None:
+    """Tell of each row whether B is the SAME, FASTER, SLOWER or UNSURE; exit with 1 if any is SLOWER."""
+    try:
+        found = comparing.compare(a, b)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="RUN_B") from None
+    with Console() as console:
+        for table in comparing.tables(a, b, found):
+            console.table(table)
+    raise typer.Exit(1 if any(one.verdict == "SLOWER" for one in found) else 0)
 
 
 @app.command()

@@ -46,12 +46,13 @@ class Console:
         self._rich.print(escape(text), soft_wrap=True)
 
     def table(self, table: Table) -> None:
-        """Print a table that stays."""
+        """Print a table that stays; of one without lines, its notes."""
         rich_table = RichTable(title=escape(table.title), title_justify="left", title_style="bold")
         for column in table.columns:
             rich_table.add_column(escape(column), overflow="fold")
         for line in table.lines:
             rich_table.add_row(*(escape(cell) for cell in line))
-        self._rich.print(rich_table)
+        if table.lines:
+            self._rich.print(rich_table)
         for note in table.notes:
             self.line(note)
