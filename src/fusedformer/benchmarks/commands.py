@@ -1,7 +1,7 @@
 """The commands of `fusedformer`: what they take, and what they exit with.
 
-Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the one it is compared with; 2 if the command
-was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
+Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the one it is compared with; 2 if the
+command was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
 """
 
 import json
