@@ -7,6 +7,7 @@ command was called wrongly; 3 if `static` could not compile everything, or `veri
 import json
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -211,6 +212,33 @@ def compare(
         for table in comparing.tables(a, b, found):
             console.table(table)
     raise typer.Exit(1 if any(one.verdict == "SLOWER" for one in found) else 0)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", parser=_option(parse_run), help="Folders of runs of `bench`.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The folder, a new one."
+        ),
+    ] = None,
+) -> None:
+    """Write what runs measured as one HTML file, as markdown, and as pictures."""
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter("needs matplotlib: pip install 'fusedformer[bench]'", param_hint="report")
+    from fusedformer.benchmarks.report import document
+
+    folder = output or run_folder.default_path()
+    with Console() as console:
+        console.step(f"drawing {len(runs)} runs")
+        try:
+            document.write(runs, folder)  # type: ignore[arg-type]  # typer parses each into a Run
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="RUN") from None
+        console.line(f"Report: {folder / 'report.html'}")
 
 
 @app.command()

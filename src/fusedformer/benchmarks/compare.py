@@ -87,8 +87,8 @@ def _difference_table(a: Run, b: Run) -> Table:
         for key in keys
         if a.environment.get(key) != b.environment.get(key)
     ]
-    noises = [f"{_noise(run).margin:.1%} ({_noise(run).cells} cells)" for run in (a, b)]
-    lines.append(("noise floor", *noises))
+    of_a, of_b = (f"{_noise(run).margin:.1%} ({_noise(run).cells} cells)" for run in (a, b))
+    lines.append(("noise floor", of_a, of_b))
     notes = []
     if any(a.environment.get(key) != b.environment.get(key) for key in SAME_MACHINE):
         notes.append("The runs are of different machines: what differs may be theirs.")

@@ -121,7 +121,8 @@ def _note(found: Sequence[Change]) -> str:
 
 
 def _change(now: StaticRow, then: StaticRow) -> Change:
-    worse, better = [], []
+    worse: list[str] = []
+    better: list[str] = []
     for figures, sign in ((LOWER_IS_BETTER, 1), (HIGHER_IS_BETTER, -1)):
         for name, figure in figures.items():
             before, after = figure(then), figure(now)

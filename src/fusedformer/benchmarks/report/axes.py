@@ -22,7 +22,7 @@ from fusedformer.benchmarks.machines import Machine
 WIDTH = 9.0  # inches: the width of a page
 DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "*")  # their number has no divisor in common with that of colours
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "*", "p", "h")  # 11, so that no pair comes again before 60 others
 MOST_LABELS = 7  # of an axis of sizes
 DECADES = 3.0  # of an axis, past which only powers of ten are labelled
 

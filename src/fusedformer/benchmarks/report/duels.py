@@ -117,7 +117,8 @@ def _draw_map(found: Sequence[Duel], lines: Sequence[tuple[str, str]], size: str
     width = min(WIDTH, LABEL_WIDTH + len(columns))
     figure, axes = plt.subplots(figsize=(width, 1.5 + 0.42 * len(lines)), layout="constrained")
     colours = plt.get_cmap(COLOUR_MAP)
-    norm = TwoSlopeNorm(0.0, -math.log2(FULL_COLOUR), math.log2(FULL_COLOUR))
+    limit = math.log2(FULL_COLOUR)
+    norm = TwoSlopeNorm(0.0, -limit, limit)
     for duel in found:
         place = columns.index(duel.ours.sizes.get(size, 0)), lines.index(duel.line)
         _draw_cell(axes, duel, place, colours(norm(_level(duel))))
@@ -128,9 +129,7 @@ def _draw_map(found: Sequence[Duel], lines: Sequence[tuple[str, str]], size: str
     axes.set_xlabel(AXES.get(size, "one size"))
     axes.tick_params(length=0)
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, shrink=min(1.0, 4 / len(lines)), pad=0.01)
-    bar.set_ticks(
-        [norm.vmin, 0, norm.vmax], labels=[f"{FULL_COLOUR:g} times slower", "even", f"{FULL_COLOUR:g} times faster"]
-    )
+    bar.set_ticks([-limit, 0, limit], labels=[f"{FULL_COLOUR:g} times slower", "even", f"{FULL_COLOUR:g} times faster"])
     bar.ax.tick_params(labelsize=7)
     ways = ", ".join(dict.fromkeys(duel.ours.obtained for duel in found))
     figure.suptitle(f"time of the best other contender / ours ({ways})\nbelow 1 ours loses; ~ within noise", fontsize=9)

@@ -17,8 +17,8 @@ nav ul { padding-left: 1.2rem; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: .85rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th { background: #f0f0f0; } td { min-width: 3.5rem; }
+th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: left; vertical-align: top; }
+th { background: #f0f0f0; white-space: nowrap; }
 td.bad { background: #fdb863; font-weight: bold; } td.good { background: #b2abd2; }
 summary { cursor: pointer; font-weight: bold; margin: .8rem 0; }
 """  # noqa: E501
@@ -59,16 +59,15 @@ def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
     parts = [f"# {title}\n"]
     for section in sections:
         parts.append(f"# {section.title}\n")
-        parts += [table.markdown() for table in section.tables if table.lines]
         parts += [f"![{one.caption}]({one.path.relative_to(folder).as_posix()})\n" for one in section.pictures]
+        parts += [table.markdown() for table in section.tables if table.lines]
     return "\n".join(parts)
 
 
 def _section(section: Section, anchor: str) -> str:
     first, *rest = [_table(table) for table in section.tables] or [""]
-    pictures = "\n".join(map(_picture, section.pictures))
-    parts = [f'<section id="{anchor}">\n<h2>{escape(section.title)}</h2>', first, pictures, *rest, "</section>"]
-    return "\n".join(filter(None, parts))
+    title = f'<section id="{anchor}">\n<h2>{escape(section.title)}</h2>'
+    return "\n".join(filter(None, [title, first, *map(_picture, section.pictures), *rest, "</section>"]))
 
 
 def _picture(picture: Picture) -> str:
@@ -87,7 +86,8 @@ def _table(table: Table) -> str:
     text = f'<div class="wide"><table>{"".join(rows)}</table></div>{notes}'
     title = escape(table.title)
     if len(table.lines) > LONG_TABLE:
-        return f"<details><summary>{title}, {len(table.lines)} lines</summary>{text}</details>"
+        told = escape(" ".join(table.notes[:1]))
+        return f"<details><summary>{title}: {len(table.lines)} lines. {told}</summary>{text}</details>"
     return f"<h3>{title}</h3>{text}"
 
 

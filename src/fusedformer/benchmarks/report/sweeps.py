@@ -20,6 +20,7 @@ from fusedformer.benchmarks.report.rows import Row
 AXES = {"S": "sequence length S (tokens)", "N": "row length N (elements)"}  # in the order of their worth
 FOLLOWERS = ("B", "M", "H", "K")  # what a sweep may change with the size that it is of, such as the batch
 LINES_PER_PICTURE = 4
+LINES = ("--", ":", "-.")  # of the other contenders, one for each round of the colours
 NO_TIME = "no time: out of memory, wrong or failed"
 NOT_TRIED = ("skipped", "missing")
 TIME_UNITS = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
@@ -87,7 +88,7 @@ def styles(rows: Iterable[Row]) -> dict[str, Style]:
     return {
         name: (ours, MARKERS[i % len(MARKERS)], "-")
         if _is_ours(name)
-        else (colours[i % len(colours)], MARKERS[i % len(MARKERS)], "--")
+        else (colours[i % len(colours)], MARKERS[i % len(MARKERS)], LINES[i // len(colours) % len(LINES)])
         for i, name in enumerate(names)
     }
 
