@@ -91,7 +91,7 @@ def test_pytorchs_kernels_are_not_published_as_ours(monkeypatch: pytest.MonkeyPa
     assert op_harness.missing_kernel("gelu", "cpu") == ""
     assert op_harness.missing_kernel("gelu", "cuda") == "no CUDA kernel (not built)"
     timed = op_harness._TimedCase(OPS["gelu"], OPS["gelu"].error_cases[0], torch.device("cuda"), 0)
-    assert timed.verdict("ours") == Verdict("skipped", "no CUDA kernel (not built)")
+    assert timed.verdict("ours", "forward") == Verdict("missing", "no CUDA kernel (not built)")
     monkeypatch.setattr(worlds.torch, "Generator", FakeCudaGenerator)
     rows = list(worlds.error_rows(OPS["gelu"], torch.device("cuda"), seed=0))
-    assert {(row.world, row.status, row.reason) for row in rows} == {("gpu", "skipped", "no CUDA kernel (not built)")}
+    assert {(row.world, row.status, row.reason) for row in rows} == {("gpu", "missing", "no CUDA kernel (not built)")}

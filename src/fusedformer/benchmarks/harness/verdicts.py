@@ -23,7 +23,8 @@ def verdict(ratio: Interval, margin: float = MARGIN) -> Verdict:
         margin: 0.02 takes from 1 / 1.02 to 1.02 for the same.
 
     Returns:
-        SAME where the whole interval lies within the margin, FASTER or SLOWER where all of it lies outside, else UNSURE.
+        SAME where the whole interval lies within the margin, FASTER or SLOWER where all of it lies outside, UNSURE
+        elsewhere.
     """
     low, high = 1 / (1 + margin), 1 + margin
     if low <= ratio.low and ratio.high <= high:

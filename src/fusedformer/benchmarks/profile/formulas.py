@@ -21,6 +21,22 @@ NORM_FLOPS = {
     ("layer_norm", "backward"): 13,
     ("rms_norm", "backward"): 9,
 }
+SOFTMAX_FLOPS = {
+    "forward": 5,  # by element: maximum, difference, exp, sum, quotient; of its logarithm a difference in place of one
+    "backward": 4,  # product and sum of dy and y, difference, product
+}
+# By element. GELU by erf: Phi 4, x Phi 1; backward Phi 4, phi 4, their sum times dy 3. By tanh: its argument 5, itself
+# and the rest 4; backward those again, its derivative 9. SiLU: sigmoid 3, x times it 1; backward sigmoid 3, the rest 5.
+ACTIVATION_FLOPS = {
+    ("gelu", "forward"): 5,
+    ("gelu", "backward"): 11,
+    ("gelu_tanh", "forward"): 9,
+    ("gelu_tanh", "backward"): 18,
+    ("relu", "forward"): 1,
+    ("relu", "backward"): 1,
+    ("silu", "forward"): 4,
+    ("silu", "backward"): 8,
+}
 CROSS_ENTROPY_FLOPS = {
     "forward": 4,
     "backward": 4,
