@@ -18,7 +18,7 @@ from fusedformer.benchmarks import compare as comparing
 from fusedformer.benchmarks import static_baseline
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
-from fusedformer.benchmarks.options import one_of, some_of
+from fusedformer.benchmarks.options import one_of, quantity, some_of
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
@@ -51,11 +51,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: it is not of that form, or not above 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(match[1]) * UNITS_S[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no duration: write one such as 480s, 8m or 1h")
-    return seconds
+    return quantity("duration", text, UNITS_S, "480s, 8m or 1h")
 
 
 def parse_archs(text: str) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusedformer.benchmarks.harness.comparison import OURS
-from fusedformer.benchmarks.harness.timing import MIN_ROUNDS, Interval
+from fusedformer.benchmarks.harness.timing import LEAST_ROUNDS, Interval
 from fusedformer.benchmarks.harness.verdicts import Noise, Verdict, verdict
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.run_folder import Run
@@ -52,7 +52,7 @@ def compare(a: Run, b: Run) -> list[Compared]:
 
 def ratio_interval(a: Sequence[float], b: Sequence[float]) -> Interval | None:
     """Times of B over times of A, any numbers of them; None where either has too few for an interval."""
-    if min(len(a), len(b)) < MIN_ROUNDS:
+    if min(len(a), len(b)) < LEAST_ROUNDS:
         return None
     ratios = sorted(y / x for x in a for y in b)
     n, m = len(a), len(b)

@@ -97,39 +97,6 @@ def attention_backward(pairs: int, queries: int, keys: int, *, H: int, K: int, D
     return Work(2 * pairs * H * (3 * D + 2 * Dv), read + written)
 
 
-def linear(rows: int, n_in: int, n_out: int, *, itemsize: int, bias: bool = False) -> Work:
-    """A linear layer on `rows` vectors; any product of matrices is one."""
-    moved = rows * n_in + n_in * n_out + rows * n_out + (n_out if bias else 0)
-    return Work(2 * rows * n_in * n_out + (rows * n_out if bias else 0), itemsize * moved)
-
-
-def linear_backward(rows: int, n_in: int, n_out: int, *, itemsize: int, bias: bool = False) -> Work:
-    """dx and dweight, which are products of the same size, and dbias."""
-    dx, dweight = linear(rows, n_out, n_in, itemsize=itemsize), linear(n_in, rows, n_out, itemsize=itemsize)
-    of_bias = Work(rows * n_out, itemsize * n_out) if bias else Work(0, 0)
-    return Work(dx.flops + dweight.flops + of_bias.flops, dx.n_bytes + dweight.n_bytes + of_bias.n_bytes)
-
-
-def norm(kind: str, direction: str, rows: int, width: int, *, itemsize: int) -> Work:
-    """LayerNorm or RMSNorm of rows: x to y, or x and dy to dx; weights and statistics are small beside them.
-
-    Args:
-        kind: "layer_norm" or "rms_norm".
-        direction: "forward" or "backward".
-        rows: number of rows.
-        width: elements of a row.
-        itemsize: bytes of an element.
-    """
-    tensors = 2 if direction == "forward" else 3
-    return Work(NORM_FLOPS[kind, direction] * rows * width, tensors * itemsize * rows * width)
-
-
-def cross_entropy(direction: str, rows: int, classes: int, *, itemsize: int) -> Work:
-    """The loss of rows of logits, which are read; backward they are read again and their gradient written."""
-    tensors = 1 if direction == "forward" else 2
-    return Work(CROSS_ENTROPY_FLOPS[direction] * rows * classes, tensors * itemsize * rows * classes)
-
-
 def adamw(parameters: int, *, itemsize: int) -> Work:
     """One fused step: parameter, gradient and two moments are read, all but the gradient written."""
     return Work(ADAMW_FLOPS * parameters, 7 * itemsize * parameters)
