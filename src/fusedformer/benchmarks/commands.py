@@ -4,9 +4,10 @@ Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command 
 not compile everything, or `verify` not find the weights of a model.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,7 @@ from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import not_compiled
+from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.files import atomic_write
@@ -70,6 +72,33 @@ def parse_subject(name: str) -> str:
         ValueError: there is no such op or model.
     """
     return one_of("op or model", name, SUBJECTS)
+
+
+def parse_bench_argument(text: str) -> str:
+    """The name of an op or a model, or a term of a sweep such as D=64,128.
+
+    Raises:
+        ValueError: there is no such op or model, or the term is wrong.
+    """
+    return str(parse_sweep(text)) if "=" in text else parse_subject(text)
+
+
+def parse_sweep_terms(text: str) -> str:
+    """Terms of a sweep.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    return str(parse_sweep(text))
+
+
+def parse_run(text: str) -> Any:
+    """A run of `bench` by its folder.
+
+    Raises:
+        ValueError: there is none, or it is of another version.
+    """
+    return run_folder.read(Path(text))
 
 
 def parse_real_model(name: str) -> str:
@@ -127,6 +156,15 @@ def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A ValueError of what was asked for as typer shows it."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command()
 def doctor() -> None:
     """Print what is installed here, which implementation each op uses, and why the others are not there."""
@@ -139,11 +177,25 @@ def doctor() -> None:
 def bench(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OP", parser=_option(parse_subject), show_default="all", help="Ops and models by name."),
+        typer.Argument(
+            metavar="OP",
+            parser=_option(parse_bench_argument),
+            show_default="all",
+            help="Ops and models by name; more terms of a sweep.",
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
     ] = False,
+    sweep: Annotated[
+        str,
+        typer.Option(
+            parser=_option(parse_sweep_terms),
+            metavar="TERM",
+            show_default="each op's own cases",
+            help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
+        ),
+    ] = "",
     budget: Annotated[
         float | None,
         typer.Option(
@@ -159,20 +211,41 @@ def bench(
             parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
+    resume: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(parse_run),
+            metavar="RUN",
+            help="Measure what this run was killed before or had no time for; with --budget only.",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Time ours against ours: 99 of 100 cells have to say SAME.")
+    ] = False,
     seed: Annotated[
         Any, typer.Option(parser=_option(parse_seed), metavar="N", help="Of all random inputs and weights.")
     ] = "0",
 ) -> None:
-    """Measure errors in every world, and times against PyTorch; write a run folder."""
-    options = bench_run.Options(
-        output=output or run_folder.default_path(),
-        subjects=subjects or (),
-        quick=quick,
-        budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
-        seed=seed,
-    )
+    """Measure errors in every world, and times against other implementations; write a run folder."""
+    terms = [sweep] * bool(sweep) + [name for name in subjects or () if "=" in name]
+    names = [name for name in subjects or () if "=" not in name]
+    if resume is not None and (terms or names or quick or output or self_test or seed):
+        raise typer.BadParameter("a run goes on as it was started: give --budget only", param_hint="--resume")
+    with _refusals():
+        options = bench_run.Options(
+            output=output or run_folder.default_path(),
+            subjects=names,
+            quick=quick,
+            budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
+            seed=seed,
+            sweep=parse_sweep(" ".join(terms)) if terms else None,
+            self_test=self_test,
+        )
+        if resume is not None:
+            options = bench_run.Options.of(resume, budget or BUDGET_S)
+        task = bench_run.Task.of(options, resume)
     with Console() as console:
-        is_right = bench_run.run(options, console)
+        is_right = bench_run.run(task, console)
     raise typer.Exit(0 if is_right else 1)
 
 
