@@ -6,7 +6,6 @@ not compile everything, or `verify` not find the weights of a model.
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +15,7 @@ import typer
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
-from fusedformer.benchmarks.options import one_of, some_of
+from fusedformer.benchmarks.options import one_of, parse_duration, parse_seed, some_of
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
@@ -40,20 +39,6 @@ T = TypeVar("T")
 ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
-UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
-
-    Raises:
-        ValueError: it is not of that form, or not above 0.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(match[1]) * UNITS_S[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no duration: write one such as 480s, 8m or 1h")
-    return seconds
 
 
 def parse_archs(text: str) -> list[int]:
@@ -108,17 +93,6 @@ def parse_real_model(name: str) -> str:
         ValueError: there is no such model.
     """
     return one_of("model", name, REAL_MODELS)
-
-
-def parse_seed(text: str) -> int:
-    """The seed of a random number generator.
-
-    Raises:
-        ValueError: it is no integer from 0 to 2**63 - 1.
-    """
-    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
-        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
-    return int(text)
 
 
 def parse_model(text: str) -> Any:

@@ -1,6 +1,9 @@
-"""What options of the command line have in common: names from a known set."""
+"""What options of the command line have in common: names from a known set, durations, seeds."""
 
+import re
 from collections.abc import Collection
+
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def one_of(kind: str, name: str, known: Collection[str]) -> str:
@@ -24,3 +27,27 @@ def some_of(kind: str, text: str, known: Collection[str]) -> list[str]:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown {kind} {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
     return list(dict.fromkeys(names))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
+
+    Raises:
+        ValueError: it is not of that form, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * UNITS_S[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no duration: write one such as 480s, 8m or 1h")
+    return seconds
+
+
+def parse_seed(text: str) -> int:
+    """The seed of a random number generator.
+
+    Raises:
+        ValueError: it is no integer from 0 to 2**63 - 1.
+    """
+    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
+        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
+    return int(text)
