@@ -23,7 +23,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def work(case: Case, direction: str) -> Work:
-    """That of attention, an addition for each pair, and the bias: read forward, read and its gradient written backward."""
+    """That of attention, an addition for each pair, and the bias: read, and backward its gradient written too."""
     B, S, H = (case.sizes[name] for name in "BSH")
     of_attention = dense.work(case, direction)
     assert of_attention.flops is not None

@@ -4,9 +4,9 @@ Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the
 command was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
 """
 
+import contextlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,17 +18,17 @@ from fusedformer.benchmarks import compare as comparing
 from fusedformer.benchmarks import static_baseline
 from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.ops import SUBJECTS
-from fusedformer.benchmarks.options import one_of, quantity, some_of
+from fusedformer.benchmarks.options import one_of, parse_duration, parse_seed, some_of
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
 from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
-from fusedformer.benchmarks.report.run_folder import Run
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import StaticRow, not_compiled
+from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.files import atomic_write
@@ -42,16 +42,6 @@ T = TypeVar("T")
 ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
-UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
-
-    Raises:
-        ValueError: it is not of that form, or not above 0.
-    """
-    return quantity("duration", text, UNITS_S, "480s, 8m or 1h")
 
 
 def parse_archs(text: str) -> list[int]:
@@ -72,6 +62,33 @@ def parse_subject(name: str) -> str:
     return one_of("op or model", name, SUBJECTS)
 
 
+def parse_bench_argument(text: str) -> str:
+    """The name of an op or a model, or a term of a sweep such as D=64,128.
+
+    Raises:
+        ValueError: there is no such op or model, or the term is wrong.
+    """
+    return str(parse_sweep(text)) if "=" in text else parse_subject(text)
+
+
+def parse_sweep_terms(text: str) -> str:
+    """Terms of a sweep.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    return str(parse_sweep(text))
+
+
+def parse_run(text: str) -> Any:
+    """A run of `bench` by its folder.
+
+    Raises:
+        ValueError: there is none, or it is of another version.
+    """
+    return run_folder.read(Path(text))
+
+
 def parse_real_model(name: str) -> str:
     """The name of a real model.
 
@@ -79,17 +96,6 @@ def parse_real_model(name: str) -> str:
         ValueError: there is no such model.
     """
     return one_of("model", name, REAL_MODELS)
-
-
-def parse_seed(text: str) -> int:
-    """The seed of a random number generator.
-
-    Raises:
-        ValueError: it is no integer from 0 to 2**63 - 1.
-    """
-    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
-        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
-    return int(text)
 
 
 def parse_model(text: str) -> Any:
@@ -108,15 +114,6 @@ def parse_baseline(text: str) -> list[StaticRow]:
         ValueError: there is no such file, or it holds no such rows.
     """
     return static_baseline.load(Path(text))
-
-
-def parse_run(text: str) -> Run:
-    """A run of `fusedformer bench`, from its folder.
-
-    Raises:
-        ValueError: there is none, or it is of another version.
-    """
-    return run_folder.read(Path(text))
 
 
 def _free_path(text: str) -> Path:
@@ -145,6 +142,15 @@ def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A ValueError of what was asked for as typer shows it."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command()
 def doctor() -> None:
     """Print what is installed here, which implementation each op uses, and why the others are not there."""
@@ -157,11 +163,25 @@ def doctor() -> None:
 def bench(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OP", parser=_option(parse_subject), show_default="all", help="Ops and models by name."),
+        typer.Argument(
+            metavar="OP",
+            parser=_option(parse_bench_argument),
+            show_default="all",
+            help="Ops and models by name; more terms of a sweep.",
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
     ] = False,
+    sweep: Annotated[
+        str,
+        typer.Option(
+            parser=_option(parse_sweep_terms),
+            metavar="TERM",
+            show_default="each op's own cases",
+            help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
+        ),
+    ] = "",
     budget: Annotated[
         float | None,
         typer.Option(
@@ -177,20 +197,41 @@ def bench(
             parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
+    resume: Annotated[
+        Any,
+        typer.Option(
+            parser=_option(parse_run),
+            metavar="RUN",
+            help="Measure what this run was killed before or had no time for; with --budget only.",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Time ours against ours: 99 of 100 cells have to say SAME.")
+    ] = False,
     seed: Annotated[
         Any, typer.Option(parser=_option(parse_seed), metavar="N", help="Of all random inputs and weights.")
     ] = "0",
 ) -> None:
-    """Measure errors in every world, and times against PyTorch; write a run folder."""
-    options = bench_run.Options(
-        output=output or run_folder.default_path(),
-        subjects=subjects or (),
-        quick=quick,
-        budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
-        seed=seed,
-    )
+    """Measure errors in every world, and times against other implementations; write a run folder."""
+    terms = [sweep] * bool(sweep) + [name for name in subjects or () if "=" in name]
+    names = [name for name in subjects or () if "=" not in name]
+    if resume is not None and (terms or names or quick or output or self_test or seed):
+        raise typer.BadParameter("a run goes on as it was started: give --budget only", param_hint="--resume")
+    with _refusals():
+        options = bench_run.Options(
+            output=output or run_folder.default_path(),
+            subjects=names,
+            quick=quick,
+            budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
+            seed=seed,
+            sweep=parse_sweep(" ".join(terms)) if terms else None,
+            self_test=self_test,
+        )
+        if resume is not None:
+            options = bench_run.Options.of(resume, budget or BUDGET_S)
+        task = bench_run.Task.of(options, resume)
     with Console() as console:
-        is_right = bench_run.run(options, console)
+        is_right = bench_run.run(task, console)
     raise typer.Exit(0 if is_right else 1)
 
 

@@ -1,7 +1,9 @@
-"""What options of the command line have in common: names from a known set, and numbers with a unit."""
+"""What options of the command line have in common: names from a known set, numbers with a unit, seeds."""
 
 import re
 from collections.abc import Collection, Mapping
+
+UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def one_of(kind: str, name: str, known: Collection[str]) -> str:
@@ -38,3 +40,23 @@ def quantity(kind: str, text: str, units: Mapping[str, float], examples: str) ->
     if value <= 0:
         raise ValueError(f"{text!r} is no {kind}: write one such as {examples}")
     return value
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
+
+    Raises:
+        ValueError: it is not of that form, or not above 0.
+    """
+    return quantity("duration", text, UNITS_S, "480s, 8m or 1h")
+
+
+def parse_seed(text: str) -> int:
+    """The seed of a random number generator.
+
+    Raises:
+        ValueError: it is no integer from 0 to 2**63 - 1.
+    """
+    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
+        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
+    return int(text)

@@ -7,21 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from fusedformer.benchmarks.harness.implementation import Function, Implementation
+from fusedformer.benchmarks.harness.implementation import Function, Implementation, compiled
 
-# Its kernel for the CPU has no backward.
-FORWARD_ONLY = not torch.cuda.is_available()
-
-
-def _compiled() -> Function:
-    """Anew for each case: for its shapes alone, and never given up for too many of them."""
-    torch._dynamo.reset()
-    return torch.compile(flex.flex_attention, dynamic=False)
+_COMPILED = compiled(flex.flex_attention)
 
 
 def dense() -> Function:
     """Dense attention, its block mask made once for a case."""
-    kernel = _compiled()
+    kernel = _COMPILED.build()
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool, window: int | None = None
@@ -35,7 +28,7 @@ def dense() -> Function:
 
 def packed() -> Function:
     """Sequences one behind the other, of which none sees another."""
-    kernel = _compiled()
+    kernel = _COMPILED.build()
 
     def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, *, causal: bool, max_seqlen: int) -> Tensor:
         mask = _document_mask(_Key(cu_seqlens), len(q), causal)
@@ -93,5 +86,4 @@ def _document_mask(cu_seqlens: _Key, total: int, causal: bool) -> flex.BlockMask
     return flex.create_block_mask(seen, None, None, total, total, device=lengths.device)
 
 
-DENSE = Implementation(dense, forward_only=FORWARD_ONLY)
-PACKED = Implementation(packed, forward_only=FORWARD_ONLY)
+DENSE, PACKED = Implementation(dense), Implementation(packed)

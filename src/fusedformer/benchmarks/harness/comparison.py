@@ -97,12 +97,12 @@ class Comparison:
 
         `plan` is asked once the contenders have been judged, which takes time too.
         """
-        candidates = {
-            name: self._candidate(name, contender, instruments) for name, contender in self.contenders.items()
-        }
-        rows = {name: candidate.row for name, candidate in candidates.items()}
-        ready = {name: candidate.ready for name, candidate in candidates.items() if candidate.ready}
-        del candidates  # one that fails is to be freed
+        rows: dict[str, Row] = {}
+        ready: dict[str, Ready] = {}
+        for name, contender in self.contenders.items():
+            rows[name], found = self._candidate(name, contender, instruments)
+            if found is not None:
+                ready[name] = found
         for name, fields in self._time(ready, rows, instruments, plan()).items():
             rows[name] = self._with_rates(replace(rows[name], **fields), instruments)
         ours = rows.get(OURS)

@@ -84,6 +84,8 @@ def compiled(function: Function) -> Implementation:
     """`function` by torch.compile, anew for each case: for its shapes alone, and not given up for too many of them."""
 
     def build() -> Function:
+        if not torch.cuda.is_available():
+            raise MissingError("takes half a minute a case to compile for a CPU: timed on a GPU only")
         torch._dynamo.reset()
         return torch.compile(function, dynamic=False)
 

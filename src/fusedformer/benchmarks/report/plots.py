@@ -22,7 +22,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     for row in rows:
         group = row.subject if row.rate_unit else "models"
-        if row.kind == "error" and row.status != "skipped":
+        if row.kind == "error" and row.status not in ("skipped", "missing"):
             add(row, "errors", draw_errors)
         if row.ratio is not None:
             add(row, f"ratios-{group}", draw_ratios)
