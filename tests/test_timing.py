@@ -85,7 +85,7 @@ def test_contenders_are_interleaved_forth_and_back() -> None:
             return 1.0
 
     timing.measure(runs, CountingClock(), Plan(min_rounds=6, max_rounds=6))
-    assert "".join(calls) == "AABB" + "ABBA" * 6
+    assert "".join(calls) == "AAABBB" + "ABBA" * 6
 
 
 def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
@@ -97,7 +97,7 @@ def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
             return 1e-4
 
     timing.measure({"ours": lasts(0.0)}, RecordingClock(), Plan(sample_seconds=2e-3, max_rounds=6))
-    assert repeats == [1, 1] + [20] * 12
+    assert repeats == [1, 1, 1] + [20] * 12
 
 
 def test_measuring_stops_when_precise_or_out_of_time() -> None:
@@ -134,7 +134,7 @@ def test_a_batch_in_which_the_gpu_throttled_is_made_again() -> None:
     plan = Plan(min_rounds=30, max_rounds=30, batch_rounds=10)
     measured = timing.measure({"ours": lasts(1.0)}, CountingClock(), plan, ThrottlingMonitor(2, 3))
     assert (len(measured.samples["ours"]), measured.repeated_batches) == (30, 2)
-    assert len(calls) == 2 + 2 * 50
+    assert len(calls) == 3 + 2 * 50
     first, second = measured.samples["ours"][9:11]
     assert second - first > 2 * 20  # what came between is forgotten
 
@@ -207,5 +207,5 @@ def test_garbage_collection_waits_and_comes_back() -> None:
             return 1.0
 
     timing.measure({"ours": lasts(0.0)}, WatchingClock(), Plan(max_rounds=6))
-    assert not any(states[2:])
+    assert not any(states[3:])
     assert gc.isenabled()

@@ -174,14 +174,14 @@ def bench(
         bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
     ] = False,
     sweep: Annotated[
-        str,
+        str | None,
         typer.Option(
             parser=_option(parse_sweep_terms),
             metavar="TERM",
             show_default="each op's own cases",
             help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
         ),
-    ] = "",
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -213,7 +213,7 @@ def bench(
     ] = "0",
 ) -> None:
     """Measure errors in every world, and times against other implementations; write a run folder."""
-    terms = [sweep] * bool(sweep) + [name for name in subjects or () if "=" in name]
+    terms = ([sweep] if sweep else []) + [name for name in subjects or () if "=" in name]
     names = [name for name in subjects or () if "=" not in name]
     if resume is not None and (terms or names or quick or output or self_test or seed):
         raise typer.BadParameter("a run goes on as it was started: give --budget only", param_hint="--resume")

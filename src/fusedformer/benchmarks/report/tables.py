@@ -73,7 +73,10 @@ def _worst_case(rows: Sequence[Row]) -> tuple[str, str, str, str]:
 
 
 def time_table(rows: Sequence[Row]) -> Table:
-    """One line per contender: its time, its rate, what else was measured, and its time over ours."""
+    """One line per contender: its time, its rate, what else was measured, and its time over ours.
+
+    A contender that is missing is told below, with the reason.
+    """
     figures: dict[str, Callable[[Row], str]] = {
         "what": lambda row: row.subject,
         "direction": lambda row: row.direction,
@@ -96,10 +99,12 @@ def time_table(rows: Sequence[Row]) -> Table:
         "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster.",
         "of peak: of what a large matrix product or a large copy reached in this run.",
     )
-    lines = [[figure(row) for figure in figures.values()] for row in _of_kind(rows, "time")]
+    timed = _of_kind(rows, "time")
+    absent = dict.fromkeys(f"Not here: {row.contender}, {row.reason}." for row in timed if row.status == "missing")
+    lines = [[figure(row) for figure in figures.values()] for row in timed if row.status != "missing"]
     told = [index for index in range(len(figures)) if any(line[index] != "-" for line in lines)]
     columns = list(figures)
-    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], notes)
+    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], [*notes, *absent])
 
 
 def noise_table(noise: Noise) -> Table:
