@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusedformer import cli
-from fusedformer.benchmarks import bench, commands, ops
+from fusedformer.benchmarks import bench, commands, ops, options
 from fusedformer.benchmarks.report import machine
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect
@@ -49,7 +49,7 @@ def test_a_bad_option_is_named_and_exits_with_2(arguments: tuple[str, ...], mess
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("480s", 480), ("8m", 480), ("1.5h", 5400)])
 def test_durations(text: str, seconds: float) -> None:
-    assert commands.parse_duration(text) == seconds
+    assert options.parse_duration(text) == seconds
 
 
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

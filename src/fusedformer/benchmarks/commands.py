@@ -4,30 +4,39 @@ Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the
 command was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks import compare as comparing
 from fusedformer.benchmarks import static_baseline
+from fusedformer.benchmarks.arguments import (
+    file_path,
+    free_path,
+    option,
+    parse_archs,
+    parse_baseline,
+    parse_bench_argument,
+    parse_model,
+    parse_real_model,
+    parse_run,
+    parse_sweep_terms,
+    refusals,
+)
 from fusedformer.benchmarks.harness.timing import CudaClock
-from fusedformer.benchmarks.ops import SUBJECTS
-from fusedformer.benchmarks.options import one_of, parse_duration, parse_seed, some_of
+from fusedformer.benchmarks.options import parse_duration, parse_seed
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
-from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
-from fusedformer.benchmarks.static.row import StaticRow, not_compiled
+from fusedformer.benchmarks.static.row import not_compiled
 from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
@@ -38,117 +47,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-T = TypeVar("T")
 ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
-
-
-def parse_archs(text: str) -> list[int]:
-    """GPU architectures such as 80,90, in that order, each once.
-
-    Raises:
-        ValueError: one of them is not known.
-    """
-    return list(map(int, some_of("architecture", text, list(map(str, static_world.ARCHS)))))
-
-
-def parse_subject(name: str) -> str:
-    """The name of an op or a model.
-
-    Raises:
-        ValueError: there is no such op or model.
-    """
-    return one_of("op or model", name, SUBJECTS)
-
-
-def parse_bench_argument(text: str) -> str:
-    """The name of an op or a model, or a term of a sweep such as D=64,128.
-
-    Raises:
-        ValueError: there is no such op or model, or the term is wrong.
-    """
-    return str(parse_sweep(text)) if "=" in text else parse_subject(text)
-
-
-def parse_sweep_terms(text: str) -> str:
-    """Terms of a sweep.
-
-    Raises:
-        ValueError: one of them is wrong.
-    """
-    return str(parse_sweep(text))
-
-
-def parse_run(text: str) -> Any:
-    """A run of `bench` by its folder.
-
-    Raises:
-        ValueError: there is none, or it is of another version.
-    """
-    return run_folder.read(Path(text))
-
-
-def parse_real_model(name: str) -> str:
-    """The name of a real model.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    return one_of("model", name, REAL_MODELS)
-
-
-def parse_model(text: str) -> Any:
-    """A model to profile, by name or as FILE.py:FUNCTION.
-
-    Raises:
-        ValueError: there is no such model, file or function.
-    """
-    return find_subject(text)
-
-
-def parse_baseline(text: str) -> list[StaticRow]:
-    """The rows of a baseline of the static world, from a file.
-
-    Raises:
-        ValueError: there is no such file, or it holds no such rows.
-    """
-    return static_baseline.load(Path(text))
-
-
-def _free_path(text: str) -> Path:
-    return run_folder.check_free(Path(text))
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected the name of a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder")
-    return path
-
-
-def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse` for typer, which shows what a BadParameter says and exits with 2, but not what a ValueError says."""
-
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    parsed.__name__ = parse.__name__.removeprefix("parse_")  # typer shows it as the value's kind
-    return parsed
-
-
-@contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """A ValueError of what was asked for as typer shows it."""
-    try:
-        yield
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @app.command()
@@ -165,7 +66,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="OP",
-            parser=_option(parse_bench_argument),
+            parser=option(parse_bench_argument),
             show_default="all",
             help="Ops and models by name; more terms of a sweep.",
         ),
@@ -176,7 +77,7 @@ def bench(
     sweep: Annotated[
         str | None,
         typer.Option(
-            parser=_option(parse_sweep_terms),
+            parser=option(parse_sweep_terms),
             metavar="TERM",
             show_default="each op's own cases",
             help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
@@ -185,7 +86,7 @@ def bench(
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=_option(parse_duration),
+            parser=option(parse_duration),
             metavar="TIME",
             show_default="480s, quick: 140s",
             help="For all of it, such as 480s or 8m.",
@@ -194,13 +95,13 @@ def bench(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
     resume: Annotated[
         Any,
         typer.Option(
-            parser=_option(parse_run),
+            parser=option(parse_run),
             metavar="RUN",
             help="Measure what this run was killed before or had no time for; with --budget only.",
         ),
@@ -209,7 +110,7 @@ def bench(
         bool, typer.Option("--self-test", help="Time ours against ours: 99 of 100 cells have to say SAME.")
     ] = False,
     seed: Annotated[
-        Any, typer.Option(parser=_option(parse_seed), metavar="N", help="Of all random inputs and weights.")
+        Any, typer.Option(parser=option(parse_seed), metavar="N", help="Of all random inputs and weights.")
     ] = "0",
 ) -> None:
     """Measure errors in every world, and times against other implementations; write a run folder."""
@@ -217,7 +118,7 @@ def bench(
     names = [name for name in subjects or () if "=" not in name]
     if resume is not None and (terms or names or quick or output or self_test or seed):
         raise typer.BadParameter("a run goes on as it was started: give --budget only", param_hint="--resume")
-    with _refusals():
+    with refusals():
         options = bench_run.Options(
             output=output or run_folder.default_path(),
             subjects=names,
@@ -237,14 +138,12 @@ def bench(
 
 @app.command()
 def compare(
-    a: Annotated[Any, typer.Argument(metavar="RUN_A", parser=_option(parse_run), help="The folder of a run before.")],
-    b: Annotated[Any, typer.Argument(metavar="RUN_B", parser=_option(parse_run), help="The folder of a run after.")],
+    a: Annotated[Any, typer.Argument(metavar="RUN_A", parser=option(parse_run), help="The folder of a run before.")],
+    b: Annotated[Any, typer.Argument(metavar="RUN_B", parser=option(parse_run), help="The folder of a run after.")],
 ) -> None:
     """Tell of each row whether B is the SAME, FASTER, SLOWER or UNSURE; exit with 1 if any is SLOWER."""
-    try:
+    with refusals():
         found = comparing.compare(a, b)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="RUN_B") from None
     with Console() as console:
         for table in comparing.tables(a, b, found):
             console.table(table)
@@ -254,12 +153,12 @@ def compare(
 @app.command()
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", parser=_option(parse_run), help="Folders of runs of `bench`.")
+        list[str], typer.Argument(metavar="RUN", parser=option(parse_run), help="Folders of runs of `bench`.")
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The folder, a new one."
         ),
     ] = None,
 ) -> None:
@@ -271,21 +170,19 @@ def report(
     folder = output or run_folder.default_path()
     with Console() as console:
         console.step(f"drawing {len(runs)} runs")
-        try:
+        with refusals():
             document.write(runs, folder)  # type: ignore[arg-type]  # typer parses each into a Run
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="RUN") from None
         console.line(f"Report: {folder / 'report.html'}")
 
 
 @app.command()
 def static(
     arch: Annotated[
-        Any, typer.Option(parser=_option(parse_archs), help="GPU architectures, such as 80,90.")
+        Any, typer.Option(parser=option(parse_archs), help="GPU architectures, such as 80,90.")
     ] = ALL_ARCHS,
     json_path: Annotated[
         Path | None,
-        typer.Option("--json", parser=_option(_file), metavar="FILE", help="Write the rows to this file."),
+        typer.Option("--json", parser=option(file_path), metavar="FILE", help="Write the rows to this file."),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write what compiled to results/static.json: after a change of a kernel.")
@@ -293,7 +190,7 @@ def static(
     baseline: Annotated[
         Any,
         typer.Option(
-            parser=_option(parse_baseline),
+            parser=option(parse_baseline),
             metavar="FILE",
             help="What --json wrote before, or results/static.json: fail if any variant is worse.",
         ),
@@ -325,7 +222,7 @@ def profile(
     model: Annotated[
         Any,
         typer.Option(
-            parser=_option(parse_model),
+            parser=option(parse_model),
             metavar="MODEL",
             help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
         ),
@@ -333,17 +230,17 @@ def profile(
     context: Annotated[
         Any,
         typer.Option(
-            parser=_option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
+            parser=option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
         ),
     ] = "1k:1m:x2",
     mode: Annotated[
         Any,
-        typer.Option(parser=_option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
+        typer.Option(parser=option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
     ] = ALL_MODES,
     attention: Annotated[
         Any,
         typer.Option(
-            parser=_option(profile_options.parse_attentions),
+            parser=option(profile_options.parse_attentions),
             metavar="NAME",
             help="Of ours, sdpa (PyTorch's), math.",
         ),
@@ -351,7 +248,7 @@ def profile(
     memory: Annotated[
         float | None,
         typer.Option(
-            parser=_option(profile_options.parse_memory),
+            parser=option(profile_options.parse_memory),
             metavar="SIZE",
             show_default="the GPU's, or an H200's",
             help="That a step may take, such as 141GiB.",
@@ -360,7 +257,7 @@ def profile(
     measure_upto: Annotated[
         int | None,
         typer.Option(
-            parser=_option(profile_options.parse_length),
+            parser=option(profile_options.parse_length),
             metavar="S",
             show_default="all with a GPU, else none",
             help="The longest context to measure on this machine; longer ones are predicted.",
@@ -369,7 +266,7 @@ def profile(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
 ) -> None:
@@ -431,7 +328,7 @@ def verify(
         list[str] | None,
         typer.Option(
             "--model",
-            parser=_option(parse_real_model),
+            parser=option(parse_real_model),
             metavar="MODEL",
             show_default="all",
             help=", ".join(REAL_MODELS) + ".",
@@ -440,7 +337,7 @@ def verify(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
 ) -> None:
