@@ -27,7 +27,7 @@ def invoke(*arguments: str) -> Result:
     [
         (
             ("bench", "sotfmax"),
-            "no op or model 'sotfmax': choose from layer_norm, rms_norm, add_layer_norm, add_rms_norm, softmax",
+            "no op or model 'sotfmax': choose from attention, ",
         ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),
@@ -55,9 +55,9 @@ def test_durations(text: str, seconds: float) -> None:
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[bench.Options] = []
 
-    def run(options: bench.Options, console: Console) -> bool:
-        seen.append(options)
-        return options.quick
+    def run(task: bench.Task, console: Console) -> bool:
+        seen.append(task.options)
+        return task.options.quick
 
     monkeypatch.setattr(bench, "run", run)
     path = tmp_path / "run"
@@ -66,7 +66,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert invoke("bench", "--quick").exit_code == 0
     first, second = seen
     assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
-    assert (second.subjects, second.quick, second.budget_s) == ((), True, 140)
+    assert (second.subjects, second.quick, second.budget_s) == ([], True, 140)
     assert second.output.parent == Path("runs")
 
 

@@ -83,7 +83,6 @@ def test_the_fewest_samples_have_an_interval_and_fewer_have_none() -> None:
         ("failed", "ok", "FASTER"),
         ("ok", "skipped", "UNSURE"),
         ("missing", "ok", "UNSURE"),
-        ("wrong", "failed", "UNSURE"),
     ],
 )
 def test_a_time_that_is_lost_counts_and_one_that_was_not_tried_does_not(
@@ -92,6 +91,12 @@ def test_a_time_that_is_lost_counts_and_one_that_was_not_tried_does_not(
     lost: dict[str, Any] = {"time_p50_s": None, "samples_s": ()}
     rows = [row() if status == "ok" else row(**lost, status=status, reason="why") for status in (a, b)]
     assert verdicts(tmp_path, *rows) == verdict
+
+
+def test_what_has_no_result_in_either_run_is_left_out(tmp_path: Path) -> None:
+    lost = row(time_p50_s=None, samples_s=(), status="missing", reason="no package", contender="theirs")
+    a, b = (write(tmp_path / name, [row(), lost]) for name in ("a", "b"))
+    assert [one.b.contender for one in compare.compare(read(a), read(b))] == ["ours"]
 
 
 def test_an_error_that_leaves_its_budget_is_slower_and_one_within_is_the_same(tmp_path: Path) -> None:

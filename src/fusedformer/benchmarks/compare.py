@@ -36,7 +36,7 @@ class Compared:
 
 
 def compare(a: Run, b: Run) -> list[Compared]:
-    """Every row that both runs have, errors and times, the most telling first.
+    """Every row of both runs that has a result in one of them at least, errors and times, the most telling first.
 
     Raises:
         ValueError: they have none in common.
@@ -46,7 +46,7 @@ def compare(a: Run, b: Run) -> list[Compared]:
     pairs = [(of_a[row.key], row) for row in b.rows if row.key in of_a]
     if not pairs:
         raise ValueError(f"{a.path} and {b.path} have no row in common: nothing to compare")
-    found = [_compared(*pair, margin) for pair in pairs]
+    found = [_compared(*pair, margin) for pair in pairs if "ok" in (pair[0].status, pair[1].status)]
     return sorted(found, key=lambda one: ORDER.index(one.verdict))
 
 
@@ -71,7 +71,7 @@ def _compared(a: Row, b: Row, margin: float) -> Compared:
         return Compared(a, b, ratio, verdict(ratio, margin))
     if a.status == b.status == "ok" and a.kind == "error":
         return Compared(a, b, None, "SAME")
-    if "ok" not in (a.status, b.status) or a.status == b.status or {a.status, b.status} & set(NO_RESULT):
+    if a.status == b.status or {a.status, b.status} & set(NO_RESULT):
         return Compared(a, b, None, "UNSURE")
     return Compared(a, b, None, "SLOWER" if a.status == "ok" else "FASTER")
 

@@ -64,9 +64,10 @@ def plain_log_axis(axes: Axes) -> None:
 
 
 def roofs(axes: Axes, machine: Machine, intensities: Iterable[float]) -> None:
-    """The roofline of a machine from half the least to twice the largest intensity, and beyond the least bend."""
+    """The roofline of a machine over all powers of ten with these intensities, and with its bends."""
     bends = [machine.vector_flops / machine.bandwidth, machine.matrix_flops / machine.bandwidth]
-    low, high = min((*intensities, *bends)) / 2, max((*intensities, *bends)) * 2
+    known = (*intensities, *bends)
+    low, high = 10.0 ** math.floor(math.log10(min(known) / 2)), 10.0 ** math.ceil(math.log10(max(known) * 2))
     x = np.unique([*np.geomspace(low, high, 50), *bends])  # with the bends, which are sharp so
     styles = (("matrix units", machine.matrix_flops, "-"), ("other units", machine.vector_flops, "--"))
     for label, peak, style in styles:

@@ -60,7 +60,8 @@ def _run_section(run: Run, folder: Path) -> Section:
     known = [
         duels.duel_table(found),
         tables.environment_table(run.environment),
-        _trust_table(run),
+        _peak_table(run),
+        tables.noise_table(_noise(run)),
         tables.error_table(run.rows),
         tables.time_table(run.rows),
         tables.static_table(statics),
@@ -107,16 +108,14 @@ def _of_one_size(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.kind == "error" or (row.subject, row.direction) not in swept]
 
 
-def _trust_table(run: Run) -> Table:
-    """How far the times can be trusted, and what the machine reaches at most."""
-    noise = _noise(run)
-    floor = f"{noise.floor:.2%}, {noise.same} of {noise.cells} cells SAME" if noise.cells else "not measured"
-    lines = [("ours against ours: noise floor", floor)]
+def _peak_table(run: Run) -> Table:
+    """What the machine reaches at most."""
+    lines = []
     for fields in run.settings.get("peaks") or []:
         machine = Machine(**fields)
-        peaks = f"{machine.matrix_flops / 1e12:.3g} TFLOP/s in products of 16 bits, {machine.bandwidth / 1e9:.4g} GB/s"
-        lines.append((f"peaks of {machine.name}, {machine.source}", peaks))
-    return Table("How it was measured", ("", "value"), lines)
+        rate, bandwidth = f"{machine.matrix_flops / 1e12:.3g} TFLOP/s", f"{machine.bandwidth / 1e9:.4g} GB/s"
+        lines.append((machine.name, rate, bandwidth, machine.source))
+    return Table("Peaks", ("machine", "products of 16 bits", "memory", "source"), lines)
 
 
 def _noise(run: Run) -> Noise:

@@ -29,6 +29,7 @@ LOST = 0.0  # the ratio of a duel in which ours has no time
 MOST_LINES = 24  # of one map
 FULL_COLOUR = 1.5  # times as fast, or as slow
 LABEL_WIDTH = 6.0  # inches: that of the labels of lines and the bar of colours; a column takes one more
+EVEN_COLOUR = (0.95, 0.95, 0.95, 1.0)
 COLOUR_MAP = "PuOr"  # orange for losses, purple for wins: colour-blind readers tell them apart
 
 
@@ -121,7 +122,8 @@ def _draw_map(found: Sequence[Duel], lines: Sequence[tuple[str, str]], size: str
     norm = TwoSlopeNorm(0.0, -limit, limit)
     for duel in found:
         place = columns.index(duel.ours.sizes.get(size, 0)), lines.index(duel.line)
-        _draw_cell(axes, duel, place, colours(norm(_level(duel))))
+        is_known = duel.outcome in ("win", "loss")
+        _draw_cell(axes, duel, place, colours(norm(_level(duel))) if is_known else EVEN_COLOUR)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_yticks(range(len(lines)), ["\n".join(line) for line in lines], fontsize=7)
@@ -132,7 +134,10 @@ def _draw_map(found: Sequence[Duel], lines: Sequence[tuple[str, str]], size: str
     bar.set_ticks([-limit, 0, limit], labels=[f"{FULL_COLOUR:g} times slower", "even", f"{FULL_COLOUR:g} times faster"])
     bar.ax.tick_params(labelsize=7)
     ways = ", ".join(dict.fromkeys(duel.ours.obtained for duel in found))
-    figure.suptitle(f"time of the best other contender / ours ({ways})\nbelow 1 ours loses; ~ within noise", fontsize=9)
+    figure.suptitle(
+        f"time of the best other contender / ours ({ways})\nbelow 1 ours loses; ~ and grey: within noise, or unsure",
+        fontsize=9,
+    )
     return save(figure, path)
 
 

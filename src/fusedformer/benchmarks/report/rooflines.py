@@ -10,6 +10,7 @@ from fusedformer.benchmarks.machines import Machine
 from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, roofs, save
 from fusedformer.benchmarks.report.rows import Row
 
+FILLS = {"forward": "full", "backward": "none"}  # of a marker, by direction; others are half full
 LINE = 0.21  # inches of a line of the legend
 
 
@@ -24,7 +25,7 @@ def dots(rows: Sequence[Row]) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], machines: Sequence[Machine], path: Path) -> list[Path]:
-    """Draw the dots, forward filled and others hollow; the path, or none if there is no dot or no machine."""
+    """Draw the dots, forward filled and backward hollow; the path, or none if there is no dot or no machine."""
     found = dots(rows)
     if not found or not machines:
         return []
@@ -36,11 +37,17 @@ def draw(rows: Sequence[Row], machines: Sequence[Machine], path: Path) -> list[P
         number = subjects.index(row.subject)
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         rate = (row.flops or 0.0) / (row.time_p50_s or 1.0)
-        face = colour if row.direction == "forward" else "none"
         axes.plot(
-            [_intensity(row)], [rate / 1e12], marker, color=colour, markerfacecolor=face, markersize=8, alpha=0.8,
-            linestyle="none", label=f"{row.subject} {row.direction} {row.dtype}: {_share(row, machine):.0%}",
-        )  # fmt: skip
+            [_intensity(row)],
+            [rate / 1e12],
+            marker,
+            color=colour,
+            markersize=8,
+            alpha=0.8,
+            fillstyle=FILLS.get(row.direction, "left"),
+            linestyle="none",
+            label=f"{row.subject} {row.direction} {row.dtype}: {_share(row, machine):.0%}",
+        )
     axes.set_ylabel("rate (TFLOP/s)")
     axes.set_title(f"ours on {machine.name}, peaks {machine.source}; dots: {found[0].obtained}", fontsize=10)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False, title="share of the roof", title_fontsize=8)

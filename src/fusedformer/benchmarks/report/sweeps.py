@@ -150,13 +150,17 @@ def draw_time(axes: Axes, problem: Problem, known: Mapping[str, Style]) -> None:
 
 def draw_rate(axes: Axes, problem: Problem, known: Mapping[str, Style]) -> None:
     """FLOPs or bytes of the problem over the time."""
+    rates = [row.rate for row in problem.rows if row.rate is not None]
+    unit, scale = next((row.rate_unit for row in problem.rows if row.rate is not None), ""), 1.0
+    if unit == "TFLOP/s" and max(rates) < 1:
+        unit, scale = "GFLOP/s", 1e3
     for name, rows in _contenders(problem):
         timed = [row for row in rows if row.rate is not None]
-        _line(axes, [row.sizes[problem.axis] for row in timed], [row.rate or 0.0 for row in timed], known[name], name)
+        values = [scale * (row.rate or 0.0) for row in timed]
+        _line(axes, [row.sizes[problem.axis] for row in timed], values, known[name], name)
     _size_axis(axes, problem)
     axes.set_ylim(bottom=0)
-    units = dict.fromkeys(row.rate_unit for row in problem.rows if row.rate is not None)
-    axes.set_ylabel(f"rate ({', '.join(units)})", fontsize=9)
+    axes.set_ylabel(f"rate ({unit})", fontsize=9)
 
 
 def draw_memory(axes: Axes, problem: Problem, known: Mapping[str, Style]) -> None:
