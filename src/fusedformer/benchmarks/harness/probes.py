@@ -1,6 +1,7 @@
 """What else is measured of a call beside its time: the memory it needs, and how long it keeps the host busy."""
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -26,6 +27,7 @@ def peak_bytes(run: Run, device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start and stop on stderr otherwise
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     with tempfile.TemporaryDirectory() as folder:
