@@ -9,9 +9,10 @@ from pathlib import Path
 from fusedformer.benchmarks.report.tables import Table
 
 LONG_TABLE = 30  # lines, past which a table is folded
+SHORT_CELL = 24  # characters, up to which a cell stays on one line: a figure with its interval
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; border-bottom: 1px solid #bbb; margin-top: 2.5rem; } h3 { font-size: 1.05rem; }
 nav ul { padding-left: 1.2rem; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: .85rem; }
@@ -19,6 +20,7 @@ figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; } figca
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { border: 1px solid #ccc; padding: .2rem .5rem; text-align: left; vertical-align: top; }
 th { background: #f0f0f0; white-space: nowrap; }
+td.short { white-space: nowrap; }
 td.bad { background: #fdb863; font-weight: bold; } td.good { background: #b2abd2; }
 summary { cursor: pointer; font-weight: bold; margin: .8rem 0; }
 """  # noqa: E501
@@ -96,6 +98,6 @@ def _line(tag: str, cells: Iterable[str]) -> str:
 
 
 def _class(cell: str) -> str:
-    if cell.startswith(BAD):
-        return ' class="bad"'
-    return ' class="good"' if cell in GOOD else ""
+    names = {"short": len(cell) <= SHORT_CELL, "bad": cell.startswith(BAD), "good": cell in GOOD}
+    chosen = " ".join(name for name, is_so in names.items() if is_so)
+    return f' class="{chosen}"' if chosen else ""
