@@ -28,9 +28,8 @@ def finished_rows(rows: Sequence[Row], contenders: Mapping[tuple[str, ...], set[
         contenders: those of every comparison by its key.
     """
     unfinished = {row.comparison for row in rows if row.kind == "time" and row.status == "skipped"}
-    unfinished |= {
-        key for key, names in contenders.items() if names - {r.contender for r in rows if r.comparison == key}
-    }
+    keys = {row.key for row in rows}
+    unfinished |= {key for key, names in contenders.items() if any((*key, name) not in keys for name in names)}
     errors: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.kind == "error":
