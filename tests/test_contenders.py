@@ -176,7 +176,7 @@ class TestPackages:
 
     @pytest.mark.usefixtures("gpu")
     def test_kernels_over_rows_are_called_for_what_ours_compute(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        functions = {
+        functions: dict[str, Any] = {
             "liger_layer_norm": lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
             "liger_rms_norm": lambda x, w, eps, in_place: F.rms_norm(x, x.shape[-1:], w, eps),
             "liger_fused_add_rms_norm": lambda x, r, w, eps, in_place: (F.rms_norm(x + r, x.shape[-1:], w, eps), x + r),

@@ -114,9 +114,37 @@ class Task:
         if resumed is None:
             return cls(options, RunFolder(options.output), device, ops, environment)
         resuming.check_same(resumed, environment)
-        folder = RunFolder.reopened(resumed)
-        folder.rows = resuming.finished_rows(resumed.rows)
-        return cls(options, folder, device, ops, environment)
+        task = cls(options, RunFolder.reopened(resumed), device, ops, environment)
+        contenders = {comparison.key: set(comparison.contenders) for comparison in task.comparisons()}
+        task.folder.rows = resuming.finished_rows(resumed.rows, contenders)
+        return task
+
+    @property
+    def architectures(self) -> list[models.Architecture]:
+        """The models to measure."""
+        subjects = self.options.subjects or (() if self.options.sweep else SUBJECTS)
+        return [model for name, model in ARCHITECTURES.items() if name in subjects]
+
+    def comparisons(self) -> list[Comparison]:
+        """Of times, all of them, the most valuable first; nothing is allocated for them yet.
+
+        Quick: of a GPU the first case of each op, of a CPU, where our ops are PyTorch's, the models alone.
+        """
+        seed, found = self.options.seed, []
+        for op in self.ops:
+            for case in self._cases(op):
+                found += op_harness.comparisons(op, case, self.device, seed)
+        for architecture in self.architectures:
+            found += models.comparisons(architecture, self.device, seed)
+        return [comparison.against_itself() for comparison in found] if self.options.self_test else found
+
+    def _cases(self, op: Op) -> Sequence[Case]:
+        if self.options.sweep is not None:
+            return self.options.sweep.cases(op, self.device.type)
+        cases = op.time_cases[self.device.type]
+        if not self.options.quick:
+            return cases
+        return cases[: 1 if self.device.type == "cuda" else 0]
 
 
 def run(task: Task, console: Console) -> bool:
@@ -140,12 +168,9 @@ class _Bench:
     """One run: what has been measured so far, and the time that is left."""
 
     def __init__(self, task: Task, console: Console) -> None:
-        self.options, self.folder, self.device = task.options, task.folder, task.device
+        self.task, self.options, self.folder, self.device = task, task.options, task.folder, task.device
         self.ops, self.environment, self.console = task.ops, task.environment, console
-        options = task.options
-        self.deadline = time.monotonic() + options.budget_s - CLOSING_SECONDS
-        subjects = options.subjects or (() if options.sweep else SUBJECTS)
-        self.architectures = [model for name, model in ARCHITECTURES.items() if name in subjects]
+        self.deadline = time.monotonic() + task.options.budget_s - CLOSING_SECONDS
         self.reserve = 0.0  # seconds that the times leave to what comes after them
         self.peaks: list[machines.Machine] = []
         self.noise = Noise(0, 0, 0.0)
@@ -295,7 +320,7 @@ class _Bench:
     def _noise_rows(self, instruments: Instruments) -> list[Row]:
         """Ours against ours: the first comparison of each subject."""
         first: dict[str, Comparison] = {}
-        for comparison in self._all_comparisons():
+        for comparison in self.task.comparisons():
             first.setdefault(comparison.subject, comparison)
         waiting, rows = [comparison.against_itself() for comparison in first.values()], []
         while waiting and self._seconds_left() > self.reserve:
@@ -313,26 +338,7 @@ class _Bench:
     def _comparisons(self) -> list[Comparison]:
         """Those that the run folder does not have yet."""
         known = {row.comparison for row in self.folder.rows}
-        found = [comparison for comparison in self._all_comparisons() if comparison.key not in known]
-        return [comparison.against_itself() for comparison in found] if self.options.self_test else found
-
-    def _all_comparisons(self) -> list[Comparison]:
-        """Quick: of a GPU the first case of each op, of a CPU, where our ops are PyTorch's, the models alone."""
-        seed, found = self.options.seed, []
-        for op in self.ops:
-            for case in self._cases(op):
-                found += op_harness.comparisons(op, case, self.device, seed)
-        for architecture in self.architectures:
-            found += models.comparisons(architecture, self.device, seed)
-        return found
-
-    def _cases(self, op: Op) -> Sequence[Case]:
-        if self.options.sweep is not None:
-            return self.options.sweep.cases(op, self.device.type)
-        cases = op.time_cases[self.device.type]
-        if not self.options.quick:
-            return cases
-        return cases[: 1 if self.device.type == "cuda" else 0]
+        return [comparison for comparison in self.task.comparisons() if comparison.key not in known]
 
     def _draw(self) -> list[Path]:
         if find_spec("matplotlib") is None:

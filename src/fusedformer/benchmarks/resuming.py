@@ -1,7 +1,7 @@
 """What of a run that goes on is kept, and whether it can go on here."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusedformer.benchmarks.ops import OPS
@@ -20,9 +20,16 @@ def check_same(run: Run, environment: dict[str, Any]) -> None:
         raise ValueError(f"{run.path} cannot go on here, it was made with {found}")
 
 
-def finished_rows(rows: Sequence[Row]) -> list[Row]:
-    """All but those that another run would measure again: where there was no time, or the errors of an op broke off."""
+def finished_rows(rows: Sequence[Row], contenders: Mapping[tuple[str, ...], set[str]]) -> list[Row]:
+    """All but those that are to be measured again: where there was no time, or a run broke off in the middle.
+
+    Args:
+        rows: of the run so far.
+        contenders: those of every comparison by its key.
+    """
     unfinished = {row.comparison for row in rows if row.kind == "time" and row.status == "skipped"}
+    keys = {row.key for row in rows}
+    unfinished |= {key for key, names in contenders.items() if any((*key, name) not in keys for name in names)}
     errors: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.kind == "error":
