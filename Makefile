@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" --require-worlds reference,emulated,static
 
 slow: $(READY)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow tests
 
 lint: $(READY)
 	$(BIN)/ruff check .

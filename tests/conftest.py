@@ -129,7 +129,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="W,W",
         help="fail the run unless every op of fusedformer.benchmarks.ops passed a case in each of these worlds",
     )
-    parser.addoption("--time-cases", action="store_true", help="test_speed.py: the sizes that `bench` times")
 
 
 @pytest.hookimpl(tryfirst=True)

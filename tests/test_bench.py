@@ -20,8 +20,9 @@ from fusedformer.benchmarks import attention, bench, models, ops
 from fusedformer.benchmarks.harness import op as op_harness
 from fusedformer.benchmarks.harness import worlds
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
-from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, make_run
-from fusedformer.benchmarks.harness.timing import Plan, Run, WallClock
+from fusedformer.benchmarks.harness.instruments import Instruments, Prepared
+from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Case, Op, Problem, make_run
+from fusedformer.benchmarks.harness.timing import Plan, Run
 from fusedformer.benchmarks.models import ModelCase
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.rows import Row
@@ -30,13 +31,15 @@ from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.transformer.config import TransformerConfig
 
 CPU = torch.device("cpu")
-BRIEF = Plan(seconds=0.0, sample_seconds=0.0)
-OPS = list(ops.OPS.values())
-OP_NAMES = list(ops.OPS)
+BRIEF = Plan(seconds=0.0, sample_seconds=0.0, min_rounds=6)
+INSTRUMENTS = Instruments.of(CPU)
+OPS = list(ops.TIMED_OPS.values())
+OP_NAMES = list(ops.TIMED_OPS)
 TINY: dict[str, Any] = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_ff": 32}
 TINY_CONFIGS = {
     "encoder": TransformerConfig(**TINY, vocab_size=11, max_seq_len=6, norm_position="post"),
     "decoder": TransformerConfig(**TINY, vocab_size=11, max_seq_len=6),
+    "encoder_decoder": TransformerConfig(**TINY, vocab_size=11, max_seq_len=6),
     "vision_transformer": TransformerConfig(**TINY, image_size=8, patch_size=4, n_channels=3, n_classes=5),
 }
 
@@ -51,7 +54,12 @@ def tiny(name: str) -> models.Architecture:
 
 def compare(plan: Plan = BRIEF, **contenders: Contender) -> dict[str, Row]:
     comparison = Comparison("softmax", "N=3", "float32", "reference", FORWARD, contenders)
-    return {row.contender: row for row in comparison.measured(WallClock(), lambda: plan)}
+    return {row.contender: row for row in comparison.measured(INSTRUMENTS, lambda: plan)}
+
+
+def by(run: Run) -> Contender:
+    """One that is right, timed by calls of `run`."""
+    return Contender(right, lambda: Prepared(run))
 
 
 def right() -> Verdict:
@@ -72,10 +80,9 @@ class TestGate:
             problem = problem_of(op, case)
             for function in (op.contenders["ours"], op.plain):
                 ratios = problem.error_ratios(function)
-                assert list(ratios) == [
-                    "out",
-                    *(f"d{name}" for name in op.input_names if name not in ("target", "seen")),
-                ]
+                with_gradient = [name for name in op.input_names if name not in ("target", "seen", "cu_seqlens")]
+                names = [f"d{name}" for name in with_gradient] if BACKWARD in op.directions else []
+                assert list(ratios) == ["out", *names]
                 assert all(ratio <= 1 for ratio in ratios.values())
 
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
@@ -97,7 +104,7 @@ class TestGate:
     def test_the_last_key_head_of_attention_is_looked_at(self) -> None:
         def last_head_off(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
             scale = torch.ones(q.shape[2], 1).index_fill(0, torch.tensor([q.shape[2] - 1]), 1.5)
-            return attention.sdpa(q, k, v, causal=causal) * scale
+            return attention.plain(q, k, v, causal=causal) * scale
 
         for case in attention.OP.error_cases:
             problem = problem_of(attention.OP, replace(case, dtype=torch.float32))
@@ -120,7 +127,7 @@ class TestGate:
 
 class TestComparison:
     def test_right_contenders_get_a_time_and_a_ratio(self) -> None:
-        contender = Contender(right, lambda: lambda: sum(range(100)))
+        contender = by(lambda: sum(range(100)))
         rows = compare(ours=contender, theirs=contender)
         assert [row.status for row in rows.values()] == ["ok", "ok"]
         assert rows["ours"].ratio is None
@@ -133,7 +140,7 @@ class TestComparison:
 
     def test_a_wrong_contender_is_never_run(self) -> None:
         wrong = Contender(lambda: Verdict("wrong", "off", 7.0, "dx"), raising(AssertionError("it was prepared")))
-        rows = compare(ours=wrong, theirs=Contender(right, lambda: lambda: None))
+        rows = compare(ours=wrong, theirs=by(lambda: None))
         assert (rows["ours"].status, rows["ours"].error_ratio, rows["ours"].time_p50_s) == ("wrong", 7.0, None)
         assert rows["theirs"].time_p50_s is not None
         assert rows["theirs"].ratio is None
@@ -141,15 +148,15 @@ class TestComparison:
     def test_a_raising_contender_is_a_row_with_the_reason(self) -> None:
         rows = compare(
             ours=Contender(right, raising(torch.OutOfMemoryError())),
-            theirs=Contender(right, lambda: raising(RuntimeError("no kernel"))),
+            theirs=by(raising(RuntimeError("no kernel"))),
         )
         assert [(row.status, row.reason) for row in rows.values()] == [
-            ("failed", "out of memory"),
+            ("out of memory", "out of memory"),
             ("failed", "RuntimeError: no kernel"),
         ]
 
     def test_contenders_too_slow_for_the_budget_are_skipped(self) -> None:
-        contender = Contender(right, lambda: lambda: time.sleep(0.01))
+        contender = by(lambda: time.sleep(0.01))
         wrong = Contender(lambda: Verdict("wrong", "off", 7.0, "dx"), raising(AssertionError("it was prepared")))
         rows = compare(replace(BRIEF, limit_seconds=0.05), ours=wrong, theirs=contender)
         assert (rows["ours"].status, rows["ours"].reason, rows["ours"].error_ratio) == ("wrong", "off", 7.0)
@@ -160,11 +167,12 @@ class TestComparison:
         calls = iter(range(10))
 
         def breaks() -> None:
-            if next(calls) == 5:
+            if next(calls) == 7:  # beyond what is asked before the timing
                 raise torch.OutOfMemoryError
 
-        rows = compare(ours=Contender(right, lambda: breaks), theirs=Contender(right, lambda: lambda: None))
-        assert (rows["ours"].status, rows["ours"].reason, rows["ours"].error_ratio) == ("failed", "out of memory", 0.5)
+        rows = compare(ours=by(breaks), theirs=by(lambda: None))
+        ours = rows["ours"]
+        assert (ours.status, ours.reason, ours.error_ratio) == ("out of memory", "out of memory", 0.5)
         assert rows["theirs"].time_p50_s is not None
         assert rows["theirs"].ratio is None
 
@@ -174,8 +182,8 @@ class TestComparison:
                 run()
                 raise RuntimeError("an illegal memory access")
 
-        comparison = Comparison("softmax", "", "", "gpu", FORWARD, {"ours": Contender(right, lambda: lambda: None)})
-        (row,) = comparison.measured(Device(), lambda: BRIEF)
+        comparison = Comparison("softmax", "", "", "gpu", FORWARD, {"ours": by(lambda: None)})
+        (row,) = comparison.measured(Instruments(CPU, Device()), lambda: BRIEF)
         assert (row.status, row.reason) == ("failed", "RuntimeError: an illegal memory access")
 
     def test_the_plan_is_made_after_judging(self) -> None:
@@ -189,16 +197,17 @@ class TestComparison:
             order.append("planned")
             return BRIEF
 
-        contenders = {"ours": Contender(judged, lambda: lambda: None)}
-        Comparison("softmax", "", "", "reference", FORWARD, contenders).measured(WallClock(), plan)
+        contenders = {"ours": Contender(judged, lambda: Prepared(lambda: None))}
+        Comparison("softmax", "", "", "reference", FORWARD, contenders).measured(INSTRUMENTS, plan)
         assert order == ["judged", "planned"]
 
 
 class TestOpTiming:
     @pytest.mark.parametrize("op", OPS, ids=OP_NAMES)
-    def test_forward_and_backward_are_timed(self, op: Op) -> None:
+    def test_every_direction_is_timed(self, op: Op) -> None:
+        op = replace(op, contenders={"ours": op.contenders["ours"]})
         for comparison in op_harness.comparisons(op, op.error_cases[0], CPU, seed=0):
-            ours, *_ = comparison.measured(WallClock(), lambda: BRIEF)
+            ours, *_ = comparison.measured(INSTRUMENTS, lambda: BRIEF)
             assert (ours.contender, ours.status) == ("ours", "ok")
             assert ours.rate is not None
             assert ours.rate > 0
@@ -221,7 +230,7 @@ class TestOpTiming:
         op, case = ops.OPS["softmax"], Case({"M": 16, "N": 512}, torch.float32)
         monkeypatch.setattr(op_harness, "_l2_bytes", lambda device: 100_000)
         problems = op_harness._TimedCase(op, case, CPU, 0).problems
-        assert sum(problem.n_bytes for problem in problems[1:]) >= 2 * 100_000
+        assert sum(problem.n_bytes for problem in problems[1:]) >= 4 * 100_000
 
     def test_nothing_is_made_for_a_gpu_before_its_turn(self) -> None:
         for op in OPS:
@@ -242,22 +251,28 @@ class TestOpTiming:
         problem = problem_of(attention.OP, case)
         # Of PyTorch's own kernels the counter knows the plain matrix products on every machine.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            make_run(attention.sdpa, [problem], FORWARD)()
-        assert attention.work(case, FORWARD).amount * 1e12 == pytest.approx(counter.get_total_flops())
-        causal = replace(case, options={"causal": True})
-        assert attention.work(causal, FORWARD).amount * 2 == attention.work(case, FORWARD).amount
-        assert attention.work(case, BACKWARD).amount / attention.work(case, FORWARD).amount == 2.5
+            make_run(attention.plain, [problem], FORWARD)()
+        whole = attention.work(case, FORWARD)
+        assert whole.flops == counter.get_total_flops()
+        causal = attention.work(replace(case, options={"causal": True}), FORWARD)
+        assert causal.amount == pytest.approx(whole.amount * (24 + 1) / (2 * 24))
+        windowed = attention.work(replace(case, options={"causal": True, "window": 3}), FORWARD)
+        assert windowed.amount == pytest.approx(whole.amount * (1 + 2 + 3 + 21 * 4) / 24**2)
+        assert attention.work(case, BACKWARD).amount / whole.amount == pytest.approx(2.5)
+        assert attention.work(case, BOTH).amount / whole.amount == pytest.approx(3.5)
+        assert whole.n_bytes == 4 * (4 * 2 * 24 * 4 * 16) + 4 * (2 * 24 * 4)  # q, k, v, out, and a log-sum-exp
 
 
 class TestModels:
     @pytest.mark.parametrize("name", models.ARCHITECTURES)
     def test_both_have_the_same_parameters_and_answers(self, name: str) -> None:
-        pair = models._Pair(tiny(name), tiny(name).cases["cpu"], CPU, seed=0)
-        ours, theirs = (sum(p.numel() for p in model.parameters()) for model in pair.models.values())
-        assert ours == theirs
+        family = models._Family(tiny(name), tiny(name).cases["cpu"], CPU, seed=0)
+        counts = [sum(p.numel() for p in model.parameters()) for model in family.models.values()]
+        assert counts[0] == counts[1]
         for comparison in models.comparisons(tiny(name), CPU, seed=0):
-            rows = comparison.measured(WallClock(), lambda: BRIEF)
-            assert [(row.contender, row.status) for row in rows] == [("ours", "ok"), ("torch.nn", "ok")]
+            ours, theirs, *compiled = comparison.measured(INSTRUMENTS, lambda: BRIEF)
+            assert [(row.contender, row.status) for row in (ours, theirs)] == [("ours", "ok"), ("torch.nn", "ok")]
+            assert [(row.contender, row.status) for row in compiled] in ([], [("torch.compile", "missing")])
 
     def test_a_model_with_a_wrong_weight_gets_no_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load_all_but_one(theirs: torch.nn.Module, ours: torch.nn.Module) -> None:
@@ -268,7 +283,7 @@ class TestModels:
         loaded = models.load_ours
         monkeypatch.setattr(models, "load_ours", load_all_but_one)
         for comparison in models.comparisons(tiny("encoder"), CPU, seed=0):
-            ours, theirs = comparison.measured(WallClock(), lambda: BRIEF)
+            ours, theirs, _ = comparison.measured(INSTRUMENTS, lambda: BRIEF)
             assert (ours.status, ours.time_p50_s) == ("wrong", None)
             assert theirs.status == "ok"
 
@@ -294,7 +309,7 @@ class TestRun:
     ) -> None:
         pytest.importorskip("matplotlib")
         with Console() as console:
-            assert bench.run(options, console)
+            assert bench.run(bench.Task.of(options), console)
         files = {str(path.relative_to(options.output)) for path in options.output.rglob("*") if path.is_file()}
         assert files == {
             "env.json", "plots/errors.png", "plots/ratios-models.png", "results.csv", "results.json", "summary.md",
@@ -307,39 +322,41 @@ class TestRun:
         assert f"Run folder: {options.output}" in printed.replace("\n", "")
         results = json.loads((options.output / "results.json").read_text())
         assert {row["obtained"] for row in results["rows"]} == {"measured"}
-        assert [row["ratio"] is not None for row in results["rows"] if row["kind"] == "time"] == [False, True] * 2
+        times = [row for row in results["rows"] if row["kind"] == "time"]
+        assert [row["ratio"] is not None for row in times] == [False, True, False] * 2
+        assert [row["status"] for row in times] == ["ok", "ok", "missing"] * 2
 
     def test_plots_are_skipped_without_matplotlib(
         self, options: bench.Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(bench, "find_spec", lambda name: None)
         with Console() as console:
-            assert bench.run(replace(options, subjects=("softmax",)), console)
+            assert bench.run(bench.Task.of(replace(options, subjects=("softmax",))), console)
         assert "plots skipped: matplotlib is not installed" in capsys.readouterr().out
         assert not (options.output / "plots").exists()
 
     def test_what_the_budget_does_not_reach_is_said(self, options: bench.Options) -> None:
         with Console() as console:
-            assert bench.run(replace(options, budget_s=1), console)
+            assert bench.run(bench.Task.of(replace(options, budget_s=1)), console)
         rows = json.loads((options.output / "results.json").read_text())["rows"]
         reasons = [row["reason"] for row in rows if row["kind"] == "time"]
-        assert reasons == ["the budget of 1 s was spent"] * 4
+        assert reasons == ["the budget of 1 s was spent"] * 6
 
     def test_a_run_that_breaks_says_where_its_rows_are(
         self, options: bench.Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(bench._Bench, "write", raising(OSError("disk full")))
         with Console() as console, pytest.raises(OSError, match="disk full"):
-            bench.run(options, console)
+            bench.run(bench.Task.of(options), console)
         (partial,) = options.output.parent.glob(".run.partial-*")
-        assert f"what had been measured is in {partial}" in capsys.readouterr().out
+        assert f"goes on from {partial}" in capsys.readouterr().out
 
     def test_an_error_of_ours_fails_the_run_and_is_shown(self, options: bench.Options) -> None:
         softmax = ops.OPS["softmax"]
         off = replace(softmax, contenders={**softmax.contenders, "ours": lambda x: torch.softmax(x, -1) + 0.1})
         with pytest.MonkeyPatch.context() as patch, Console() as console:
-            patch.setattr(bench, "OPS", {"softmax": off})
-            assert not bench.run(replace(options, subjects=("softmax",)), console)
+            patch.setattr(bench, "TIMED_OPS", {"softmax": off})
+            assert not bench.run(bench.Task.of(replace(options, subjects=("softmax",))), console)
         assert "times its budget" in (options.output / "summary.md").read_text()
 
     def test_a_static_world_that_raises_fails_the_run_but_does_not_end_it(
@@ -347,16 +364,15 @@ class TestRun:
     ) -> None:
         monkeypatch.setattr(collect, "collect", raising(FileNotFoundError("no csrc folder")))
         with Console() as console:
-            assert not bench.run(replace(options, subjects=("softmax",)), console)
+            assert not bench.run(bench.Task.of(replace(options, subjects=("softmax",))), console)
         (row,) = json.loads((options.output / "results.json").read_text())["static"]
         assert row["problems"] == ["FileNotFoundError: no csrc folder"]
 
     def test_a_gpu_times_each_op_too(self, options: bench.Options) -> None:
         counts = {}
         for quick, device in itertools.product((True, False), ("cpu", "cuda")):
-            run = bench._Bench(replace(options, quick=quick, subjects=("softmax",)), Console(), folder=None)  # type: ignore[arg-type]
-            run.device = torch.device(device)
-            counts[quick, device] = len(run._comparisons())
+            task = bench.Task.of(replace(options, quick=quick, subjects=("softmax",)))
+            counts[quick, device] = len(replace(task, device=torch.device(device)).comparisons())
         cases = ops.OPS["softmax"].time_cases
         assert counts == {
             (True, "cpu"): 0,

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusedformer import cli
-from fusedformer.benchmarks import bench, commands, ops
+from fusedformer.benchmarks import bench, commands, ops, options
 from fusedformer.benchmarks.report import machine
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect
@@ -27,7 +27,7 @@ def invoke(*arguments: str) -> Result:
     [
         (
             ("bench", "sotfmax"),
-            "no op or model 'sotfmax': choose from layer_norm, rms_norm, add_layer_norm, add_rms_norm, softmax",
+            "no op or model 'sotfmax': choose from attention, ",
         ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),
@@ -49,15 +49,15 @@ def test_a_bad_option_is_named_and_exits_with_2(arguments: tuple[str, ...], mess
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("480s", 480), ("8m", 480), ("1.5h", 5400)])
 def test_durations(text: str, seconds: float) -> None:
-    assert commands.parse_duration(text) == seconds
+    assert options.parse_duration(text) == seconds
 
 
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[bench.Options] = []
 
-    def run(options: bench.Options, console: Console) -> bool:
-        seen.append(options)
-        return options.quick
+    def run(task: bench.Task, console: Console) -> bool:
+        seen.append(task.options)
+        return task.options.quick
 
     monkeypatch.setattr(bench, "run", run)
     path = tmp_path / "run"
@@ -66,7 +66,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert invoke("bench", "--quick").exit_code == 0
     first, second = seen
     assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
-    assert (second.subjects, second.quick, second.budget_s) == ((), True, 140)
+    assert (second.subjects, second.quick, second.budget_s) == ([], True, 140)
     assert second.output.parent == Path("runs")
 
 

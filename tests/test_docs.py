@@ -1,7 +1,9 @@
 """What CONTRIBUTING.md and README.md name exists: files, lists in them, extras; and what is imported is declared."""
 
+import json
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,47 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ENDINGS = (".py", ".cu", ".cpp", ".h", ".md", ".txt", "/")
+
+
+# Rates, times and speed-ups: what only a measurement, or a model that is named as one, can say.
+FIGURE = re.compile(r"\b(\d[\d.,]*) ?(TFLOP/s|GB/s|TB/s|us|µs|ms|x faster|times faster|times as fast)")
+
+
+def unfounded(text: str, measured: Collection[float]) -> list[str]:
+    """The figures in paragraphs that do not say "predicted" or "modelled", and that no measurement rounds to."""
+    paragraphs = [part for part in re.split(r"\n\s*\n", text) if not re.search(r"\b(predicted|modelled)\b", part)]
+    found = [match for paragraph in paragraphs for match in FIGURE.finditer(paragraph)]
+    return [match[0] for match in found if not any(is_rounded(match[1], value) for value in measured)]
+
+
+def is_rounded(stated: str, value: float) -> bool:
+    """Whether the figure, such as 4,310 or 1.50, is the value in as many digits; zeros at the end of 4,310 are none."""
+    number = stated.rstrip(".,").replace(",", "")
+    digits = len((number if "." in number else number.rstrip("0")).replace(".", "").lstrip("0"))
+    return digits > 0 and float(f"{value:.{digits}g}") == float(number)
+
+
+def measured_figures() -> list[float]:
+    """Rates and speed-ups in the run folders kept in results/, and times in ms and µs."""
+    found: list[float] = []
+    for path in (ROOT / "results").rglob("results.json"):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            seconds = row.get("time_p50_s") or 0.0
+            found += [row.get("rate") or 0.0, row.get("ratio") or 0.0, 1e3 * seconds, 1e6 * seconds]
+    return found
+
+
+def test_the_readme_states_no_figure_that_was_not_measured() -> None:
+    assert unfounded(README, measured_figures()) == []
+
+
+def test_figures_without_a_measurement_are_found() -> None:
+    assert unfounded("It reaches 640 TFLOP/s, 1.5 times as fast as others.", []) == ["640 TFLOP/s", "1.5 times as fast"]
+    assert unfounded("It reaches 640 TFLOP/s (predicted).\n\nA call takes 12 ms.", []) == ["12 ms"]
+    assert unfounded("It reaches 640 TFLOP/s and 4,310 GB/s, 1.50 times as fast.", [639.9, 4312.0, 1.499]) == []
+    assert unfounded("It reaches 643 TFLOP/s and 4,300 GB/s, 1.6 times as fast.", [639.9, 4370.0, 1.499]) == [
+        "643 TFLOP/s", "4,300 GB/s", "1.6 times as fast",
+    ]  # fmt: skip
 
 
 def named_files(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`make gpu`: order, budget and exit status, with commands that need no GPU."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -47,8 +48,8 @@ def test_the_tests_leave_the_benchmark_its_time(tmp_path: Path) -> None:
     ]
     assert gpu.run(plan, tmp_path, budget=10) == ["endless"]
     assert (tmp_path / "last.log").read_text().startswith("left ")
-    _, tests, bench = gpu.steps("python3", "9.0", tmp_path)
-    assert (tests.reserve, bench.reserve) == (120, 0)
+    _, tests, bench, *_ = gpu.steps("python3", "9.0", tmp_path, budget=400)
+    assert (tests.reserve, bench.reserve) == (280, 60)
 
 
 def test_what_a_stopped_step_has_started_ends_with_it(tmp_path: Path) -> None:
@@ -62,15 +63,36 @@ def test_what_a_stopped_step_has_started_ends_with_it(tmp_path: Path) -> None:
 
 
 def test_no_step_that_imports_runs_where_the_links_are(tmp_path: Path) -> None:
-    for step in gpu.steps("python3", "9.0", tmp_path):
-        assert "-m" not in step.command[:2] or not (step.folder / "kernels").exists()
+    for step in gpu.steps("python3", "9.0", tmp_path, budget=480):
+        assert "-m" not in step.command or not (step.folder / "kernels").exists()
 
 
 def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
-    build, tests, bench = gpu.steps("python3", "9.0", tmp_path)
+    build, tests, bench, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
     assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
     assert "gpu" in tests.command
     assert str(tmp_path / "bench") in bench.command
+    assert (sanitizer.command[0], sanitizer.needs) == ("compute-sanitizer", "compute-sanitizer")
+    assert all((gpu.ROOT / test).exists() for test in gpu.SANITIZED)
+    assert [step.name for step in tuning] == ["tune-fwd-128", "tune-dq-128", "tune-dkdv-128", "tune-fwd-64"]
+
+
+def test_a_step_whose_program_is_missing_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = [gpu.Step("absent", ("no-such-program",), needs="no-such-program"), gpu.Step("last", python("print('ran')"))]
+    assert gpu.run(plan, tmp_path, budget=30) == []
+    assert "absent: left out, no-such-program is not here" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"last.log"}
+
+
+def test_the_folder_is_named_by_gpu_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu.time, "strftime", lambda *_: "2026-11-22")
+    first = gpu.default_output("NVIDIA H200")
+    assert first == tmp_path / "results" / "nvidia-h200" / "2026-11-22"
+    first.mkdir(parents=True)
+    gpu.write_environment(first)
+    assert "packages" in json.loads((first / "env.json").read_text())
+    assert gpu.default_output("NVIDIA H200").name == "2026-11-22-2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

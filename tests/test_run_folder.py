@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,79 @@ def test_a_killed_run_leaves_nothing_half_written(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run"):
         pass
     assert {*tmp_path.iterdir()} == {tmp_path / "run", rescued}
+
+
+def begun(path: Path, *rows: Row) -> RunFolder:
+    """A run of `bench` that was left in the middle of its next row."""
+    folder = RunFolder(path).__enter__()
+    folder.write_settings({"cpu": "x"}, command="bench", seed=3)
+    for row in rows:
+        folder.add(row)
+    folder._lines.write('{"kind": "ti')
+    folder._lines.close()
+    folder._csv.close()
+    return folder
+
+
+def test_a_run_that_was_killed_is_read_and_goes_on(tmp_path: Path) -> None:
+    begun(tmp_path / "run", ROW, replace(ROW, contender="theirs"))
+    run = run_folder.read(tmp_path / "run")
+    assert (run.is_finished, run.settings["seed"], run.environment) == (False, 3, {"cpu": "x"})
+    assert [row.contender for row in run.rows] == ["ours", "theirs"]
+    with RunFolder.reopened(run) as folder:
+        folder.add(replace(ROW, contender="third"))
+        folder.write_results(run.environment, [], **run.settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    again = run_folder.read(tmp_path / "run")
+    assert (again.is_finished, again.settings) == (True, run.settings)
+    assert [row.contender for row in again.rows] == ["ours", "theirs", "third"]
+    assert again.rows[0] == ROW
+    assert len(read_csv(tmp_path / "run" / "results.csv")) == 3
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"env.json", "results.csv", "results.json"}
+
+
+def test_a_finished_run_that_goes_on_loses_nothing_when_it_is_killed(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.add(ROW)
+        folder.write_results({"cpu": "x"}, [], command="bench", seed=3)
+    folder = RunFolder.reopened(run_folder.read(tmp_path / "run")).__enter__()  # and no more of it
+    folder._lines.close()
+    run = run_folder.read(tmp_path / "run")
+    assert (run.path, run.is_finished, run.rows, run.settings["seed"]) == (folder.partial, False, [ROW], 3)
+
+
+def test_rows_taken_out_of_a_run_that_goes_on_are_gone(tmp_path: Path) -> None:
+    begun(tmp_path / "run", ROW, replace(ROW, contender="theirs"))
+    folder = RunFolder.reopened(run_folder.read(tmp_path / "run"))
+    folder.rows = folder.rows[1:]
+    with folder:
+        pass
+    (line,) = (tmp_path / "run" / "rows.jsonl").read_text().splitlines()
+    assert json.loads(line)["contender"] == "theirs"
+
+
+def test_a_run_that_is_still_going_on_is_not_taken_over(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.write_settings({}, command="bench")
+        folder.add(ROW)
+        run = run_folder.read(tmp_path / "run")
+        with pytest.raises(ValueError, match="is still being written by its run"):
+            RunFolder.reopened(run).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "is no run folder"),
+        ({"schema": 1, "command": "bench"}, "has schema 1 of 'bench', expected schema 2"),
+        ({"schema": 2}, "has schema 2 of 'another command'"),
+    ],
+)
+def test_what_is_no_run_of_bench_is_not_read(tmp_path: Path, settings: dict[str, Any] | None, message: str) -> None:
+    if settings is not None:
+        (tmp_path / "results.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        run_folder.read(tmp_path)
 
 
 def test_a_run_does_not_replace_what_is_there(tmp_path: Path) -> None:

@@ -35,13 +35,13 @@ def lasts(seconds: float) -> Callable[[], float]:
 
 
 def measured_ratio(clock: timing.Clock, ours: float, theirs: float) -> timing.Interval:
-    samples = timing.measure({"ours": lasts(ours), "theirs": lasts(theirs)}, clock, FIXED_ROUNDS)
+    samples = timing.measure({"ours": lasts(ours), "theirs": lasts(theirs)}, clock, FIXED_ROUNDS).samples
     return timing.ratio(samples["theirs"], samples["ours"])
 
 
 def test_a_against_itself_is_1_within_the_interval() -> None:
     plan = Plan(min_rounds=3600, max_rounds=3600)
-    samples = timing.measure({"ours": lasts(1e-3), "theirs": lasts(1e-3)}, NoisyClock(0), plan)
+    samples = timing.measure({"ours": lasts(1e-3), "theirs": lasts(1e-3)}, NoisyClock(0), plan).samples
     runs = [slice(start, start + 12) for start in range(0, 3600, 12)]
     intervals = [timing.ratio(samples["theirs"][run], samples["ours"][run]) for run in runs]
     holds_1 = sum(interval.low <= 1 <= interval.high for interval in intervals)
@@ -59,7 +59,7 @@ def test_the_interval_of_the_default_plan_holds_in_95_of_100_runs(
     contenders = {"ours": lasts(1.0), "theirs": lasts(1.0)}
     intervals = []
     for _ in range(COVERAGE_RUNS):
-        samples = timing.measure(contenders, clock, plan)
+        samples = timing.measure(contenders, clock, plan).samples
         intervals.append(timing.ratio(samples["theirs"], samples["ours"]))
     assert sum(interval.low <= 1 <= interval.high for interval in intervals) / COVERAGE_RUNS >= 0.945
 
@@ -85,7 +85,7 @@ def test_contenders_are_interleaved_forth_and_back() -> None:
             return 1.0
 
     timing.measure(runs, CountingClock(), Plan(min_rounds=6, max_rounds=6))
-    assert "".join(calls) == "AABB" + "ABBA" * 6
+    assert "".join(calls) == "AAABBB" + "ABBA" * 6
 
 
 def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
@@ -97,25 +97,61 @@ def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:
             return 1e-4
 
     timing.measure({"ours": lasts(0.0)}, RecordingClock(), Plan(sample_seconds=2e-3, max_rounds=6))
-    assert repeats == [1, 1] + [20] * 12
+    assert repeats == [1, 1, 1] + [20] * 12
 
 
 def test_measuring_stops_when_precise_or_out_of_time() -> None:
     def rounds(clock: timing.Clock, plan: Plan) -> int:
-        return len(timing.measure({"ours": lasts(0.1), "theirs": lasts(0.1)}, clock, plan)["ours"])
+        return len(timing.measure({"ours": lasts(0.1), "theirs": lasts(0.1)}, clock, plan).samples["ours"])
 
     noisy, steady = NoisyClock(0, noise=0.3), NoisyClock(0, noise=0.0)
-    assert rounds(steady, Plan(seconds=1e9)) == timing.MIN_ROUNDS
-    assert rounds(noisy, Plan(seconds=0.0)) == timing.MIN_ROUNDS
+    assert rounds(steady, Plan(seconds=1e9)) == timing.LEAST_ROUNDS
+    assert rounds(noisy, Plan(seconds=0.0)) == 20
+    assert rounds(noisy, Plan(seconds=0.0, limit_seconds=4.0)) == 11
     assert 20 <= rounds(noisy, Plan(seconds=10.0)) <= 30
     assert rounds(noisy, Plan(seconds=1e9, max_rounds=50)) == 50
+
+
+class ThrottlingMonitor:
+    """A GPU that throttles in the batches of these numbers."""
+
+    def __init__(self, *throttled: int) -> None:
+        self.throttled, self.asked = throttled, -1
+
+    def is_fit(self) -> bool:
+        self.asked += 1
+        return self.asked not in self.throttled
+
+
+def test_a_batch_in_which_the_gpu_throttled_is_made_again() -> None:
+    calls: list[str] = []
+
+    class CountingClock:
+        def time(self, run: Callable[[], object], repeats: int) -> float:
+            calls.append("call")
+            return float(len(calls))
+
+    plan = Plan(min_rounds=30, max_rounds=30, batch_rounds=10)
+    measured = timing.measure({"ours": lasts(1.0)}, CountingClock(), plan, ThrottlingMonitor(2, 3))
+    assert (len(measured.samples["ours"]), measured.repeated_batches) == (30, 2)
+    assert len(calls) == 3 + 2 * 50
+    first, second = measured.samples["ours"][9:11]
+    assert second - first > 2 * 20  # what came between is forgotten
+
+
+def test_a_gpu_that_stays_hot_is_measured_all_the_same() -> None:
+    monitor = ThrottlingMonitor(*range(1, 100))
+    measured = timing.measure({"ours": lasts(1.0)}, NoisyClock(0), Plan(min_rounds=20, max_rounds=20), monitor)
+    assert (len(measured.samples["ours"]), measured.repeated_batches) == (20, timing.MAX_REPEATED)
 
 
 def test_calls_too_slow_for_the_least_rounds_are_not_begun() -> None:
     slow = {"ours": lasts(1.0), "theirs": lasts(2.0)}
     with pytest.raises(TooSlowError, match="6 rounds need 36 s, 30 s are left for them"):
         timing.measure(slow, NoisyClock(0, noise=0.0), Plan(seconds=5.0, limit_seconds=30.0))
-    assert len(timing.measure(slow, NoisyClock(0, noise=0.0), Plan(seconds=5.0, limit_seconds=40.0))["ours"]) == 6
+    assert (
+        len(timing.measure(slow, NoisyClock(0, noise=0.0), Plan(seconds=5.0, limit_seconds=40.0)).samples["ours"]) == 6
+    )
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (10, 2, 9), (20, 5, 16), (100, 39, 62)])
@@ -171,5 +207,5 @@ def test_garbage_collection_waits_and_comes_back() -> None:
             return 1.0
 
     timing.measure({"ours": lasts(0.0)}, WatchingClock(), Plan(max_rounds=6))
-    assert not any(states[2:])
+    assert not any(states[3:])
     assert gc.isenabled()

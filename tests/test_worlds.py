@@ -82,7 +82,7 @@ def test_a_process_out_of_time_is_ended() -> None:
 def test_an_op_whose_inputs_do_not_fit_has_failed() -> None:
     op = replace(OPS["gelu"], make_inputs=out_of_memory)
     rows = list(worlds.error_rows(op, CPU, seed=0))
-    assert {(row.status, row.reason) for row in rows} == {("failed", "out of memory")}
+    assert {(row.status, row.reason) for row in rows} == {("out of memory", "out of memory")}
 
 
 def test_pytorchs_kernels_are_not_published_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_pytorchs_kernels_are_not_published_as_ours(monkeypatch: pytest.MonkeyPa
     assert op_harness.missing_kernel("gelu", "cpu") == ""
     assert op_harness.missing_kernel("gelu", "cuda") == "no CUDA kernel (not built)"
     timed = op_harness._TimedCase(OPS["gelu"], OPS["gelu"].error_cases[0], torch.device("cuda"), 0)
-    assert timed.verdict("ours") == Verdict("skipped", "no CUDA kernel (not built)")
+    assert timed.verdict("ours", "forward") == Verdict("missing", "no CUDA kernel (not built)")
     monkeypatch.setattr(worlds.torch, "Generator", FakeCudaGenerator)
     rows = list(worlds.error_rows(OPS["gelu"], torch.device("cuda"), seed=0))
-    assert {(row.world, row.status, row.reason) for row in rows} == {("gpu", "skipped", "no CUDA kernel (not built)")}
+    assert {(row.world, row.status, row.reason) for row in rows} == {("gpu", "missing", "no CUDA kernel (not built)")}

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.contenders.rows import OTHERS
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, row_cases, traffic
+from fusedformer.benchmarks.profile.formulas import NORM_FLOPS
 from fusedformer.kernels.add_norm import add_rms_norm
 
 
@@ -23,7 +26,9 @@ def work(case: Case, direction: str) -> Work:
 
     Weights, their gradients and the statistics are 1/M or 1/N of that, and left out.
     """
-    return traffic(case, tensors=4 if direction == FORWARD else 3)
+    if direction == FORWARD:
+        return traffic(case, tensors=4, flops=1 + NORM_FLOPS["rms_norm", FORWARD])
+    return traffic(case, tensors=3, flops=NORM_FLOPS["rms_norm", direction])
 
 
 def ours(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
@@ -41,7 +46,12 @@ OP = Op(
     input_names=("x", "residual", "weight"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": ours, "x + residual, F.rms_norm": plain},
+    contenders={
+        "ours": ours,
+        "x + residual, F.rms_norm": plain,
+        "torch.compile": compiled(plain),
+        **OTHERS["add_rms_norm"],
+    },
     plain=plain,
     error_cases=(
         Case({"M": 16, "N": 768}, torch.float32),
@@ -50,6 +60,7 @@ OP = Op(
     ),
     time_cases={
         "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
-        "cuda": tuple(Case({"M": 2**27 // N, "N": N}, torch.bfloat16) for N in (1024, 4096, 8192)),
+        "cuda": row_cases(),
     },
+    balance=ROW_BALANCE,
 )

@@ -1,15 +1,23 @@
 """Attention of S queries over S keys: B batch, H query heads, K key and value heads, D head dimension.
 
-Contenders: ours, and scaled_dot_product_attention of PyTorch held to its flash kernel.
+`window` is how many keys before its own a query sees. Contenders: ours, PyTorch's attention held to each of its
+kernels, FlashAttention 2 to 4, FlexAttention, xFormers, Triton as the paper reads, and plain products as they are and
+compiled.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn
+from fusedformer.benchmarks.contenders import flash_attn, flex, tutorial, xformers
+from fusedformer.benchmarks.contenders.plain import BLOCK, eager, in_blocks
+from fusedformer.benchmarks.contenders.sdpa import pinned, sdpa
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Case, Inputs, Op, Work, randn
+from fusedformer.benchmarks.profile import formulas
 from fusedformer.kernels.attention.op import attention
+
+# More S has less B, and more D fewer heads, so that the number of tokens and their width stay (Dao 2023, section 4.1).
+BALANCE = {"S": ("B",), "D": ("H", "K")}
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
@@ -19,37 +27,55 @@ def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 
 def work(case: Case, direction: str) -> Work:
-    """FLOPs of the matrix products: 2 of 2 S S D each forward and 5 backward (Dao 2023, section 4.1), causal half."""
-    B, S, H, D = (case.sizes[name] for name in "BSHD")
-    products = 2 if direction == FORWARD else 5
-    visible = 0.5 if case.options["causal"] else 1.0
-    return Work(products * visible * 2 * B * H * S * S * D / 1e12, "TFLOP")
+    """FLOPs of the matrix products over the pairs that are visible, and bytes of every operand once."""
+    B, S = case.sizes["B"], case.sizes["S"]
+    right = 0 if case.options["causal"] else None
+    return work_of(
+        case, B * formulas.visible_pairs(S, S, left=case.options.get("window"), right=right), B * S, direction
+    )
+
+
+def work_of(case: Case, pairs: int, rows: int, direction: str) -> Work:
+    """Of so many visible pairs of a query and a key, and rows of each, in all sequences."""
+    H, K, D = (case.sizes[name] for name in "HKD")
+    parts = {FORWARD: formulas.attention_forward, BACKWARD: formulas.attention_backward}
+    done = [
+        formula(pairs, rows, rows, H=H, K=K, D=D, Dv=D, itemsize=case.dtype.itemsize)
+        for name, formula in parts.items()
+        if direction in (name, BOTH)
+    ]
+    return Work(sum(part.flops for part in done), sum(part.n_bytes for part in done), "TFLOP")
 
 
 def parts(case: Case, tensor: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the last key head with its query heads, of (B, S, heads, D): they do not see the others.
 
-    float64 of every head would take B H S S numbers of 8 bytes, several times.
+    float64 of every head would take long.
     """
     group = tensor.shape[2] // case.sizes["K"]
     return tensor[:1, :, :group], tensor[-1:, :, -group:]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """PyTorch's attention, by the kernel that PyTorch chooses."""
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2)
+def ours(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None) -> Tensor:
+    """Ours."""
+    return attention(q, k, v, window=None if window is None else (window, None), causal=causal)
 
 
-def sdpa_flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """PyTorch's FlashAttention; raises where that kernel does not take the inputs."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa(q, k, v, causal=causal)
+def plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None = None) -> Tensor:
+    """PyTorch's, by the kernel that it chooses; in float64, where that keeps all scores, in blocks if they are many."""
+    function = in_blocks if q.dtype == torch.float64 and q.shape[1] > BLOCK else sdpa
+    return function(q, k, v, causal=causal, window=window)
 
 
-def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool) -> Case:
-    return Case({"B": B, "S": S, "H": H, "K": K, "D": D}, dtype, {"causal": causal})
+def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool, window: int | None = None) -> Case:
+    options = {"causal": causal} | ({} if window is None else {"window": window})
+    return Case({"B": B, "S": S, "H": H, "K": K, "D": D}, dtype, options)
+
+
+def _on_gpu(S: int, D: int, causal: bool, share: int = 1, window: int | None = None) -> Case:
+    """16k tokens of width 2,048 whatever the length, as Dao 2023 measures; `share` query heads for each key head."""
+    H = 2048 // D
+    return _case(max(1, 2**14 // S), S, H, H // share, D, torch.bfloat16, causal, window)
 
 
 OP = Op(
@@ -57,8 +83,19 @@ OP = Op(
     input_names=("q", "k", "v"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": attention, "SDPA flash": sdpa_flash},
-    plain=sdpa,
+    contenders={
+        "ours": ours,
+        **pinned(sdpa),
+        "flash-attn 3": flash_attn.dense(3),
+        "flash-attn 2": flash_attn.dense(2),
+        "flash-attn 4": flash_attn.dense(4),
+        "FlexAttention": flex.DENSE,
+        "xFormers": xformers.DENSE,
+        "Triton tutorial": tutorial.TUTORIAL,
+        "eager": eager,
+        "torch.compile": compiled(eager),
+    },
+    plain=plain,
     error_cases=(
         _case(2, 65, 2, 2, 32, torch.float32, causal=False),
         _case(1, 130, 2, 1, 64, torch.float16, causal=True),
@@ -66,13 +103,18 @@ OP = Op(
     ),
     time_cases={
         "cpu": (_case(2, 512, 8, 8, 64, torch.float32, causal=True),),
-        # 16k tokens of width 2,048 whatever the length, as Dao 2023 measures.
-        "cuda": tuple(
-            _case(2**14 // S, S, 2048 // D, 2048 // D, D, torch.bfloat16, causal)
-            for D in (128, 64)
-            for causal in (True, False)
-            for S in (4096, 1024, 16384)
+        "cuda": (
+            *(
+                _on_gpu(S, D, causal)
+                for D in (128, 64)
+                for S in (4096, 16384, 1024, 32768, 2048, 8192)
+                for causal in (True, False)
+            ),
+            *(_on_gpu(S, 128, causal=True, share=4) for S in (4096, 16384)),
+            *(_on_gpu(S, 128, causal=True, window=1024) for S in (4096, 16384)),
         ),
     },
+    directions=(FORWARD, BACKWARD, BOTH),
+    balance=BALANCE,
     parts=parts,
 )

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.profile.formulas import ACTIVATION_FLOPS
 from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
 
 OURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -35,7 +37,8 @@ def work(case: Case, direction: str) -> Work:
 
     The bias and its gradient are 1/M of that, and left out.
     """
-    return traffic(case, tensors=2 if direction == FORWARD else 3)
+    flops = 1 + ACTIVATION_FLOPS[case.options["activation"], direction]  # the bias, or the sum that is its gradient
+    return traffic(case, tensors=2 if direction == FORWARD else 3, flops=flops)
 
 
 def ours(x: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -57,11 +60,12 @@ OP = Op(
     input_names=("x", "bias"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": ours, "F.gelu(x + bias)": plain},
+    contenders={"ours": ours, "F.gelu(x + bias)": plain, "torch.compile": compiled(plain)},
     plain=plain,
     error_cases=(*_cases(16, 1024, torch.float32, torch.bfloat16), *_cases(16, 1023, torch.float16)),
     time_cases={
         "cpu": _cases(1024, 3072, torch.float32),
         "cuda": tuple(case for N in (1024, 4096, 16384) for case in _cases(2**27 // N, N, torch.bfloat16)),
     },
+    balance=ROW_BALANCE,
 )

@@ -1,30 +1,43 @@
 """The commands of `fusedformer`: what they take, and what they exit with.
 
-Exit status: 0 if all is well, 1 if a result of ours is wrong, 2 if the command was called wrongly, 3 if `static` could
-not compile everything, or `verify` not find the weights of a model.
+Exit status: 0 if all is well; 1 if a result of ours is wrong, or worse than the one it is compared with; 2 if the
+command was called wrongly; 3 if `static` could not compile everything, or `verify` not find the weights of a model.
 """
 
 import json
-import re
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from fusedformer.benchmarks import bench as bench_run
+from fusedformer.benchmarks import compare as comparing
+from fusedformer.benchmarks import static_baseline
+from fusedformer.benchmarks.arguments import (
+    file_path,
+    free_path,
+    option,
+    parse_archs,
+    parse_baseline,
+    parse_bench_argument,
+    parse_model,
+    parse_real_model,
+    parse_run,
+    parse_sweep_terms,
+    refusals,
+)
 from fusedformer.benchmarks.harness.timing import CudaClock
-from fusedformer.benchmarks.ops import SUBJECTS
-from fusedformer.benchmarks.options import one_of, some_of
+from fusedformer.benchmarks.options import parse_duration, parse_seed
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
-from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
 from fusedformer.benchmarks.static.row import not_compiled
+from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.files import atomic_write
@@ -34,97 +47,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-T = TypeVar("T")
 ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
-UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as 90, 480s, 8m or 1.5h.
-
-    Raises:
-        ValueError: it is not of that form, or not above 0.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(match[1]) * UNITS_S[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no duration: write one such as 480s, 8m or 1h")
-    return seconds
-
-
-def parse_archs(text: str) -> list[int]:
-    """GPU architectures such as 80,90, in that order, each once.
-
-    Raises:
-        ValueError: one of them is not known.
-    """
-    return list(map(int, some_of("architecture", text, list(map(str, static_world.ARCHS)))))
-
-
-def parse_subject(name: str) -> str:
-    """The name of an op or a model.
-
-    Raises:
-        ValueError: there is no such op or model.
-    """
-    return one_of("op or model", name, SUBJECTS)
-
-
-def parse_real_model(name: str) -> str:
-    """The name of a real model.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    return one_of("model", name, REAL_MODELS)
-
-
-def parse_seed(text: str) -> int:
-    """The seed of a random number generator.
-
-    Raises:
-        ValueError: it is no integer from 0 to 2**63 - 1.
-    """
-    if not re.fullmatch(r"\d+", text) or int(text) >= 2**63:
-        raise ValueError(f"seed {text!r} is no integer from 0 to 2**63 - 1")
-    return int(text)
-
-
-def parse_model(text: str) -> Any:
-    """A model to profile, by name or as FILE.py:FUNCTION.
-
-    Raises:
-        ValueError: there is no such model, file or function.
-    """
-    return find_subject(text)
-
-
-def _free_path(text: str) -> Path:
-    return run_folder.check_free(Path(text))
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, expected the name of a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is no folder")
-    return path
-
-
-def _option(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """`parse` for typer, which shows what a BadParameter says and exits with 2, but not what a ValueError says."""
-
-    def parsed(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    parsed.__name__ = parse.__name__.removeprefix("parse_")  # typer shows it as the value's kind
-    return parsed
 
 
 @app.command()
@@ -139,15 +64,29 @@ def doctor() -> None:
 def bench(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OP", parser=_option(parse_subject), show_default="all", help="Ops and models by name."),
+        typer.Argument(
+            metavar="OP",
+            parser=option(parse_bench_argument),
+            show_default="all",
+            help="Ops and models by name; more terms of a sweep.",
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
     ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            parser=option(parse_sweep_terms),
+            metavar="TERM",
+            show_default="each op's own cases",
+            help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=_option(parse_duration),
+            parser=option(parse_duration),
             metavar="TIME",
             show_default="480s, quick: 140s",
             help="For all of it, such as 480s or 8m.",
@@ -156,38 +95,106 @@ def bench(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
+    resume: Annotated[
+        Any,
+        typer.Option(
+            parser=option(parse_run),
+            metavar="RUN",
+            help="Measure what this run was killed before or had no time for; with --budget only.",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Time ours against ours: 99 of 100 cells have to say SAME.")
+    ] = False,
     seed: Annotated[
-        Any, typer.Option(parser=_option(parse_seed), metavar="N", help="Of all random inputs and weights.")
+        Any, typer.Option(parser=option(parse_seed), metavar="N", help="Of all random inputs and weights.")
     ] = "0",
 ) -> None:
-    """Measure errors in every world, and times against PyTorch; write a run folder."""
-    options = bench_run.Options(
-        output=output or run_folder.default_path(),
-        subjects=subjects or (),
-        quick=quick,
-        budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
-        seed=seed,
-    )
+    """Measure errors in every world, and times against other implementations; write a run folder."""
+    terms = ([sweep] if sweep else []) + [name for name in subjects or () if "=" in name]
+    names = [name for name in subjects or () if "=" not in name]
+    if resume is not None and (terms or names or quick or output or self_test or seed):
+        raise typer.BadParameter("a run goes on as it was started: give --budget only", param_hint="--resume")
+    with refusals():
+        options = bench_run.Options(
+            output=output or run_folder.default_path(),
+            subjects=names,
+            quick=quick,
+            budget_s=budget or (QUICK_BUDGET_S if quick else BUDGET_S),
+            seed=seed,
+            sweep=parse_sweep(" ".join(terms)) if terms else None,
+            self_test=self_test,
+        )
+        if resume is not None:
+            options = bench_run.Options.of(resume, budget or BUDGET_S)
+        task = bench_run.Task.of(options, resume)
     with Console() as console:
-        is_right = bench_run.run(options, console)
+        is_right = bench_run.run(task, console)
     raise typer.Exit(0 if is_right else 1)
+
+
+@app.command()
+def compare(
+    a: Annotated[Any, typer.Argument(metavar="RUN_A", parser=option(parse_run), help="The folder of a run before.")],
+    b: Annotated[Any, typer.Argument(metavar="RUN_B", parser=option(parse_run), help="The folder of a run after.")],
+) -> None:
+    """Tell of each row whether B is the SAME, FASTER, SLOWER or UNSURE; exit with 1 if any is SLOWER."""
+    with refusals():
+        found = comparing.compare(a, b)
+    with Console() as console:
+        for table in comparing.tables(a, b, found):
+            console.table(table)
+    raise typer.Exit(1 if any(one.verdict == "SLOWER" for one in found) else 0)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", parser=option(parse_run), help="Folders of runs of `bench`.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The folder, a new one."
+        ),
+    ] = None,
+) -> None:
+    """Write what runs measured as one HTML file, as markdown, and as pictures."""
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter("needs matplotlib: pip install 'fusedformer[bench]'", param_hint="report")
+    from fusedformer.benchmarks.report import document
+
+    folder = output or run_folder.default_path()
+    with Console() as console:
+        console.step(f"drawing {len(runs)} runs")
+        with refusals():
+            document.write(runs, folder)  # type: ignore[arg-type]  # typer parses each into a Run
+        console.line(f"Report: {folder / 'report.html'}")
 
 
 @app.command()
 def static(
     arch: Annotated[
-        Any, typer.Option(parser=_option(parse_archs), help="GPU architectures, such as 80,90.")
+        Any, typer.Option(parser=option(parse_archs), help="GPU architectures, such as 80,90.")
     ] = ALL_ARCHS,
     json_path: Annotated[
         Path | None,
-        typer.Option("--json", parser=_option(_file), metavar="FILE", help="Write the rows to this file."),
+        typer.Option("--json", parser=option(file_path), metavar="FILE", help="Write the rows to this file."),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write what compiled to results/static.json: after a change of a kernel.")
     ] = False,
+    baseline: Annotated[
+        Any,
+        typer.Option(
+            parser=option(parse_baseline),
+            metavar="FILE",
+            help="What --json wrote before, or results/static.json: fail if any variant is worse.",
+        ),
+    ] = None,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
     if record and (not cache.RECORD.parents[1].joinpath("csrc").is_dir() or tuple(arch) != static_world.ARCHS):
@@ -199,10 +206,13 @@ def static(
         console.table(tables.static_table(rows))
         if (times := tables.row_times_table(rows)).lines:
             console.table(times)
+        changes = [] if baseline is None else static_baseline.changes(rows, baseline)
+        if baseline is not None:
+            console.table(static_baseline.table(changes))
     if json_path is not None:
         with atomic_write(json_path) as partial:
             partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
-    if any(row.problems for row in rows):
+    if any(row.problems for row in rows) or any(change.worse for change in changes):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)
 
@@ -212,7 +222,7 @@ def profile(
     model: Annotated[
         Any,
         typer.Option(
-            parser=_option(parse_model),
+            parser=option(parse_model),
             metavar="MODEL",
             help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
         ),
@@ -220,17 +230,17 @@ def profile(
     context: Annotated[
         Any,
         typer.Option(
-            parser=_option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
+            parser=option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
         ),
     ] = "1k:1m:x2",
     mode: Annotated[
         Any,
-        typer.Option(parser=_option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
+        typer.Option(parser=option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
     ] = ALL_MODES,
     attention: Annotated[
         Any,
         typer.Option(
-            parser=_option(profile_options.parse_attentions),
+            parser=option(profile_options.parse_attentions),
             metavar="NAME",
             help="Of ours, sdpa (PyTorch's), math.",
         ),
@@ -238,7 +248,7 @@ def profile(
     memory: Annotated[
         float | None,
         typer.Option(
-            parser=_option(profile_options.parse_memory),
+            parser=option(profile_options.parse_memory),
             metavar="SIZE",
             show_default="the GPU's, or an H200's",
             help="That a step may take, such as 141GiB.",
@@ -247,7 +257,7 @@ def profile(
     measure_upto: Annotated[
         int | None,
         typer.Option(
-            parser=_option(profile_options.parse_length),
+            parser=option(profile_options.parse_length),
             metavar="S",
             show_default="all with a GPU, else none",
             help="The longest context to measure on this machine; longer ones are predicted.",
@@ -256,7 +266,7 @@ def profile(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
 ) -> None:
@@ -318,7 +328,7 @@ def verify(
         list[str] | None,
         typer.Option(
             "--model",
-            parser=_option(parse_real_model),
+            parser=option(parse_real_model),
             metavar="MODEL",
             show_default="all",
             help=", ".join(REAL_MODELS) + ".",
@@ -327,7 +337,7 @@ def verify(
     output: Annotated[
         Path | None,
         typer.Option(
-            parser=_option(_free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
+            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
         ),
     ] = None,
 ) -> None:

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.contenders.rows import OTHERS
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, row_cases, traffic
+from fusedformer.benchmarks.profile.formulas import CROSS_ENTROPY_FLOPS
 from fusedformer.kernels.cross_entropy import cross_entropy
 
 
@@ -25,7 +28,7 @@ def work(case: Case, direction: str) -> Work:
 
     Targets, losses and logsumexps are 1/V of that, and left out.
     """
-    return traffic(case, tensors=1 if direction == FORWARD else 2)
+    return traffic(case, tensors=1 if direction == FORWARD else 2, flops=CROSS_ENTROPY_FLOPS[direction])
 
 
 def output_shape(inputs: Inputs) -> torch.Size:
@@ -46,7 +49,7 @@ OP = Op(
     input_names=("logits", "target"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": ours, "F.cross_entropy": plain},
+    contenders={"ours": ours, "F.cross_entropy": plain, "torch.compile": compiled(plain), **OTHERS["cross_entropy"]},
     plain=plain,
     error_cases=(
         Case({"M": 16, "V": 1000}, torch.float32),
@@ -55,7 +58,8 @@ OP = Op(
     ),
     time_cases={
         "cpu": (Case({"M": 512, "V": 32000}, torch.float32),),
-        "cuda": tuple(Case({"M": 2**29 // V, "V": V}, torch.bfloat16) for V in (32768, 50257, 131072, 262144)),
+        "cuda": row_cases((32768, 50257, 131072, 262144), "V", 2**29),
     },
     output_shape=output_shape,
+    balance={"V": ("M",)},
 )

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.contenders.rows import OTHERS
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.profile.formulas import ACTIVATION_FLOPS
 from fusedformer.kernels.glu import geglu, swiglu
 
 OURS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -24,6 +27,9 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+ACTIVATIONS = {"geglu": "gelu", "geglu_tanh": "gelu_tanh", "swiglu": "silu"}
+
+
 def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
     """gate and up, both (M, N): views of one tensor, as a layer of twice the width leaves them."""
     M, N = case.sizes["M"], case.sizes["N"]
@@ -33,7 +39,11 @@ def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 def work(case: Case, direction: str) -> Work:
     """Bytes moved at least: forward reads gate and up and writes y; backward reads dy too and writes two gradients."""
-    return traffic(case, tensors=3 if direction == FORWARD else 5)
+    activation = ACTIVATIONS[case.options["function"]]
+    forward = ACTIVATION_FLOPS[activation, FORWARD]
+    if direction == FORWARD:
+        return traffic(case, tensors=3, flops=forward + 1)
+    return traffic(case, tensors=5, flops=forward + ACTIVATION_FLOPS[activation, direction] + 2)
 
 
 def ours(gate: Tensor, up: Tensor, function: str) -> Tensor:
@@ -55,11 +65,12 @@ OP = Op(
     input_names=("gate", "up"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": ours, "F.silu * up": plain},
+    contenders={"ours": ours, "F.silu * up": plain, "torch.compile": compiled(plain), **OTHERS["glu"]},
     plain=plain,
     error_cases=(*_cases(16, 1024, torch.float32, torch.bfloat16), *_cases(16, 1023, torch.float16)),
     time_cases={
         "cpu": _cases(1024, 3072, torch.float32),
         "cuda": tuple(case for N in (1024, 4096, 14336) for case in _cases(2**27 // N, N, torch.bfloat16)),
     },
+    balance=ROW_BALANCE,
 )

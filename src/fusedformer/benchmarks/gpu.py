@@ -1,12 +1,18 @@
-"""`make gpu`: build for the GPU present, run the test suite on it, then `bench`, within one budget and into one folder.
+"""`make gpu`: build for the GPU present, test, benchmark, sanitise and tune on it: in one budget, into one folder.
 
 For a machine that already has torch, triton, nvcc and pytest and reaches no package index, so nothing is installed.
 The steps run in the order of their worth, each with its own log; one that fails does not keep the later ones from
-running, since time on a GPU is what is scarce, but the exit status says so.
+running, since time on a GPU is what is scarce, but the exit status says so. The benchmark goes on in that order too:
+measured peaks, attention, decode, rows, models, ours against ours; it has most of the time. The folder,
+results/<GPU>/<date>/ with env.json, is what gets committed.
 """
 
 import argparse
+import itertools
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +24,10 @@ from fusedformer.benchmarks.harness import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = str(ROOT / "tests")
-BENCH_SECONDS = 120.0  # of the budget, whatever the tests take
+BENCH_SHARE = 0.55  # of the budget, whatever build and tests take
+LATER_SHARE = 0.15  # of the budget, which the benchmark leaves to sanitizer and tuning
+SANITIZED = ("tests/test_softmax.py", "tests/test_layer_norm.py")  # csrc's two kinds of kernels, on small inputs
+TUNED = (("fwd", 128), ("dq", 128), ("dkdv", 128), ("fwd", 64))  # kernel and head dimension
 SECONDS_TO_FINISH = 20  # imports before a command reads its budget, files and plots after it
 GPU_SELECTION = "not slow and not static and not needs_index"
 
@@ -33,20 +42,36 @@ class Step:
     # -m puts the working folder on the path: in the root, the links `kernels` and `transformer` would shadow packages.
     folder: Path = ROOT / "src"
     reserve: float = 0.0  # seconds that it leaves to the steps after it
+    needs: str = ""  # a program, without which the step is left out
 
 
-def steps(python: str, architecture: str, output: Path) -> list[Step]:
-    """What `make gpu` runs on a GPU of compute capability `architecture`, such as "9.0"."""
+def steps(python: str, architecture: str, output: Path, budget: float) -> list[Step]:
+    """What `make gpu` runs within `budget` seconds on a GPU of compute capability `architecture`, such as "9.0"."""
+    later = LATER_SHARE * budget
+    bench = (python, "-m", "fusedformer", "bench", "--budget", "{seconds}s", "--output", str(output / "bench"))
+    tests = (str(ROOT / test) for test in SANITIZED)
+    sanitized = (python, "-m", "pytest", "-q", "-x", "--worlds", "gpu", "-m", GPU_SELECTION, *tests)
     return [
         Step("build", (python, "setup.py", "build_ext", "--inplace"), {"TORCH_CUDA_ARCH_LIST": architecture}, ROOT),
         Step(
             "tests",
             (python, "-m", "pytest", "-q", "--worlds", "gpu", "--require-worlds", "gpu", "-m", GPU_SELECTION, TESTS),
-            reserve=BENCH_SECONDS,
+            reserve=BENCH_SHARE * budget + later,
         ),
+        Step("bench", bench, reserve=later),
         Step(
-            "bench",
-            (python, "-m", "fusedformer", "bench", "--budget", "{seconds}s", "--output", str(output / "bench")),
+            "sanitizer",
+            ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *sanitized),
+            # The sanitizer sees an allocation of its own for each tensor, and so an access beyond it.
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            reserve=later / 2,
+            needs="compute-sanitizer",
+        ),
+        *(
+            Step(
+                f"tune-{kernel}-{head_dim}", (python, "-m", "fusedformer", "tune", kernel, "--head-dim", str(head_dim))
+            )
+            for kernel, head_dim in TUNED
         ),
     ]
 
@@ -63,6 +88,9 @@ def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
     deadline = time.monotonic() + budget
     failed = []
     for step in plan:
+        if step.needs and shutil.which(step.needs) is None:
+            print(f"{step.name}: left out, {step.needs} is not here", flush=True)
+            continue
         seconds = deadline - time.monotonic() - step.reserve
         if seconds < 1 or not _run_step(step, output / f"{step.name}.log", seconds):
             failed.append(step.name)
@@ -89,11 +117,26 @@ def _run_step(step: Step, log: Path, seconds: float) -> bool:
     return status == "0"
 
 
+def default_output(gpu: str) -> Path:
+    """results/<GPU>/<date> of the checkout, with -2, -3 ... where there was a run that day already."""
+    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    first = ROOT / "results" / name / time.strftime("%Y-%m-%d", time.gmtime())
+    names = itertools.chain([first], (first.with_name(f"{first.name}-{number}") for number in itertools.count(2)))
+    return next(path for path in names if not path.exists())
+
+
+def write_environment(output: Path) -> None:
+    """env.json, before anything can fail."""
+    from fusedformer.benchmarks.report import machine  # imports PyTorch
+
+    (output / "env.json").write_text(json.dumps(machine.collect(), indent=1), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command behind `make gpu`; 0 if every step passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=480, help="seconds in all (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for logs and results (default: runs/gpu-<time>)")
+    parser.add_argument("--output", type=Path, help="folder for logs and results (default: results/<GPU>/<date>)")
     options = parser.parse_args(arguments)
 
     import torch
@@ -102,8 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("make gpu: no CUDA device here; `make test` and `make bench` run without one", file=sys.stderr)
         return 2
     major, minor = torch.cuda.get_device_capability()
-    output = (options.output or ROOT / "runs" / time.strftime("gpu-%Y%m%d-%H%M%S")).resolve()
-    failed = run(steps(sys.executable, f"{major}.{minor}", output), output, options.budget)
+    output = (options.output or default_output(torch.cuda.get_device_name())).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    write_environment(output)
+    plan = steps(sys.executable, f"{major}.{minor}", output, options.budget)
+    failed = run(plan, output, options.budget)
     print(f"failed: {', '.join(failed)}" if failed else f"all steps passed; everything is in {output}")
     return 1 if failed else 0
 

@@ -7,7 +7,9 @@ from functools import partial
 
 import torch
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, row_cases, traffic
+from fusedformer.benchmarks.profile.formulas import SOFTMAX_FLOPS
 from fusedformer.kernels.log_softmax import log_softmax
 
 
@@ -18,7 +20,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 def work(case: Case, direction: str) -> Work:
     """Bytes moved at least: forward reads x and writes y; backward reads dy and y and writes dx."""
-    return traffic(case, tensors=2 if direction == FORWARD else 3)
+    return traffic(case, tensors=2 if direction == FORWARD else 3, flops=SOFTMAX_FLOPS[direction])
 
 
 plain = partial(torch.log_softmax, dim=-1)
@@ -28,7 +30,7 @@ OP = Op(
     input_names=("x",),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": log_softmax, "torch.log_softmax": plain},
+    contenders={"ours": log_softmax, "torch.log_softmax": plain, "torch.compile": compiled(plain)},
     plain=plain,
     error_cases=(
         Case({"M": 16, "N": 512}, torch.float32),
@@ -37,6 +39,7 @@ OP = Op(
     ),
     time_cases={
         "cpu": (Case({"M": 4096, "N": 1024}, torch.float32),),
-        "cuda": tuple(Case({"M": 2**27 // N, "N": N}, torch.bfloat16) for N in (1024, 4096, 32768)),
+        "cuda": row_cases(),
     },
+    balance=ROW_BALANCE,
 )

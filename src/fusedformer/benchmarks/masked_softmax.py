@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor
 
+from fusedformer.benchmarks.harness.implementation import compiled
 from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.profile.formulas import SOFTMAX_FLOPS
 from fusedformer.kernels.softmax import softmax
 
 SCALE = 0.125
@@ -27,7 +29,7 @@ def work(case: Case, direction: str) -> Work:
 
     The mask is 1/H of that, and left out; so is that nothing is read of what causal hides.
     """
-    return traffic(case, tensors=2 if direction == FORWARD else 3)
+    return traffic(case, tensors=2 if direction == FORWARD else 3, flops=1 + SOFTMAX_FLOPS[direction])
 
 
 def ours(x: Tensor, seen: Tensor, causal: bool = False) -> Tensor:
@@ -46,7 +48,7 @@ OP = Op(
     input_names=("x", "seen"),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": ours, "torch.softmax": plain},
+    contenders={"ours": ours, "torch.softmax": plain, "torch.compile": compiled(plain)},
     plain=plain,
     error_cases=(
         Case({"H": 2, "Q": 16, "N": 512}, torch.float32),

@@ -1,35 +1,47 @@
-"""Encoder, Decoder and VisionTransformer against the same models of torch.nn: same sizes, same weights, same answers.
+"""Our models against the same models of torch.nn: same sizes, same weights, same answers.
 
-Forward is evaluation without gradients; a training step is forward, loss, backward and AdamW. Dropout is 0, so that
-both compute the same function. B batch, S sequence.
+Forward is evaluation without gradients; a training step is forward, loss, backward and AdamW. A decoder has prefill,
+which reads a prompt into a cache and gives the logits that come next, and decode, one token more behind a cache of
+S - 1. Dropout is 0, so that all compute the same function. B batch, S sequence.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios
-from fusedformer.benchmarks.harness.comparison import OURS, Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.implementation import OURS, MissingError, package_version
+from fusedformer.benchmarks.harness.instruments import Prepared
 from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
 from fusedformer.benchmarks.harness.timing import Run
-from fusedformer.benchmarks.harness.torch_models import TorchTextModel, TorchVisionTransformer, load_ours, their_name
+from fusedformer.benchmarks.harness.torch_models import (
+    TorchEncoderDecoder,
+    TorchTextModel,
+    TorchVisionTransformer,
+    as_theirs,
+    load_ours,
+)
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
+from fusedformer.transformer.encoder_decoder import EncoderDecoder
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
-THEIRS = "torch.nn"
-TRAINING_STEP = "training step"
+THEIRS, COMPILED = "torch.nn", "torch.compile"
+TRAINING_STEP, PREFILL, DECODE = "training step", "prefill", "decode"
 # Four narrow layers take a CPU tens of milliseconds; twelve of width 768 are BERT-base, GPT-2 and ViT-B.
 SMALL = {"d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff": 1024}
 BASE = {"d_model": 768, "n_layers": 12, "n_heads": 12, "d_ff": 3072}
 Loss = Callable[[Tensor, Tensor], Tensor]
+Results = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,21 +53,36 @@ class ModelCase:
     dtype: torch.dtype
 
     def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.sizes.items())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By name."""
         config = self.config
-        length = f"S={config.max_seq_len}" if config.max_seq_len else f"image={config.image_size}/{config.patch_size}"
-        return f"B={self.batch_size} {length} d_model={config.d_model} n_layers={config.n_layers}"
+        patches = {"image": config.image_size, "patch": config.patch_size}
+        length = {"S": config.max_seq_len} if config.max_seq_len else patches
+        return {"B": self.batch_size, **length, "d_model": config.d_model, "n_layers": config.n_layers}
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a model reads, and what its output is held against in training."""
 
-    inputs: Tensor
+    inputs: tuple[Tensor, ...]
     targets: Tensor
 
     def to(self, dtype: torch.dtype) -> "Batch":
         """In another dtype, but for class and token numbers."""
-        return Batch(*(t.to(dtype) if t.is_floating_point() else t for t in (self.inputs, self.targets)))
+        *inputs, targets = (t.to(dtype) if t.is_floating_point() else t for t in (*self.inputs, self.targets))
+        return Batch(tuple(inputs), targets)
+
+
+class Way(NamedTuple):
+    """One way to use a model: what it computes, to be judged, and a call to be timed."""
+
+    results: Callable[[nn.Module, Batch], Results]
+    run: Callable[[nn.Module, Batch], Run]
+    contenders: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -68,57 +95,116 @@ class Architecture:
     make_batch: Callable[[ModelCase, torch.Generator], Batch]
     loss: Loss  # of output and targets
     cases: Mapping[str, ModelCase]  # by device type
+    is_decoder: bool = False
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """By direction."""
+        every, cached = (OURS, THEIRS, COMPILED), (OURS, THEIRS)
+        training = Way(partial(gradients, loss=self.loss), partial(training_run, loss=self.loss), every)
+        if self.is_decoder:
+            found = {name: Way(partial(_output_of, run), run, cached) for name, run in _DECODER_RUNS.items()}
+        else:
+            found = {FORWARD: Way(partial(_output_of, forward_run), forward_run, every)}
+        return found | {TRAINING_STEP: training}
 
 
 def comparisons(architecture: Architecture, device: torch.device, seed: int) -> list[Comparison]:
-    """Forward and training step of one architecture."""
-    pair = _Pair(architecture, architecture.cases[device.type], device, seed)
+    """Every way to use one architecture."""
+    family = _Family(architecture, architecture.cases[device.type], device, seed)
     return [
         Comparison(
             subject=architecture.name,
-            case=str(pair.case),
-            dtype=str(pair.case.dtype).removeprefix("torch."),
+            case=str(family.case),
+            dtype=str(family.case.dtype).removeprefix("torch."),
             world=WORLDS[device.type],
             direction=direction,
-            contenders={name: Contender(partial(verdict, name), partial(prepare, name)) for name in (OURS, THEIRS)},
+            contenders={
+                name: Contender(
+                    partial(family.verdict, name, way),
+                    partial(family.prepare, name, way),
+                    package_version("fusedformer" if name == OURS else "torch"),
+                )
+                for name in way.contenders
+            },
+            sizes=family.case.sizes,
         )
-        for direction, verdict, prepare in (
-            (FORWARD, pair.judge_forward, pair.prepare_forward),
-            (TRAINING_STEP, pair.judge_training, pair.prepare_training),
-        )
+        for direction, way in architecture.ways.items()
     ]
 
 
 def forward_run(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
     """One call: the output of a batch, without gradients."""
     model.eval()
-    return torch.inference_mode()(lambda: model(batch.inputs))
+    return torch.inference_mode()(lambda: model(*batch.inputs))
+
+
+def prefill_run(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    """One call: a prompt into an empty cache, and the logits of what comes next."""
+    model.eval()
+    (tokens_BS,) = batch.inputs
+    return torch.inference_mode()(lambda: _advance(model, tokens_BS, _new_caches(model, tokens_BS.shape[1])))
+
+
+def decode_run(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    """One call: the last token of a prompt, the others being cached; the cache forgets it again."""
+    model.eval()
+    (tokens_BS,) = batch.inputs
+    S = tokens_BS.shape[1]
+    caches = _new_caches(model, S)
+
+    @torch.inference_mode()
+    def decode() -> Tensor:
+        if not caches[0].length:
+            _advance(model, tokens_BS[:, :-1], caches)
+        for cache in caches:
+            cache.length = S - 1
+        return _advance(model, tokens_BS[:, -1:], caches)
+
+    return decode
+
+
+_DECODER_RUNS = {PREFILL: prefill_run, DECODE: decode_run}
+
+
+def _new_caches(model: Any, length: int) -> Any:
+    """The same kind of cache for ours and torch.nn's."""
+    return (model.stack if isinstance(model, Decoder) else model).new_caches(length)
+
+
+def _advance(model: Any, tokens_BS: Tensor, caches: Any) -> Tensor:
+    if isinstance(model, Decoder):
+        return model.unembed(model.hidden(tokens_BS, None, caches)[:, -1])
+    return model.advance(tokens_BS, caches)
 
 
 def training_run(model: nn.Module, batch: Batch, loss: Loss) -> Run:
     """One call: forward, loss, backward and an AdamW step, always on the same batch."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
+    is_on_gpu = batch.targets.is_cuda  # where the count of steps has to be, for a graph to hold the step
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=is_on_gpu, capturable=is_on_gpu)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(model(batch.inputs), batch.targets).backward()
+        loss(model(*batch.inputs), batch.targets).backward()
         optimizer.step()
 
     return step
 
 
-def gradients(model: nn.Module, batch: Batch, loss: Loss) -> dict[str, Tensor]:
+def gradients(model: nn.Module, batch: Batch, loss: Loss) -> Results:
     """The output, and by torch.nn's names the gradient of each parameter."""
-    output = model.train()(batch.inputs)
+    output = model.train()(*batch.inputs)
     names, parameters = zip(*model.named_parameters(), strict=True)
     values = torch.autograd.grad(loss(output, batch.targets), parameters)
-    return {
-        "out": output.detach(),
-        **{f"d{their_name(name)}": value for name, value in zip(names, values, strict=True)},
-    }
+    named = as_theirs(zip(names, values, strict=True))
+    return {"out": output.detach(), **{f"d{name}": value for name, value in named.items()}}
 
 
-class _Pair:
+def _output_of(run: Callable[[nn.Module, Batch], Callable[[], Tensor]], model: nn.Module, batch: Batch) -> Results:
+    return {"out": run(model, batch)()}
+
+
+class _Family:
     """Our model and torch.nn's with the same weights, built when they are first needed."""
 
     def __init__(self, architecture: Architecture, case: ModelCase, device: torch.device, seed: int) -> None:
@@ -126,6 +212,7 @@ class _Pair:
 
     @cached_property
     def models(self) -> dict[str, nn.Module]:
+        """Ours and torch.nn's."""
         torch.manual_seed(self.seed)
         ours, theirs = self.architecture.ours(self.case.config), self.architecture.theirs(self.case.config)
         load_ours(theirs, ours)
@@ -133,32 +220,52 @@ class _Pair:
 
     @cached_property
     def batch(self) -> Batch:
+        """Random, the same for all."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         return self.architecture.make_batch(self.case, generator).to(self.case.dtype)
 
-    def prepare_forward(self, name: str) -> Run:
-        return forward_run(self.models[name], self.batch)
+    def model(self, name: str) -> nn.Module:
+        """
+        Raises:
+            MissingError: it is not compiled here.
+        """
+        return self.compiled if name == COMPILED else self.models[name]
 
-    def prepare_training(self, name: str) -> Run:
-        return training_run(copy.deepcopy(self.models[name]), self.batch, self.architecture.loss)
+    @cached_property
+    def compiled(self) -> nn.Module:
+        """torch.nn's by torch.compile."""
+        if self.device.type == "cpu":
+            raise MissingError("takes minutes to compile for a CPU: timed on a GPU only")
+        torch._dynamo.reset()
+        model = copy.deepcopy(self.models[THEIRS])
+        model.compile(dynamic=False)
+        return model
 
-    def judge_forward(self, name: str) -> Verdict:
-        """Hold the output against torch.nn's in float64."""
+    def prepare(self, name: str, way: Way) -> Prepared:
+        """One call; training changes a copy, of what is compiled the model that nobody reads afterwards."""
+        model = self.model(name)
+        return Prepared(way.run(model if name == COMPILED else copy.deepcopy(model), self.batch))
 
-        def outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            return {"out": forward_run(model, batch)()}
+    def verdict(self, name: str, way: Way) -> Verdict:
+        """Hold the output, and in training the gradient of every parameter, against torch.nn's in float64."""
+        seconds: list[float] = []
 
-        return judge(partial(self._error_ratios, name, outputs))
+        def error_ratios() -> dict[str, float]:
+            model = self.model(name)
+            for _ in range(2):
+                started = time.perf_counter()
+                got = way.results(model, self.batch)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                seconds.append(time.perf_counter() - started)
+            exact = way.results(copy.deepcopy(self.models[THEIRS]).double(), self.batch.to(torch.float64))
+            plain = way.results(self.models[THEIRS], self.batch)
+            return budget_ratios(
+                list(got), *([result[key].reshape(-1) for key in got] for result in (got, exact, plain))
+            )
 
-    def judge_training(self, name: str) -> Verdict:
-        """Hold the output and the gradient of every parameter against torch.nn's in float64."""
-        return judge(partial(self._error_ratios, name, partial(gradients, loss=self.architecture.loss)))
-
-    def _error_ratios(self, name: str, results: Callable[[nn.Module, Batch], dict[str, Tensor]]) -> dict[str, float]:
-        got = results(self.models[name], self.batch)
-        exact = results(copy.deepcopy(self.models[THEIRS]).double(), self.batch.to(torch.float64))
-        plain = results(self.models[THEIRS], self.batch)
-        return budget_ratios(list(got), *([result[key].reshape(-1) for key in got] for result in (got, exact, plain)))
+        verdict = judge(error_ratios)
+        return replace(verdict, compile_s=max(0.0, seconds[0] - seconds[1])) if len(seconds) == 2 else verdict
 
 
 def _tokens(case: ModelCase, generator: torch.Generator) -> Tensor:
@@ -168,18 +275,23 @@ def _tokens(case: ModelCase, generator: torch.Generator) -> Tensor:
 
 def _encoder_batch(case: ModelCase, generator: torch.Generator) -> Batch:
     shape = case.batch_size, case.config.max_seq_len, case.config.d_model
-    return Batch(_tokens(case, generator), torch.randn(shape, device=generator.device, generator=generator))
+    return Batch((_tokens(case, generator),), torch.randn(shape, device=generator.device, generator=generator))
 
 
 def _decoder_batch(case: ModelCase, generator: torch.Generator) -> Batch:
-    return Batch(_tokens(case, generator), _tokens(case, generator))
+    return Batch((_tokens(case, generator),), _tokens(case, generator))
+
+
+def _encoder_decoder_batch(case: ModelCase, generator: torch.Generator) -> Batch:
+    source, target = (_tokens(case, generator) for _ in range(2))
+    return Batch((source, target), target)
 
 
 def _vision_batch(case: ModelCase, generator: torch.Generator) -> Batch:
     B, config = case.batch_size, case.config
     shape = B, config.n_channels, config.image_size, config.image_size
     images = torch.randn(shape, device=generator.device, generator=generator)
-    return Batch(images, torch.randint(config.n_classes, (B,), device=generator.device, generator=generator))
+    return Batch((images,), torch.randint(config.n_classes, (B,), device=generator.device, generator=generator))
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
@@ -211,6 +323,18 @@ DECODER = Architecture(
         "cpu": ModelCase(_config(SMALL, vocab_size=1024, max_seq_len=128), 4, torch.float32),
         "cuda": ModelCase(_config(BASE, vocab_size=50257, max_seq_len=1024), 8, torch.bfloat16),
     },
+    is_decoder=True,
+)
+ENCODER_DECODER = Architecture(
+    name="encoder_decoder",
+    ours=EncoderDecoder,
+    theirs=TorchEncoderDecoder,
+    make_batch=_encoder_decoder_batch,
+    loss=_cross_entropy,
+    cases={
+        "cpu": ModelCase(_config(SMALL, vocab_size=1024, max_seq_len=64), 4, torch.float32),
+        "cuda": ModelCase(_config(BASE, vocab_size=32128, max_seq_len=512), 16, torch.bfloat16),
+    },
 )
 VISION_TRANSFORMER = Architecture(
     name="vision_transformer",
@@ -225,4 +349,6 @@ VISION_TRANSFORMER = Architecture(
         ),
     },
 )
-ARCHITECTURES = {architecture.name: architecture for architecture in (ENCODER, DECODER, VISION_TRANSFORMER)}
+ARCHITECTURES = {
+    architecture.name: architecture for architecture in (ENCODER, DECODER, ENCODER_DECODER, VISION_TRANSFORMER)
+}

@@ -66,7 +66,8 @@ def predict(rows: Sequence[StaticRow]) -> Iterator[RowTime]:
 def _predict(op: str, kernel: str, instructions: float, length: int) -> RowTime:
     chip = CHIPS[GATED_ARCH]
     direction = BACKWARD if "_bwd_" in kernel else FORWARD
-    n_bytes = OPS[op].work(_case(OPS[op], length), direction).amount * 1e9
+    n_bytes = OPS[op].work(_case(OPS[op], length), direction).n_bytes
+    assert n_bytes is not None  # every op of rows states them
     moving = n_bytes / (H200.bandwidth * H200.memory_share)
     issuing = ROWS * length * instructions / (chip.sms * ISSUE_RATE * WARP * chip.clock_ghz * 1e9)
     seconds = max(moving, issuing) + LAUNCH_SECONDS

@@ -7,7 +7,10 @@ from functools import partial
 
 import torch
 
-from fusedformer.benchmarks.harness.op import FORWARD, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.contenders.rows import OTHERS
+from fusedformer.benchmarks.harness.implementation import compiled
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, row_cases, traffic
+from fusedformer.benchmarks.profile.formulas import SOFTMAX_FLOPS
 from fusedformer.kernels.softmax import softmax
 
 
@@ -18,7 +21,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
 
 def work(case: Case, direction: str) -> Work:
     """Bytes moved at least: forward reads x and writes y; backward reads dy and y and writes dx."""
-    return traffic(case, tensors=2 if direction == FORWARD else 3)
+    return traffic(case, tensors=2 if direction == FORWARD else 3, flops=SOFTMAX_FLOPS[direction])
 
 
 plain = partial(torch.softmax, dim=-1)
@@ -28,7 +31,7 @@ OP = Op(
     input_names=("x",),
     make_inputs=make_inputs,
     work=work,
-    contenders={"ours": softmax, "torch.softmax": plain},
+    contenders={"ours": softmax, "torch.softmax": plain, "torch.compile": compiled(plain), **OTHERS["softmax"]},
     plain=plain,
     error_cases=(
         Case({"M": 16, "N": 512}, torch.float32),
@@ -37,6 +40,7 @@ OP = Op(
     ),
     time_cases={
         "cpu": (Case({"M": 4096, "N": 1024}, torch.float32),),
-        "cuda": tuple(Case({"M": 2**27 // N, "N": N}, torch.bfloat16) for N in (1024, 4096, 32768)),
+        "cuda": row_cases(),
     },
+    balance=ROW_BALANCE,
 )

@@ -96,7 +96,7 @@ def tune(
             refused[tile] = why
     contenders: dict[str, Callable[[], object]] = {SHIPPED: partial(inputs.run, None)}
     contenders |= {str(tile): partial(inputs.run, tile) for tile in tiles if tile not in refused}
-    samples = measure(contenders, clock, plan or Plan(seconds=20.0))
+    samples = measure(contenders, clock, plan or Plan(seconds=20.0)).samples
     timed = [Trial(tile, ratio(samples[SHIPPED], samples[str(tile)])) for tile in tiles if tile not in refused]
     timed.sort(key=lambda trial: -trial.speedup.median if trial.speedup else 0)
     return timed + [Trial(tile, refused=why) for tile, why in refused.items()]

@@ -5,17 +5,20 @@ A wrong answer gets no time: every contender is held against float64 before it i
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from fusedformer.benchmarks.harness import timing
 from fusedformer.benchmarks.harness.accuracy import worst
-from fusedformer.benchmarks.harness.timing import Clock, Plan, Run
-from fusedformer.benchmarks.report.rows import Row, Status, without_folders
+from fusedformer.benchmarks.harness.implementation import OURS, MissingError
+from fusedformer.benchmarks.harness.instruments import Instruments, Prepared, Ready
+from fusedformer.benchmarks.harness.timing import Plan
+from fusedformer.benchmarks.report.rows import OUT_OF_MEMORY, Row, Status, without_folders
 
-OURS = "ours"
+AGAIN = "ours again"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,23 @@ class Verdict:
     reason: str = ""
     error_ratio: float | None = None
     worst_tensor: str = ""
+    compile_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one call has to do at least: bytes to move, or FLOPs to compute."""
+    """What one call has to do at least, and the unit of the rate that tells how fast it is done."""
 
-    amount: float
+    flops: float | None
+    n_bytes: float | None
     unit: str  # "GB" (1e9 bytes) or "TFLOP"
+
+    @property
+    def amount(self) -> float:
+        """In `unit`."""
+        amount = self.n_bytes if self.unit == "GB" else self.flops
+        assert amount is not None  # of what the unit counts
+        return amount / (1e9 if self.unit == "GB" else 1e12)
 
     def rate(self, seconds: float) -> float:
         """In `unit` per second."""
@@ -42,10 +54,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to compute it: `judge` holds it against float64, `prepare` sets up and gives one call to be timed."""
+    """A way to compute it: `judge` holds it against float64, `prepare` sets up what is timed."""
 
     judge: Callable[[], Verdict]
-    prepare: Callable[[], Run]
+    prepare: Callable[[], Prepared]
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,78 +72,103 @@ class Comparison:
     direction: str
     contenders: Mapping[str, Contender]
     work: Work | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.subject} {self.direction} {self.case} {self.dtype}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """That of its rows: `Row.comparison`."""
+        return self._row(OURS, Verdict()).comparison
 
     def skipped(self, reason: str) -> list[Row]:
         """The rows of a comparison that is not made."""
         return [self._row(name, Verdict("skipped", reason)) for name in self.contenders]
 
-    def measured(self, clock: Clock, plan: Callable[[], Plan]) -> list[Row]:
+    def against_itself(self) -> "Comparison":
+        """Ours against ours: what is no difference at all, as this machine tells it."""
+        ours = self.contenders[OURS]
+        return replace(self, contenders={OURS: ours, AGAIN: ours})
+
+    def measured(self, instruments: Instruments, plan: Callable[[], Plan]) -> list[Row]:
         """Time every contender whose answer is right; the rows of the others say why they have no time.
 
         `plan` is asked once the contenders have been judged, which takes time too.
         """
         rows: dict[str, Row] = {}
-        runs: dict[str, Run] = {}
+        ready: dict[str, Ready] = {}
         for name, contender in self.contenders.items():
-            verdict = contender.judge()
-            if verdict.status == "ok":
-                try:
-                    runs[name] = contender.prepare()
-                    clock.time(runs[name], 1)  # which waits for a GPU, and so meets the errors of its kernels
-                except Exception as error:  # running out of memory, for one, is a result
-                    runs.pop(name, None)
-                    verdict = replace(verdict, status="failed", reason=describe(error))
-            rows[name] = self._row(name, verdict)
-        for name, samples in self._time(runs, rows, clock, plan()).items():
-            rows[name] = self._timed(rows[name], samples)
+            rows[name], found = self._candidate(name, contender, instruments)
+            if found is not None:
+                ready[name] = found
+        for name, fields in self._time(ready, rows, instruments, plan()).items():
+            rows[name] = self._with_rates(replace(rows[name], **fields), instruments)
         ours = rows.get(OURS)
-        return [self._compared(row, ours) for row in rows.values()]
+        return [_compared(row, ours) for row in rows.values()]
 
-    def _time(self, runs: dict[str, Run], rows: dict[str, Row], clock: Clock, plan: Plan) -> dict[str, list[float]]:
-        """Samples of those that can be timed; one that fails in the middle leaves `runs`, and the others start anew."""
-        while runs:
+    def _candidate(self, name: str, contender: Contender, instruments: Instruments) -> tuple[Row, Ready | None]:
+        """The row of a contender, and what is to be timed if its answer is right."""
+        verdict, ready, found = contender.judge(), None, {}
+        if verdict.status == "ok":
             try:
-                return timing.measure(runs, clock, plan)
+                ready = instruments.ready(contender.prepare())
+                found = ready.fields()
+            except Exception as error:  # running out of memory, for one, is a result
+                verdict, ready = replace(verdict, **_failure(error)), None
+        if verdict.status != "ok":
+            instruments.release()
+        return self._row(name, verdict, version=contender.version, **found), ready
+
+    def _time(
+        self, ready: dict[str, Ready], rows: dict[str, Row], instruments: Instruments, plan: Plan
+    ) -> dict[str, dict[str, Any]]:
+        """Fields of those that can be timed; one that fails in the middle leaves, and the others start anew."""
+        while ready:
+            try:
+                return instruments.timed(ready, plan)
             except timing.TooSlowError as error:
-                for name in runs:
+                for name in ready:
                     rows[name] = replace(rows[name], status="skipped", reason=str(error))
                 break
             except timing.RunError as error:
-                rows[error.contender] = replace(
-                    rows[error.contender], status="failed", reason=describe(error.__cause__ or error)
-                )
-                del runs[error.contender]
+                rows[error.contender] = replace(rows[error.contender], **_failure(error.__cause__ or error))
+                del ready[error.contender]
+                instruments.release()
         return {}
 
-    def _row(self, contender: str, verdict: Verdict) -> Row:
+    def _row(self, contender: str, verdict: Verdict, **fields: Any) -> Row:
+        work = self.work or Work(None, None, "")
         return Row(
             kind="time",
             subject=self.subject,
             case=self.case,
+            sizes=dict(self.sizes),
+            options=dict(self.options),
             dtype=self.dtype,
             world=self.world,
             direction=self.direction,
             contender=contender,
+            flops=work.flops,
+            n_bytes=work.n_bytes,
             **vars(verdict),
+            **fields,
         )
 
-    def _timed(self, row: Row, samples: Sequence[float]) -> Row:
-        p20, p50, p80 = (timing.percentile(samples, share) for share in (0.2, 0.5, 0.8))
-        row = replace(
-            row, time_p20_s=p20, time_p50_s=p50, time_p80_s=p80, rounds=len(samples), samples_s=tuple(samples)
-        )
-        if self.work is None:
+    def _with_rates(self, row: Row, instruments: Instruments) -> Row:
+        if self.work is None or row.time_p50_s is None:
             return row
-        return replace(row, rate=self.work.rate(p50), rate_unit=f"{self.work.unit}/s")
+        rate, unit = self.work.rate(row.time_p50_s), f"{self.work.unit}/s"
+        measured, sheet = (instruments.share(machine, rate, unit, self.dtype) for machine in instruments.machines)
+        return replace(row, rate=rate, rate_unit=unit, peak_share=measured, datasheet_share=sheet)
 
-    def _compared(self, row: Row, ours: Row | None) -> Row:
-        if ours is None or row.contender == OURS or not (row.samples_s and ours.samples_s):
-            return row
-        ratio = timing.ratio(row.samples_s, ours.samples_s)
-        return replace(row, ratio=ratio.median, ratio_low=ratio.low, ratio_high=ratio.high)
+
+def _compared(row: Row, ours: Row | None) -> Row:
+    if ours is None or row.contender == OURS or not (row.samples_s and ours.samples_s):
+        return row
+    ratio = timing.ratio(row.samples_s, ours.samples_s)
+    return replace(row, ratio=ratio.median, ratio_low=ratio.low, ratio_high=ratio.high)
 
 
 def judge(error_ratios: Callable[[], Mapping[str, float]]) -> Verdict:
@@ -138,7 +176,7 @@ def judge(error_ratios: Callable[[], Mapping[str, float]]) -> Verdict:
     try:
         ratios = error_ratios()
     except Exception as error:  # whatever a contender raises is its result
-        return Verdict("failed", reason=describe(error))
+        return Verdict(**_failure(error))
     name = max(ratios, key=lambda name: worst([ratios[name]]))
     ratio = ratios[name]
     if not math.isfinite(ratio):
@@ -150,6 +188,21 @@ def judge(error_ratios: Callable[[], Mapping[str, float]]) -> Verdict:
 
 def describe(error: BaseException) -> str:
     """An exception in one line of a length that a table can take."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return "out of memory"
-    return textwrap.shorten(without_folders(f"{type(error).__name__}: {error}"), width=300)
+    if _is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    text = str(error) if isinstance(error, MissingError) else f"{type(error).__name__}: {error}"
+    return textwrap.shorten(without_folders(text), width=300)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """Status and reason of a row."""
+    status: Status = "failed"
+    if isinstance(error, MissingError):
+        status = "missing"
+    elif _is_out_of_memory(error):
+        status = OUT_OF_MEMORY
+    return {"status": status, "reason": describe(error)}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

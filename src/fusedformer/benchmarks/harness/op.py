@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios, worst
-from fusedformer.benchmarks.harness.comparison import OURS, Comparison, Contender, Verdict, Work, judge
+from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
+from fusedformer.benchmarks.harness.implementation import OURS, Function, built, has_backward, version_of
+from fusedformer.benchmarks.harness.instruments import Prepared
 from fusedformer.benchmarks.harness.timing import Run
 from fusedformer.kernels import library
 
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + backward"
 DIRECTIONS = (FORWARD, BACKWARD)
 WORLDS = {"cpu": "reference", "cuda": "gpu"}  # by device type
+L2_SIZES = 4  # that the inputs of a timed case fill together
+MOST_PROBLEMS = 64  # inputs so small that these do not fill it are timed warm
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,22 @@ class Case:
         return str(self.dtype).removeprefix("torch.")
 
 
-def traffic(case: Case, tensors: int) -> Work:
-    """Moving that many tensors of all the sizes of `case`, each element once."""
-    return Work(tensors * math.prod(case.sizes.values()) * case.dtype.itemsize / 1e9, "GB")
+def traffic(case: Case, tensors: int, flops: float) -> Work:
+    """Moving that many tensors of all the sizes of `case`, each element once, and `flops` for each element."""
+    elements = math.prod(case.sizes.values())
+    return Work(flops * elements, tensors * elements * case.dtype.itemsize, "GB")
+
+
+ROW_LENGTHS = (4096, 1024, 16384, 256, 65536, 262144)  # the usual ones first
+ROW_BALANCE = {"N": ("M",)}  # longer rows are fewer
+
+
+def row_cases(lengths: Sequence[int] = ROW_LENGTHS, name: str = "N", elements: int = 2**27) -> tuple[Case, ...]:
+    """Rows of these lengths in bfloat16, as many as make up that many elements: far more than a cache holds."""
+    return tuple(Case({"M": elements // length, name: length}, torch.bfloat16) for length in lengths)
 
 
 Inputs = tuple[Tensor, ...]
-Function = Callable[..., Any]  # gives a Tensor
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,12 @@ class Op:
     error_cases: tuple[Case, ...]  # small: every world runs them
     time_cases: Mapping[str, tuple[Case, ...]]  # by device type
     output_shape: Callable[[Inputs], Sequence[int]] = lambda inputs: inputs[0].shape
+    kernel: str = ""  # the op of the library that computes it, if it has another name
+    directions: Sequence[str] = DIRECTIONS
+    # Further keyword arguments of the functions, that follow from the sizes of a case.
+    arguments: Callable[[Case], Mapping[str, Any]] = lambda case: {}
+    # By a size that a sweep changes, the sizes that change the other way, so that the amount of data stays.
+    balance: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # The parts of any input, output or gradient that float64 is worked out for; each is a problem of its own.
     parts: Callable[[Case, Tensor], Sequence[Tensor]] = lambda case, tensor: (tensor,)
 
@@ -86,22 +106,50 @@ class Problem:
         """Bytes of the inputs and the output's gradient."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.inputs, self.grad))
 
+    def call(self, function: Function) -> Any:
+        """One call of `function` on the inputs."""
+        return self._called(function)(*self.inputs)
+
+    def results(self, function: Function, *, with_gradients: bool = True) -> tuple[Tensor, ...]:
+        """The output by `function`, then the gradient of each input that has one."""
+        return self._results(function, self.inputs, self.grad, with_gradients)
+
     def error_ratios(self, function: Function) -> dict[str, float]:
         """Share of the error budget that `function` uses, by tensor: "out", then the gradient of each input."""
+        return self.error_ratios_of(self.results(function))
+
+    def error_ratios_of(self, got: Sequence[Tensor]) -> dict[str, float]:
+        """The same of `results`, which may be the output alone."""
         with_gradient = zip(self.op.input_names, map(torch.is_floating_point, self.inputs), strict=True)
-        names = ("out", *(f"d{name}" for name, is_floating in with_gradient if is_floating))
-        results = self._split(self._results(function, self.inputs, self.grad))
-        parts = self._split((*self.inputs, self.grad))
+        names = ("out", *(f"d{name}" for name, is_floating in with_gradient if is_floating))[: len(got)]
         largest = dict.fromkeys(names, 0.0)
-        for (*inputs, grad), got in zip(parts, results, strict=True):
-            exact = self._results(self.op.plain, [in_float64(x) for x in inputs], grad.double())
-            plain = self._results(self.op.plain, inputs, grad)
-            ratios = budget_ratios(names, got, exact, plain)
+        for part, expected in zip(self._split(got), self._expected, strict=True):
+            exact, plain = (results[: len(got)] for results in expected)
+            ratios = budget_ratios(names, part, exact, plain)
             largest = {name: worst((largest[name], ratios[name])) for name in names}
         return largest
 
-    def _results(self, function: Function, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-        return forward_backward(partial(function, **self.case.options), inputs, grad)
+    @cached_property
+    def _expected(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Of each part, what plain PyTorch computes in float64 and in the dtype of the case."""
+        return [
+            (
+                self._results(self.op.plain, [in_float64(x) for x in inputs], grad.double(), True),
+                self._results(self.op.plain, inputs, grad, True),
+            )
+            for *inputs, grad in self._split((*self.inputs, self.grad))
+        ]
+
+    def _called(self, function: Function) -> Function:
+        return partial(function, **self.case.options, **self.op.arguments(self.case))
+
+    def _results(
+        self, function: Function, inputs: Sequence[Tensor], grad: Tensor, with_gradients: bool
+    ) -> tuple[Tensor, ...]:
+        call = self._called(function)
+        if with_gradients and BACKWARD in self.op.directions:
+            return forward_backward(call, inputs, grad)
+        return (call(*inputs),)
 
     def _split(self, tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         return list(zip(*(self.op.parts(self.case, tensor) for tensor in tensors), strict=True))
@@ -123,28 +171,30 @@ def missing_kernel(op: str, device_type: str) -> str:
 
 
 def make_run(function: Function, problems: Sequence[Problem], direction: str) -> Run:
-    """One call of `function` forward or backward, each on the next of `problems`, round and round."""
+    """One call of `function` forward, backward or both, each on the next of `problems`, round and round."""
+    if direction == BACKWARD:
+        graphs = itertools.cycle([_graph(function, problem) for problem in problems])
+
+        def backward() -> tuple[Tensor, ...]:
+            out, leaves, grad = next(graphs)
+            return torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+        return backward
+
     ring = itertools.cycle(problems)
-    if direction == FORWARD:
 
-        def forward() -> Tensor:
-            problem = next(ring)
-            return function(*problem.inputs, **problem.case.options)
+    def forward() -> Any:
+        return next(ring).call(function)
 
-        return forward
+    def both() -> tuple[Tensor, ...]:
+        return next(ring).results(function)
 
-    graphs = itertools.cycle([_graph(function, problem) for problem in problems])
-
-    def backward() -> tuple[Tensor, ...]:
-        out, leaves, grad = next(graphs)
-        return torch.autograd.grad(out, leaves, grad, retain_graph=True)
-
-    return backward
+    return forward if direction == FORWARD else both
 
 
 def _graph(function: Function, problem: Problem) -> tuple[Tensor, list[Tensor], Tensor]:
     inputs, leaves = _with_leaves(problem.inputs)
-    return function(*inputs, **problem.case.options), leaves, problem.grad
+    return replace(problem, inputs=tuple(inputs)).call(function), leaves, problem.grad
 
 
 def forward_backward(function: Function, inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -166,7 +216,7 @@ def _with_leaves(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]
 
 
 def comparisons(op: Op, case: Case, device: torch.device, seed: int) -> list[Comparison]:
-    """Forward and backward of one case; both share their inputs and the verdicts on the contenders."""
+    """Every direction of one case; all share their inputs and the verdicts on the contenders."""
     timed = _TimedCase(op, case, device, seed)
     return [
         Comparison(
@@ -176,20 +226,27 @@ def comparisons(op: Op, case: Case, device: torch.device, seed: int) -> list[Com
             world=WORLDS[device.type],
             direction=direction,
             contenders={
-                name: Contender(partial(timed.verdict, name), partial(timed.prepare, name, direction))
-                for name in op.contenders
+                name: Contender(
+                    partial(timed.verdict, name, direction),
+                    partial(timed.prepare, name, direction),
+                    version_of(name, function),
+                )
+                for name, function in op.contenders.items()
             },
             work=op.work(case, direction),
+            sizes=case.sizes,
+            options=case.options,
         )
-        for direction in DIRECTIONS
+        for direction in op.directions
     ]
 
 
 class _TimedCase:
-    """Inputs and verdicts of one case, made when they are first needed."""
+    """Inputs, functions and verdicts of one case, made when they are first needed."""
 
     def __init__(self, op: Op, case: Case, device: torch.device, seed: int) -> None:
         self.op, self.case, self.device, self.seed = op, case, device, seed
+        self._functions: dict[str, Function] = {}
         self._verdicts: dict[str, Verdict] = {}
 
     @cached_property
@@ -197,23 +254,43 @@ class _TimedCase:
         """Enough of them to take turns that the L2 cache of a GPU has lost the inputs when their turn comes again."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         first = Problem.make(self.op, self.case, generator)
-        further = math.ceil(2 * _l2_bytes(self.device) / first.n_bytes)
-        return [first, *(Problem.make(self.op, self.case, generator) for _ in range(further))]
+        further = math.ceil(L2_SIZES * _l2_bytes(self.device) / max(1, first.n_bytes))
+        return [first, *(Problem.make(self.op, self.case, generator) for _ in range(min(further, MOST_PROBLEMS - 1)))]
 
-    def verdict(self, contender: str) -> Verdict:
-        """Whether output and gradients are right; worked out once for both directions."""
+    def verdict(self, contender: str, direction: str) -> Verdict:
+        """Whether output and gradients are right; worked out once for all directions."""
+        if direction != FORWARD and not has_backward(self.op.contenders[contender]):
+            return Verdict("missing", "has no backward here")
         if contender not in self._verdicts:
             self._verdicts[contender] = self._judge(contender)
         return self._verdicts[contender]
 
     def _judge(self, contender: str) -> Verdict:
-        if contender == OURS and (reason := missing_kernel(self.op.name, self.device.type)):
-            return Verdict("skipped", reason)
-        return judge(lambda: self.problems[0].error_ratios(self.op.contenders[contender]))
+        kernel = self.op.kernel or self.op.name
+        if contender.startswith(OURS) and (reason := missing_kernel(kernel, self.device.type)):
+            return Verdict("missing", reason)
+        problem, seconds = self.problems[0], []
+        with_gradients = has_backward(self.op.contenders[contender])
 
-    def prepare(self, contender: str, direction: str) -> Run:
+        def error_ratios() -> dict[str, float]:
+            self._functions[contender] = function = built(self.op.contenders[contender])
+            for _ in range(2):
+                started = time.perf_counter()
+                results = problem.results(function, with_gradients=with_gradients)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                seconds.append(time.perf_counter() - started)
+            return problem.error_ratios_of(results)
+
+        verdict = judge(error_ratios)
+        return replace(verdict, compile_s=max(0.0, seconds[0] - seconds[1])) if len(seconds) == 2 else verdict
+
+    def prepare(self, contender: str, direction: str) -> Prepared:
         """One call of the contender."""
-        return make_run(self.op.contenders[contender], self.problems, direction)
+        function, problems = self._functions[contender], self.problems
+        run = make_run(function, problems, direction)
+        warm = make_run(function, problems[:1], direction) if len(problems) > 1 else None
+        return Prepared(run, warm, len(problems))
 
 
 def _l2_bytes(device: torch.device) -> int:

@@ -21,12 +21,11 @@ import torch
 
 from fusedformer.benchmarks.harness import processes
 from fusedformer.benchmarks.harness.comparison import OURS, Verdict, judge
-from fusedformer.benchmarks.harness.op import WORLDS, Case, Op, Problem, missing_kernel
+from fusedformer.benchmarks.harness.op import BOTH, WORLDS, Case, Op, Problem, missing_kernel
 from fusedformer.benchmarks.ops import OPS
 from fusedformer.benchmarks.report.rows import Row, Status, without_folders
 from fusedformer.kernels import emulation
 
-DIRECTION = "forward + backward"
 EMULATED = "emulated"
 
 
@@ -75,7 +74,7 @@ def row_without_figure(op: Op, world: str, status: Status, reason: str) -> Row:
         kind="error",
         subject=op.name,
         world=world,
-        direction=DIRECTION,
+        direction=BOTH,
         contender=OURS,
         status=status,
         reason=without_folders(reason),
@@ -114,7 +113,7 @@ def _ended_after(timeout_s: float, process: subprocess.Popen[str]) -> Iterator[t
 def _error_row(op: Op, case: Case, generator: torch.Generator) -> Row:
     device_type = generator.device.type
     if reason := missing_kernel(op.name, device_type):
-        verdict = Verdict("skipped", reason)
+        verdict = Verdict("missing", reason)
     else:
         verdict = judge(lambda: Problem.make(op, case, generator).error_ratios(op.contenders[OURS]))
     return Row(
@@ -123,7 +122,7 @@ def _error_row(op: Op, case: Case, generator: torch.Generator) -> Row:
         case=str(case),
         dtype=case.dtype_name,
         world=EMULATED if emulation.is_active() else WORLDS[device_type],
-        direction=DIRECTION,
+        direction=BOTH,
         contender=OURS,
         **vars(verdict),
     )

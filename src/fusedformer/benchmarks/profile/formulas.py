@@ -21,6 +21,22 @@ NORM_FLOPS = {
     ("layer_norm", "backward"): 13,
     ("rms_norm", "backward"): 9,
 }
+SOFTMAX_FLOPS = {
+    "forward": 5,  # by element: maximum, difference, exp, sum, quotient; of its logarithm a difference in place of one
+    "backward": 4,  # product and sum of dy and y, difference, product
+}
+# By element. GELU by erf: Phi 4, x Phi 1; backward Phi 4, phi 4, their sum times dy 3. By tanh: its argument 5, itself
+# and the rest 4; backward those again, its derivative 9. SiLU: sigmoid 3, x times it 1; backward sigmoid 3, the rest 5.
+ACTIVATION_FLOPS = {
+    ("gelu", "forward"): 5,
+    ("gelu", "backward"): 11,
+    ("gelu_tanh", "forward"): 9,
+    ("gelu_tanh", "backward"): 18,
+    ("relu", "forward"): 1,
+    ("relu", "backward"): 1,
+    ("silu", "forward"): 4,
+    ("silu", "backward"): 8,
+}
 CROSS_ENTROPY_FLOPS = {
     "forward": 4,
     "backward": 4,
@@ -79,39 +95,6 @@ def attention_backward(pairs: int, queries: int, keys: int, *, H: int, K: int, D
     read = itemsize * (queries * H * (D + 2 * Dv) + keys * K * (D + Dv)) + LSE_SIZE * queries * H
     written = itemsize * (queries * H * D + keys * K * (D + Dv))
     return Work(2 * pairs * H * (3 * D + 2 * Dv), read + written)
-
-
-def linear(rows: int, n_in: int, n_out: int, *, itemsize: int, bias: bool = False) -> Work:
-    """A linear layer on `rows` vectors; any product of matrices is one."""
-    moved = rows * n_in + n_in * n_out + rows * n_out + (n_out if bias else 0)
-    return Work(2 * rows * n_in * n_out + (rows * n_out if bias else 0), itemsize * moved)
-
-
-def linear_backward(rows: int, n_in: int, n_out: int, *, itemsize: int, bias: bool = False) -> Work:
-    """dx and dweight, which are products of the same size, and dbias."""
-    dx, dweight = linear(rows, n_out, n_in, itemsize=itemsize), linear(n_in, rows, n_out, itemsize=itemsize)
-    of_bias = Work(rows * n_out, itemsize * n_out) if bias else Work(0, 0)
-    return Work(dx.flops + dweight.flops + of_bias.flops, dx.n_bytes + dweight.n_bytes + of_bias.n_bytes)
-
-
-def norm(kind: str, direction: str, rows: int, width: int, *, itemsize: int) -> Work:
-    """LayerNorm or RMSNorm of rows: x to y, or x and dy to dx; weights and statistics are small beside them.
-
-    Args:
-        kind: "layer_norm" or "rms_norm".
-        direction: "forward" or "backward".
-        rows: number of rows.
-        width: elements of a row.
-        itemsize: bytes of an element.
-    """
-    tensors = 2 if direction == "forward" else 3
-    return Work(NORM_FLOPS[kind, direction] * rows * width, tensors * itemsize * rows * width)
-
-
-def cross_entropy(direction: str, rows: int, classes: int, *, itemsize: int) -> Work:
-    """The loss of rows of logits, which are read; backward they are read again and their gradient written."""
-    tensors = 1 if direction == "forward" else 2
-    return Work(CROSS_ENTROPY_FLOPS[direction] * rows * classes, tensors * itemsize * rows * classes)
 
 
 def adamw(parameters: int, *, itemsize: int) -> Work:

@@ -4,13 +4,12 @@ On a GPU each op is between two CUDA events. The host would not keep up with sma
 device spins while the step is queued, and the events see kernels back to back. On a CPU it is wall time.
 """
 
-import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from fusedformer.benchmarks.harness.comparison import describe
+from fusedformer.benchmarks.harness.probes import peak_bytes
 from fusedformer.benchmarks.profile.contenders import Attention
 from fusedformer.benchmarks.profile.family import SHALLOW, Array, Sheet
 from fusedformer.benchmarks.profile.profiler import Setting
@@ -117,27 +117,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def allocated_peak(step: Step, setting: Setting, device: torch.device) -> int:
-    """Bytes that PyTorch's allocator has handed out at most while the step runs, what it holds before included.
-
-    A GPU's allocator counts itself. That of the CPU tells PyTorch's profiler of each allocation; its records count from
-    what the step holds.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        _run(step, setting, device)
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before + _held_bytes(step)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        _run(step, setting, device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    records = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
-    highest = np.cumsum([n_bytes for _, n_bytes in records]).max(initial=0)
-    return int(highest) + _held_bytes(step)
+    """Bytes that PyTorch's allocator has handed out at most while the step runs, what it holds before included."""
+    return peak_bytes(partial(_run, step, setting, device), device) + _held_bytes(step)
 
 
 def _held_bytes(step: Step) -> int:

@@ -2,7 +2,7 @@
 
 import re
 
-from fusedformer.benchmarks.options import some_of
+from fusedformer.benchmarks.options import quantity, some_of
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.steps import MODES
 
@@ -70,8 +70,4 @@ def parse_memory(text: str) -> float:
     Raises:
         ValueError: it is not of that form, or not above 0.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", text.strip())
-    n_bytes = float(match[1]) * MEMORY_UNITS[match[2]] if match else 0.0
-    if n_bytes <= 0:
-        raise ValueError(f"{text!r} is no size of memory: write one such as 141GiB or 80GB")
-    return n_bytes
+    return quantity("size of memory", text, MEMORY_UNITS, "141GiB or 80GB")

@@ -6,15 +6,10 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; areas are ha
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws without a display
-
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from fusedformer.benchmarks.machines import Machine
 from fusedformer.benchmarks.profile import cells
@@ -35,9 +30,20 @@ from fusedformer.benchmarks.profile.components import (
     SOFTMAX,
 )  # fmt: skip
 from fusedformer.benchmarks.profile.steps import DECODE
-from fusedformer.benchmarks.report.plots import COLOURS, MARKERS
+from fusedformer.benchmarks.report.axes import (
+    COLOURS,
+    MARKERS,
+    WIDTH,
+    legend,
+    plain_log_axis,
+    roofs,
+    save,
+    short,
+    size_axis,
+)
 
-WIDTH = 9.0  # inches: the width of a page
+CONTEXT = "context (tokens)"
+VISIBLE = 0.5  # percent of the step, the least that is seen in a stack
 # Lines of a breakdown that are drawn as one, with colour and hatch.
 AREAS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "attention forward": ((ATTENTION_FORWARD,), "#D55E00", ""),
@@ -50,7 +56,6 @@ AREAS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "optimizer": ((OPTIMIZER,), "#999999", ""),
     "embedding, other": ((EMBEDDING, OTHER), "#000000", ""),
 }
-DPI = 150
 
 
 def draw(found: Sequence[Cell], machine: Machine, memory: float, folder: Path) -> list[Path]:
@@ -67,10 +72,7 @@ def draw(found: Sequence[Cell], machine: Machine, memory: float, folder: Path) -
         if mode == DECODE:
             pictures["decode"] = lambda c=chosen: draw_decode(c)  # type: ignore[misc]
         for name, make in pictures.items():
-            paths.append(folder / f"{name}.png")
-            figure = make()
-            figure.savefig(paths[-1], dpi=DPI)
-            plt.close(figure)
+            paths.append(save(make(), folder / f"{name}.png"))
     return paths
 
 
@@ -86,13 +88,13 @@ def draw_breakdown(found: Sequence[Cell]) -> Figure:
         bottom = np.zeros(len(contexts))
         for label, (lines, colour, hatch) in AREAS.items():
             heights = np.array([sum(shares.get(line, {}).get(c, 0.0) for line in lines) for c in contexts]) * 100
-            if heights.any():
+            if heights.max(initial=0.0) >= VISIBLE:
                 axes.fill_between(
                     contexts, bottom, bottom + heights, facecolor=colour, hatch=hatch, edgecolor="white",
                     linewidth=0.4, label=label,
                 )  # fmt: skip
             bottom += heights
-        _context_axis(axes, contexts)
+        size_axis(axes, contexts, CONTEXT)
         axes.set_xlim(contexts[0], contexts[-1])
         axes.set_ylim(0, 100)
         axes.set_title(f"{attention}: {_obtained(found, attention, cells.TIME)}", fontsize=10)
@@ -121,8 +123,8 @@ def draw_memory(found: Sequence[Cell], memory: float) -> Figure:
                     markersize=9 - 2 * index, linestyle=("-", "--", ":")[index % 3],
                 )  # fmt: skip
     axes.axhline(memory / 2**30, color="black", linestyle="--", label=f"out of memory: {memory / 2**30:.4g} GiB")
-    _context_axis(axes, contexts)
-    _plain_log_axis(axes)
+    size_axis(axes, contexts, CONTEXT)
+    plain_log_axis(axes)
     axes.set_ylabel("peak of allocated memory (GiB)")
     _finish(figure, [axes], _title(found))
     return figure
@@ -134,30 +136,35 @@ def draw_roofline(found: Sequence[Cell], machine: Machine) -> Figure:
     figure, panels = plt.subplots(
         1, len(attentions), figsize=(WIDTH, 4.8), sharey=True, sharex=True, squeeze=False, layout="constrained"
     )
+    longest = {name: max(c.context for c in found if c.attention == name) for name in attentions}
+    dots = {name: _dots(found, name, longest[name]) for name in attentions}
+    intensities = [x for known in dots.values() for x, _ in known.values()]
     for axes, attention in zip(panels[0], attentions, strict=True):
-        longest = max(c.context for c in found if c.attention == attention)
-        intensity, flops, seconds = (
-            _series(found, attention, quantity) for quantity in (cells.INTENSITY, cells.FLOPS, cells.TIME)
-        )
-        dots: list[float] = []
+        roofs(axes, machine, intensities)
         for label, (lines, colour, _) in AREAS.items():
-            for number, line in enumerate(line for line in lines if seconds.get(line, {}).get(longest)):
-                x = intensity[line][longest]
-                rate = flops[line][longest] / seconds[line][longest] / 1e12
-                if x and rate:
-                    dots.append(x)
-                    marker = MARKERS[(list(AREAS).index(label) + number) % len(MARKERS)]
-                    # Smaller and smaller, so that one that lies on another does not hide it.
-                    axes.plot([x], [rate], marker, color=colour, markersize=13 - 0.7 * len(dots), label=line,
-                              markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
-        _roofs(axes, machine, [0.1, *dots, 1e5])
-        axes.set_xlabel("arithmetic intensity (FLOP/B)")
-        axes.set_title(
-            f"{attention}, {_short(longest)}: {_obtained(found, attention, cells.TIME, longest)}", fontsize=10
-        )
+            known = [line for line in lines if line in dots[attention]]
+            for number, line in enumerate(known, list(AREAS).index(label)):
+                # Seen through, for one may lie on another.
+                x, rate = dots[attention][line]
+                axes.plot([x], [rate], MARKERS[number % len(MARKERS)], color=colour, alpha=0.65, markersize=9,
+                          label=line, markeredgecolor="black")  # fmt: skip
+        obtained = _obtained(found, attention, cells.TIME, longest[attention])
+        axes.set_title(f"{attention}, {short(longest[attention])}: {obtained}", fontsize=10)
     panels[0][0].set_ylabel("rate (TFLOP/s)")
     _finish(figure, panels[0], f"{_title(found)}; {machine.name}, {machine.source}")
     return figure
+
+
+def _dots(found: Sequence[Cell], attention: str, context: int) -> dict[str, tuple[float, float]]:
+    """By component, its arithmetic intensity and its rate in TFLOP/s; those that have both."""
+    intensity, flops, seconds = (
+        _series(found, attention, quantity) for quantity in (cells.INTENSITY, cells.FLOPS, cells.TIME)
+    )
+    dots = {}
+    for line, known in seconds.items():
+        if line != STEP and known.get(context) and intensity[line][context] and flops[line][context]:
+            dots[line] = (intensity[line][context], flops[line][context] / known[context] / 1e12)
+    return dots
 
 
 def draw_decode(found: Sequence[Cell]) -> Figure:
@@ -172,46 +179,15 @@ def draw_decode(found: Sequence[Cell]) -> Figure:
             linestyle=("-", "--", ":")[index % 3], markersize=9 - 2 * index,
             label=f"{attention}: {_obtained(found, attention, cells.TIME)}",
         )  # fmt: skip
-    _context_axis(axes, contexts)
-    axes.set_xlabel("keys and values in the cache (tokens)")
-    _plain_log_axis(axes)
+    size_axis(axes, contexts, "keys and values in the cache (tokens)")
+    plain_log_axis(axes)
     axes.set_ylabel("time of one token (ms)")
     _finish(figure, [axes], f"{_title(found)}; {found[0].machine}")
     return figure
 
 
-def _roofs(axes: Axes, machine: Machine, intensities: Sequence[float]) -> None:
-    x = np.array([min(intensities) / 2, *np.geomspace(min(intensities), max(intensities), 200), 2 * max(intensities)])
-    styles = (("matrix units", machine.matrix_flops, "-"), ("other units", machine.vector_flops, "--"))
-    for label, peak, style in styles:
-        axes.plot(x, np.minimum(peak, x * machine.bandwidth) / 1e12, style, color="black", label=f"roof: {label}")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-
-
-def _context_axis(axes: Axes, contexts: Sequence[int]) -> None:
-    """The context on a scale of doublings, at most seven of them labelled."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(contexts[:: -(-len(contexts) // 7) or 1]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(round(value))))
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("context (tokens)")
-    axes.grid(alpha=0.3)
-
-
-def _plain_log_axis(axes: Axes) -> None:
-    """Values on a scale of powers of ten, written out."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
-
-
 def _finish(figure: Figure, panels: Sequence[Axes], title: str) -> None:
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend(figure, panels)
     figure.suptitle(title, fontsize=11)
 
 
@@ -239,11 +215,3 @@ def _title(found: Sequence[Cell]) -> str:
 
 def _unique(found: Sequence[Cell], name: str) -> list[str]:
     return list(dict.fromkeys(getattr(cell, name) for cell in found))
-
-
-def _short(context: int) -> str:
-    """A context as the command line takes it: 4k, 1m."""
-    for unit, scale in (("m", 2**20), ("k", 2**10)):
-        if context >= scale:
-            return f"{context / scale:.3g}{unit}"
-    return str(context)

@@ -1,23 +1,15 @@
-"""The pictures of a run, as PNG: errors, time ratios, and the rates of the kernels.
-
-Colours are Okabe and Ito's, which colour-blind readers tell apart, and every series has a marker of its own.
-"""
+"""The pictures of a run, as PNG: errors, time ratios, and the rates of the kernels."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # draws without a display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter
 
+from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, save
 from fusedformer.benchmarks.report.rows import Row
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v")
 Draw = Callable[[Axes, Sequence[Row]], None]
 
 
@@ -30,7 +22,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
     for row in rows:
         group = row.subject if row.rate_unit else "models"
-        if row.kind == "error" and row.status != "skipped":
+        if row.kind == "error" and row.status not in ("skipped", "missing"):
             add(row, "errors", draw_errors)
         if row.ratio is not None:
             add(row, f"ratios-{group}", draw_ratios)
@@ -111,12 +103,10 @@ def _comparison(row: Row) -> str:
 def _save(path: Path, rows: Sequence[Row], fill: Draw) -> Path:
     figure, axes = plt.subplots(layout="constrained")
     fill(axes, rows)
-    figure.set_size_inches(9, 1.5 + 0.45 * len(axes.get_yticks()))
+    figure.set_size_inches(WIDTH, 1.5 + 0.45 * len(axes.get_yticks()))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def _unique(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fusedformer.benchmarks import row_times
 from fusedformer.benchmarks.harness.comparison import OURS
+from fusedformer.benchmarks.harness.verdicts import Noise
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.static.row import StaticRow, not_compiled
 
@@ -60,7 +61,8 @@ def _worst_case(rows: Sequence[Row]) -> tuple[str, str, str, str]:
     """The error ratio, the tensor and case it belongs to, the number of cases, and how it was obtained."""
     bad = [row for row in rows if row.status != "ok"]
     if bad:
-        return _status(bad[0]), bad[0].case, str(len(rows)), "-" if bad[0].status == "skipped" else bad[0].obtained
+        obtained = "-" if bad[0].status in ("skipped", "missing") else bad[0].obtained
+        return _status(bad[0]), bad[0].case, str(len(rows)), obtained
     worst = max(rows, key=lambda row: row.error_ratio or 0.0)
     return (
         f"{worst.error_ratio:.2f}",
@@ -71,21 +73,67 @@ def _worst_case(rows: Sequence[Row]) -> tuple[str, str, str, str]:
 
 
 def time_table(rows: Sequence[Row]) -> Table:
-    """One line per contender: its time, its rate, and its time over ours."""
-    columns = ("what", "direction", "case", "contender", "error ratio", "time", "rate", "theirs / ours", "obtained")
-    note = "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster."
-    lines = [_time_line(row) for row in _of_kind(rows, "time")]
-    told = [index for index in range(len(columns)) if any(line[index] != "-" for line in lines)]
-    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], (note,))
+    """One line per contender: its time, its rate, what else was measured, and its time over ours.
+
+    A contender that is missing is told below, with the reason.
+    """
+    figures: dict[str, Callable[[Row], str]] = {
+        "what": lambda row: row.subject,
+        "direction": lambda row: row.direction,
+        "case": lambda row: f"{row.case} {row.dtype}",
+        "contender": lambda row: row.contender,
+        "error ratio": lambda row: "-" if row.error_ratio is None else f"{row.error_ratio:.2f}",
+        "time": lambda row: _status(row) if row.time_p50_s is None else duration(row.time_p50_s),
+        "p20 to p80": _spread,
+        "warm": lambda row: _duration(row.warm_p50_s),
+        "rate": lambda row: "-" if row.rate is None else f"{row.rate:.3g} {row.rate_unit}",
+        "of peak": lambda row: _share(row.peak_share),
+        "of data sheet": lambda row: _share(row.datasheet_share),
+        "memory": lambda row: "-" if row.peak_memory_bytes is None else n_bytes(row.peak_memory_bytes),
+        "compile": lambda row: _duration(row.compile_s),
+        "host": lambda row: _duration(row.host_p50_s),
+        "theirs / ours": lambda row: "-" if row.contender == OURS else ratio(row),
+        "obtained": lambda row: "-" if row.time_p50_s is None else row.obtained,
+    }
+    notes = (
+        "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster.",
+        "of peak: of what a large matrix product or a large copy reached in this run.",
+    )
+    timed = _of_kind(rows, "time")
+    absent = dict.fromkeys(f"Not here: {row.contender}, {row.reason}." for row in timed if row.status == "missing")
+    lines = [[figure(row) for figure in figures.values()] for row in timed if row.status != "missing"]
+    told = [index for index in range(len(figures)) if any(line[index] != "-" for line in lines)]
+    columns = list(figures)
+    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], [*notes, *absent])
 
 
-def _time_line(row: Row) -> tuple[str, ...]:
-    what = (row.subject, row.direction, f"{row.case} {row.dtype}", row.contender)
-    error = "-" if row.error_ratio is None else f"{row.error_ratio:.2f}"
-    if row.time_p50_s is None:
-        return *what, error, _status(row), "-", "-", "-"
-    rate = f"{row.rate:.3g} {row.rate_unit}" if row.rate is not None else "-"
-    return *what, error, duration(row.time_p50_s), rate, "-" if row.contender == OURS else ratio(row), row.obtained
+def noise_table(noise: Noise) -> Table:
+    """What ours against ours came to: how far apart two times can be by chance."""
+    line = (f"{noise.same} of {noise.cells}", f"{noise.floor:.2%}", f"{noise.margin:.2%}")
+    note = "Ours timed against ours: SAME is what they should be; a difference below the margin is none."
+    return Table("Noise", ("SAME", "99% within", "margin"), [line], (note,))
+
+
+def _spread(row: Row) -> str:
+    if row.time_p20_s is None or row.time_p80_s is None:
+        return "-"
+    return f"{duration(row.time_p20_s)} to {duration(row.time_p80_s)}"
+
+
+def _duration(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def n_bytes(count: float) -> str:
+    """Three digits in the unit that fits."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 def ratio(row: Row) -> str:

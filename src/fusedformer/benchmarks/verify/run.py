@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
 from fusedformer.benchmarks.harness.timing import (
+    LEAST_ROUNDS,
     CudaClock,
     Interval,
     Plan,
@@ -128,7 +129,7 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
     ours = outputs.pop(KERNELS)
     step(f"{name}: times")
     clock = CudaClock() if ours.is_cuda else WallClock()
-    samples = measure(runs, clock, Plan(seconds=seconds, max_rounds=25))
+    samples = measure(runs, clock, Plan(seconds=seconds, min_rounds=LEAST_ROUNDS, max_rounds=25)).samples
     return Verified(
         name=name,
         figures=figures,

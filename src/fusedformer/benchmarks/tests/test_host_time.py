@@ -1,23 +1,30 @@
 """What a call costs before a kernel starts: argument checks, dispatch and launch preparation, on any machine.
 
-Tensors are tiny, and where it says "stubbed", what computes is replaced by its ready result.
-`pytest tests/test_host_time.py` prints the table of pytest-benchmark.
+Tensors are tiny, so that nearly all of a time is the host's; where it says "stubbed", what computes is replaced by its
+ready result. `pytest benchmarks -k host_time` prints the tables of pytest-benchmark: ours beside what plain PyTorch
+calls, one op of ATen or the few that it takes.
 """
 
+import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import fusedformer
-from fusedformer.kernels.attention import op
+from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Problem, make_run
+from fusedformer.benchmarks.ops import TIMED_OPS
+from fusedformer.kernels.attention import op as attention_op
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
 
+pytest.importorskip("pytest_benchmark")
+
 Call = Callable[[], Any]
+TINY = 16  # of every size, at most
 SECONDS = 20.0  # for a ratio to be found below its limit, among the noise of a busy machine
 
 
@@ -31,7 +38,7 @@ def qkv() -> torch.Tensor:
 def stubbed(qkv: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that finds its result ready."""
     result = (torch.empty_like(qkv), torch.empty(1, 1, 8))
-    monkeypatch.setattr(op.attention_fwd, "_on_cpu", lambda *_: result)
+    monkeypatch.setattr(attention_op.attention_fwd, "_on_cpu", lambda *_: result)
 
 
 def seconds(call: Call, repeats: int = 200) -> float:
@@ -65,7 +72,7 @@ def test_a_call_costs_at_most_twice_that_of_sdpa(qkv: torch.Tensor) -> None:
     assert found < limit
 
 
-@pytest.mark.benchmark(group="attention, host time")
+@pytest.mark.benchmark(group="host time of attention")
 @pytest.mark.parametrize("name", ["F.sdpa", "attention", "scaled_dot_product_attention"])
 def test_attention(benchmark: Any, qkv: torch.Tensor, name: str) -> None:
     heads_first = qkv.transpose(1, 2)
@@ -79,24 +86,32 @@ def test_attention(benchmark: Any, qkv: torch.Tensor, name: str) -> None:
     benchmark(calls[name])
 
 
-@pytest.mark.benchmark(group="attention, host time")
+@pytest.mark.benchmark(group="host time of attention")
 @pytest.mark.usefixtures("stubbed")
 def test_attention_stubbed(benchmark: Any, qkv: torch.Tensor) -> None:
     benchmark(lambda: attention(qkv, qkv, qkv, causal=True))
 
 
-ROW_WISE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "layer_norm": (fusedformer.layer_norm, lambda x: F.layer_norm(x, x.shape[-1:])),
-    "softmax": (fusedformer.softmax, lambda x: F.softmax(x, -1)),
-    "gelu": (fusedformer.gelu, F.gelu),
-    "swiglu": (fusedformer.swiglu, lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),
-}
+@functools.cache
+def tiny_problem(name: str) -> Problem:
+    """Inputs so small that what computes takes next to nothing, on the CPU."""
+    op = TIMED_OPS[name]
+    case = op.error_cases[0]
+    tiny = replace(case, sizes={letter: min(size, TINY) for letter, size in case.sizes.items()})
+    return Problem.make(op, tiny, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.benchmark(group="row-wise, host time")
 @pytest.mark.parametrize("whose", ["ours", "PyTorch"])
-@pytest.mark.parametrize("name", ROW_WISE)
-def test_row_wise(benchmark: Any, name: str, whose: str) -> None:
-    x = torch.linspace(-1, 1, 64).view(2, 32)
-    call = ROW_WISE[name][whose == "PyTorch"]
-    benchmark(lambda: call(x))
+@pytest.mark.parametrize("name", TIMED_OPS)
+def test_forward(benchmark: Any, name: str, whose: str) -> None:
+    benchmark.group = f"host time of {name} forward"
+    op = TIMED_OPS[name]
+    benchmark(make_run(op.contenders["ours"] if whose == "ours" else op.plain, [tiny_problem(name)], FORWARD))
+
+
+@pytest.mark.parametrize("whose", ["ours", "PyTorch"])
+@pytest.mark.parametrize("name", [name for name, op in TIMED_OPS.items() if BACKWARD in op.directions])
+def test_forward_and_backward(benchmark: Any, name: str, whose: str) -> None:
+    benchmark.group = f"host time of {name} forward and backward"
+    op = TIMED_OPS[name]
+    benchmark(make_run(op.contenders["ours"] if whose == "ours" else op.plain, [tiny_problem(name)], BOTH))

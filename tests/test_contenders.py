@@ -1,0 +1,219 @@
+"""Other implementations: each computes what ours does, or says why it is not here; a fake stands for what is not."""
+
+import sys
+import warnings
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from fusedformer.benchmarks import attention, attention_bias, attention_varlen
+from fusedformer.benchmarks.contenders import flash_attn, flex, plain, rows, sdpa, tutorial
+from fusedformer.benchmarks.harness import implementation
+from fusedformer.benchmarks.harness.comparison import judge
+from fusedformer.benchmarks.harness.implementation import Function, Implementation, MissingError, built, version_of
+from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, _TimedCase
+from fusedformer.benchmarks.ops import TIMED_OPS
+
+CPU = torch.device("cpu")
+
+
+def problem_of(op: Op, sizes: dict[str, int], dtype: torch.dtype = torch.float32, **options: Any) -> Problem:
+    return Problem.make(op, Case(sizes, dtype, options), torch.Generator().manual_seed(0))
+
+
+def dense(**options: Any) -> Problem:
+    sizes = {"B": 1, "S": 70, "H": 4, "K": 2, "D": 16}
+    return problem_of(attention.OP, sizes, **{"causal": True, **options})
+
+
+def worst(problem: Problem, function: Function) -> float:
+    return max(problem.error_ratios(function).values())
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("causal", [True, False])
+def test_plain_attention_is_ours_with_windows_too(causal: bool, window: int | None) -> None:
+    problem = dense(causal=causal, window=window)
+    for function in (attention.ours, plain.eager, sdpa.sdpa):
+        assert worst(problem, function) <= 1
+
+
+def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "BLOCK", 32)
+    q, k, v = (x.double().requires_grad_() for x in dense().inputs)
+    bias = torch.randn(1, 4, 70, 70, dtype=torch.float64, requires_grad=True)
+    for options in ({"causal": True}, {"causal": False}, {"causal": True, "window": 7}):
+        results = [f(q, k, v, bias, **options) for f in (plain.eager, plain.in_blocks)]
+        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+        grads = [torch.autograd.grad(out.square().sum(), (q, k, v, bias)) for out in results]
+        torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_triton_of_the_paper_is_right(causal: bool, dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    sizes = {"B": 2, "S": 67, "H": 2, "K": 1, "D": 24}
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU in this run")
+    assert worst(problem_of(attention.OP, sizes, dtype, causal=causal), tutorial.TUTORIAL) <= 1
+
+
+def test_the_triton_of_the_paper_says_what_it_cannot() -> None:
+    pytest.importorskip("triton")
+    function = tutorial.build()
+    q, k, v = dense().inputs
+    with pytest.raises(MissingError, match="has no windows"):
+        function(q, k, v, causal=True, window=3)
+    with pytest.raises(MissingError, match="head dimensions up to 256, got 300"):
+        function(*(torch.zeros(1, 4, 1, 300) for _ in range(3)), causal=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flex_attention_is_right_dense_biased_and_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs without a compiler, on a CPU forward only."""
+
+    def worst_output(problem: Problem, function: Function) -> float:
+        return problem.error_ratios_of(problem.results(function, with_gradients=False))["out"]
+
+    monkeypatch.setattr(flex, "_COMPILED", Implementation(lambda: flex_attention))
+    sizes = {"B": 2, "S": 40, "H": 2, "K": 1, "D": 16}
+    for problem in (dense(), dense(causal=False, window=9), problem_of(attention_bias.OP, sizes, causal=True)):
+        assert worst_output(problem, flex.dense()) <= 1
+    assert worst_output(problem_of(attention_varlen.OP, sizes, causal=True), flex.packed()) <= 1
+
+
+class TestPinned:
+    def test_math_and_flash_are_right_on_a_cpu_and_cudnn_is_missing(self) -> None:
+        found = sdpa.pinned(sdpa.sdpa)
+        assert worst(dense(), found["SDPA math"]) <= 1
+        verdict = judge(lambda: dense().error_ratios(found["SDPA cuDNN"]))
+        assert (verdict.status, verdict.reason) == ("missing", "no such kernel of PyTorch's for these inputs here")
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_pytorchs_reasons_are_told(self) -> None:
+        def refusing(*inputs: Tensor, **options: Any) -> Tensor:
+            warnings.warn("Flash attention kernel not used because: (Triggered internally at x.cpp:1)", stacklevel=1)
+            warnings.warn("Expected head_dim <= 256 (Triggered internally at x.cpp:2)", stacklevel=1)
+            raise RuntimeError("No available kernel. Aborting execution.")
+
+        with pytest.raises(MissingError, match=r"inputs here: Expected head_dim <= 256$"):
+            sdpa.pinned(refusing)["SDPA flash"](torch.zeros(1))
+
+    def test_other_errors_stay_what_they_are(self) -> None:
+        def broken(*inputs: Tensor, **options: Any) -> Tensor:
+            raise RuntimeError("an illegal memory access")
+
+        verdict = judge(lambda: {"out": sdpa.pinned(broken)["SDPA flash"]()})
+        assert (verdict.status, verdict.reason) == ("failed", "RuntimeError: an illegal memory access")
+
+
+class TestPackages:
+    @pytest.fixture
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+        module = ModuleType(name)
+        module.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    @pytest.mark.usefixtures("gpu")
+    def test_what_is_not_installed_says_so(self) -> None:
+        for name in ("flash-attn 2", "flash-attn 3", "flash-attn 4", "xFormers"):
+            verdict = judge(partial(dense().error_ratios, attention.OP.contenders[name]))
+            assert (verdict.status, "is not installed" in verdict.reason) == ("missing", True)
+        for op, others in rows.OTHERS.items():
+            for function in others.values():
+                with pytest.raises(MissingError, match="is not installed"):
+                    built(function)
+            assert set(others) <= set(TIMED_OPS[op].contenders)
+
+    @pytest.mark.usefixtures("gpu")
+    @pytest.mark.parametrize(
+        ("generation", "module", "unbounded"),
+        [(2, "flash_attn", -1), (3, "flash_attn_interface", -1), (4, "flash_attn.cute", None)],
+    )
+    def test_flash_attention_gets_its_own_words(
+        self, generation: int, module: str, unbounded: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        windows = []
+
+        def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, causal: bool, window_size: tuple[Any, Any]) -> Any:
+            windows.append(window_size)
+            left = None if window_size[0] in (None, -1) else window_size[0]
+            out = plain.eager(q, k, v, causal=causal, window=left)
+            return (out, None) if generation == 4 else out
+
+        self.install(monkeypatch, "flash_attn")
+        self.install(monkeypatch, module, flash_attn_func=flash_attn_func)
+        for problem in (dense(), dense(causal=False), dense(window=9)):
+            assert worst(problem, flash_attn.dense(generation)) <= 1
+        assert set(windows) == {(unbounded, 0), (unbounded, unbounded), (9, 0)}
+
+    @pytest.mark.usefixtures("gpu")
+    def test_a_wheel_without_a_backward_is_timed_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.install(monkeypatch, "fa3_fwd_interface", flash_attn_func=lambda q, k, v, causal, window_size: q)
+        contender = flash_attn.dense(3)
+        assert contender.forward_only
+        op = Op(**{**vars(attention.OP), "contenders": {"flash-attn 3": contender}})
+        timed = _TimedCase(op, dense().case, CPU, 0)
+        assert (timed.verdict("flash-attn 3", BACKWARD).reason) == "has no backward here"
+        assert timed.verdict("flash-attn 3", FORWARD).worst_tensor == "out"
+
+    @pytest.mark.usefixtures("gpu")
+    def test_a_package_without_the_function_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.install(monkeypatch, "flash_attn")
+        with pytest.raises(MissingError, match="flash-attn: module 'flash_attn' has no attribute"):
+            flash_attn.dense(2).build()
+
+    @pytest.mark.usefixtures("gpu")
+    def test_kernels_over_rows_are_called_for_what_ours_compute(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        functions: dict[str, Any] = {
+            "liger_layer_norm": lambda x, w, b, eps: F.layer_norm(x, x.shape[-1:], w, b, eps),
+            "liger_rms_norm": lambda x, w, eps, in_place: F.rms_norm(x, x.shape[-1:], w, eps),
+            "liger_fused_add_rms_norm": lambda x, r, w, eps, in_place: (F.rms_norm(x + r, x.shape[-1:], w, eps), x + r),
+            "liger_softmax": lambda x: x.softmax(-1),
+            "liger_cross_entropy": lambda x, t, **options: F.cross_entropy(x, t, **options),
+            "liger_swiglu": lambda gate, up: F.silu(gate) * up,
+            "liger_geglu": lambda gate, up: F.gelu(gate, approximate="tanh") * up,
+        }
+        self.install(monkeypatch, "liger_kernel")
+        self.install(monkeypatch, "liger_kernel.transformers")
+        self.install(monkeypatch, "liger_kernel.transformers.functional", **functions)
+
+        def rmsnorm(x: Tensor, w: Tensor, eps: float, residual: Tensor | None = None, prenorm: bool = False) -> Any:
+            if residual is None:
+                return functions["liger_rms_norm"](x, w, eps, in_place=False)
+            return functions["liger_fused_add_rms_norm"](x, residual, w, eps, in_place=False)
+
+        of_quack = {
+            "rmsnorm": rmsnorm,
+            "softmax": functions["liger_softmax"],
+            "cross_entropy": functions["liger_cross_entropy"],
+        }
+        self.install(monkeypatch, "quack", **of_quack)
+        for name, others in rows.OTHERS.items():
+            problem = Problem.make(TIMED_OPS[name], TIMED_OPS[name].error_cases[0], torch.Generator().manual_seed(0))
+            statuses = {judge(partial(problem.error_ratios, function)).status for function in others.values()}
+            assert statuses <= {"ok", "missing"}
+            assert "ok" in statuses or name == "glu"  # its first case is geglu by erf, which they do not have
+
+
+def test_versions_are_told() -> None:
+    assert version_of("ours", attention.ours).startswith("fusedformer") or not version_of("ours", attention.ours)
+    assert version_of("SDPA flash", attention.plain) == f"torch {torch.__version__}"
+    assert version_of("x", Implementation(lambda: attention.plain, "no-such-package")) == ""
+
+
+def test_compiling_for_a_cpu_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingError, match="to compile for a CPU"):
+        implementation.compiled(attention.plain).build()
