@@ -1,6 +1,8 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
+from fusedformer.drop_in.torch_hook import register_torch, unregister_torch
+from fusedformer.drop_in.transformers_hook import register_transformers
 from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 from fusedformer.kernels.attention.flash_attn import (
@@ -65,8 +67,11 @@ __all__ = [
     "log_softmax",
     "nn",
     "record_attention",
+    "register_torch",
+    "register_transformers",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "swiglu",
+    "unregister_torch",
 ]

@@ -134,10 +134,10 @@ def make_mask(
     Returns:
         None where one query sees every key, else a `PatternMask` or a bool tensor (B, 1, Sq, Sk).
     """
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-    pattern = read_pattern(mask_function or causal_mask_function)
-    given = {"mask_function": mask_function or causal_mask_function, "attention_mask": attention_mask, **settings}
+    mask_function = mask_function or causal_mask_function
+    given = {"mask_function": mask_function, "attention_mask": attention_mask, **settings}
     if cache_position is None:
         assert q_length is not None  # version 5 gives it
         given |= {"q_length": q_length, "q_offset": q_offset}
@@ -146,12 +146,13 @@ def make_mask(
 
     def compute(**exact: Any) -> Tensor:
         sizes = {"batch_size": batch_size, "kv_length": kv_length, "kv_offset": kv_offset}
-        return sdpa_mask(**given | sizes | exact, allow_is_causal_skip=False)
+        return sdpa_mask(**(given | sizes | exact), allow_is_causal_skip=False)
 
     if torch.compiler.is_compiling():
-        is_square = allow_is_causal_skip and pattern == Pattern(right=0) and q_length == kv_length
-        is_nothing = attention_mask is None and (is_square or (allow_is_bidirectional_skip and pattern == Pattern()))
-        return None if is_nothing else compute()
+        is_causal = allow_is_causal_skip and mask_function is causal_mask_function and q_length == kv_length
+        is_all = allow_is_bidirectional_skip and mask_function is bidirectional_mask_function
+        return None if attention_mask is None and (is_causal or is_all) else compute()
+    pattern = read_pattern(mask_function)
     # A cache of fixed size in decoding: how much of it is filled, only the device knows.
     is_one_of_static = q_length == 1 and not allow_is_causal_skip and pattern is not None and pattern.right == 0
     if pattern is None or is_one_of_static or (attention_mask is not None and attention_mask.dim() != 2):
