@@ -48,7 +48,7 @@ _before: str | None = None  # the implementation that was active
 
 
 class Registration(contextlib.AbstractContextManager["Registration"]):
-    """What `register_torch` returns: as a context manager it calls `unregister_torch`, if it was this one that began."""
+    """What `register_torch` returns: a context manager that ends what this call began."""
 
     def __init__(self, began: bool) -> None:
         self._began = began
@@ -83,7 +83,7 @@ def register_torch() -> Registration:
 
 
 def unregister_torch() -> None:
-    """Give PyTorch its attention back, and the implementation that was active before; nothing without `register_torch`."""
+    """Give PyTorch its attention back, with the implementation that was active before `register_torch`."""
     global _active
     if _active is None:
         return

@@ -1,8 +1,8 @@
 """`attn_implementation="fusedformer"` of Hugging Face transformers: attention of every model that asks its interface.
 
-Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension. transformers calls a function of q, k
-and v, (B, H, Sq, D) and (B, Hkv, Sk, D), with a mask that a second function has made before: transformers_masks.py.
-Registering the first alone would lose every padding mask, for transformers makes none then.
+Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension, Dv of v. transformers calls a function
+of q, k and v, (B, H, Sq, D) and (B, Hkv, Sk, D), with a mask that a second function has made before, in
+transformers_masks.py. Registering the first alone would lose every padding mask, for transformers makes none then.
 Source: transformers, documentation of "attention interface".
 """
 
@@ -119,24 +119,29 @@ def _attend(
 ) -> Tensor:  # fmt: skip
     """(B, Sq, H, Dv): attention with what is hidden handed over in the cheapest form."""
     q, k, v = (x.transpose(1, 2) for x in (query.expand(key.shape[0], -1, -1, -1), key, value))
-    is_pattern = isinstance(mask, PatternMask) and not mask.is_computed
-    if mask is None or (is_pattern and mask.padding is None):
-        starts = (mask.starts, mask.starts) if mask is not None and mask.starts is not None else packed
-        if starts[0] is not None and starts[1] is not None and q.shape[1] == k.shape[1] and bias is None:
-            window = None if mask is None else mask.window
-            rows = (x.flatten(0, 1) for x in (q, k, v))
-            out = attention(*rows, cu_seqlens_q=starts[0], cu_seqlens_k=starts[1], window=window, **settings)
-            return out.unflatten(0, q.shape[:2])
-    if is_pattern and mask.starts is None:
-        k, v = k[:, : mask.n_keys], v[:, : mask.n_keys]
-        bias = None if bias is None else bias[..., : mask.n_keys]
-        padding = None if mask.padding is None else mask.padding[:, None, None]
-        return attention(q, k, v, window=mask.window, mask=padding, bias=bias, **settings)
-    dense = mask.dense() if isinstance(mask, PatternMask) else mask
-    dense = None if dense is None else dense[..., : key.shape[2]]
+    pattern = mask if isinstance(mask, PatternMask) and not mask.is_computed else None
+    is_free = mask is None or (pattern is not None and pattern.padding is None)
+    starts = packed if pattern is None or pattern.starts is None else (pattern.starts, pattern.starts)
+    is_packed = starts[0] is not None and starts[1] is not None
+    if is_free and is_packed and bias is None and q.shape[1] == k.shape[1]:
+        rows = (x.flatten(0, 1) for x in (q, k, v))
+        window = None if pattern is None else pattern.window
+        out = attention(*rows, cu_seqlens_q=starts[0], cu_seqlens_k=starts[1], window=window, **settings)
+        return out.unflatten(0, q.shape[:2])
+    if pattern is not None and pattern.starts is None:
+        k, v = k[:, : pattern.n_keys], v[:, : pattern.n_keys]
+        bias = None if bias is None else bias[..., : pattern.n_keys]
+        padding = None if pattern.padding is None else pattern.padding[:, None, None]
+        return attention(q, k, v, window=pattern.window, mask=padding, bias=bias, **settings)
+    dense = None if mask is None else _dense(mask, k.shape[1])
     if dense is not None and dense.is_floating_point():
         bias, dense = dense if bias is None else bias + dense, None
     return attention(q, k, v, mask=dense, bias=bias, **settings)
+
+
+def _dense(mask: Tensor, seqlen_k: int) -> Tensor:
+    """The mask as a tensor, of as many keys as there are: version 4 leaves it longer than a cache is filled."""
+    return (mask.dense() if isinstance(mask, PatternMask) else mask)[..., :seqlen_k]
 
 
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
@@ -181,6 +186,4 @@ def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """The mask as a model's own function takes it: added to the scores."""
     if mask is None or mask.is_floating_point():
         return mask
-    dense = mask.dense() if isinstance(mask, PatternMask) else mask
-    zero = query.new_zeros(())
-    return torch.where(dense[..., : key.shape[2]], zero, torch.finfo(query.dtype).min)
+    return torch.where(_dense(mask, key.shape[2]), query.new_zeros(()), torch.finfo(query.dtype).min)

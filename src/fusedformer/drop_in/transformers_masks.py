@@ -81,7 +81,7 @@ class PatternMask(Tensor):
     _compute: Callable[[], Tensor]
     _dense: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -94,7 +94,7 @@ class PatternMask(Tensor):
         return mask
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         """Any operation on it is one on its tensor."""
         args, kwargs = tree_map_only(PatternMask, PatternMask.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
@@ -146,7 +146,9 @@ def make_mask(
 
     def compute(**exact: Any) -> Tensor:
         sizes = {"batch_size": batch_size, "kv_length": kv_length, "kv_offset": kv_offset}
-        return sdpa_mask(**(given | sizes | exact), allow_is_causal_skip=False)
+        mask = sdpa_mask(**(given | sizes | exact), allow_is_causal_skip=False)
+        assert mask is not None  # that is what is not allowed here
+        return mask
 
     if torch.compiler.is_compiling():
         is_causal = allow_is_causal_skip and mask_function is causal_mask_function and q_length == kv_length
