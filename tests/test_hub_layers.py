@@ -79,7 +79,7 @@ def test_kernelize(tmp_path: Path, mode: str) -> None:
         model = hub.kernelize(model, mode=chosen, device="cpu", use_fallback=False)
     out = model(x)
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), [model[0].weight])[0], gradient)  # type: ignore[index]
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), [model[0].weight])[0], gradient)
     assert list(model.state_dict()) == keys
     found = calls.of(model.modules())
     assert {op: found.count(op) for op in ("rms_norm", "layer_norm", "gelu")} == {
