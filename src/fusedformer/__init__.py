@@ -1,6 +1,8 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
+from fusedformer.drop_in.patch import patch, unpatch
+from fusedformer.drop_in.report import report
 from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 from fusedformer.kernels.attention.flash_attn import (
@@ -64,9 +66,12 @@ __all__ = [
     "layer_norm",
     "log_softmax",
     "nn",
+    "patch",
     "record_attention",
+    "report",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "swiglu",
+    "unpatch",
 ]

@@ -67,26 +67,28 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
 
 def add_norm(norm: nn.Module, branch: Tensor, stream: Tensor, dropout: nn.Dropout) -> tuple[Tensor, Tensor]:
     """The norm of s = stream + dropout(branch), and s: in one pass where nobody has to see what comes between."""
-    if why_not_fused(norm, dropout) is None and branch.dtype == stream.dtype:
+    is_known = type(norm).forward in (LayerNorm.forward, nn.LayerNorm.forward)
+    if is_known and branch.dtype == stream.dtype and why_not_in_one_pass(norm, dropout) is None:
+        known: Any = norm
         p = dropout.p if dropout.training else 0.0
-        return add_layer_norm(branch, stream, norm.weight, norm.bias, eps=norm.eps, dropout_p=p)  # type: ignore[arg-type]
+        return add_layer_norm(branch, stream, known.weight, known.bias, eps=known.eps, dropout_p=p)
     s = stream + dropout(branch)
     return norm(s), s
 
 
-def why_not_fused(norm: nn.Module, dropout: nn.Module | None = None) -> str | None:
-    """What forbids to compute a LayerNorm together with the residual and the dropout before it; None if nothing."""
-    if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1:
-        return "the norm is no LayerNorm of the last dimension"
+def why_not_in_one_pass(norm: nn.Module, dropout: nn.Module | None) -> str | None:
+    """What forbids to compute a norm together with the residual and the dropout before it; None if nothing."""
+    if len(getattr(norm, "normalized_shape", (1,))) != 1:
+        return "the norm is of several dimensions"
     if has_hooks(norm):
         return "the norm has hooks"
-    if dropout is not None and type(dropout) is not nn.Dropout:
-        return f"the dropout is {type(dropout).__name__}, not nn.Dropout"
-    if dropout is not None and has_hooks(dropout):
+    if dropout is None:
+        return None
+    if type(dropout) is not nn.Dropout:
+        return f"its dropout is {type(dropout).__name__}"
+    if has_hooks(dropout):
         return "the dropout has hooks"
-    if dropout is not None and dropout.training and dropout.p == 1:
-        return "everything is dropped"
-    return None
+    return "everything is dropped" if dropout.training and dropout.p == 1 else None
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -144,14 +146,12 @@ def _feed_forward(layer: Any, x: Tensor) -> Tensor:
 def _next(
     layer: Any, add_norm: AddNorm, before: nn.Module, behind: nn.Module, branch: Tensor, x: Tensor, dropout: nn.Dropout
 ) -> tuple[Tensor, Tensor]:
-    """What the sublayer behind reads, and the stream beside it; with post-norm both are the norm of the sublayer before."""
+    """What the sublayer behind reads, and the stream beside it; post-norm, both are the norm of the one before."""
     y, s = add_norm(behind if layer.norm_first else before, branch, x, dropout)
     return (y, s) if layer.norm_first else (y, y)
 
 
-def _last(
-    layer: Any, add_norm: AddNorm, norm: nn.Module, branch: Tensor, x: Tensor, dropout: nn.Dropout
-) -> Tensor:
+def _last(layer: Any, add_norm: AddNorm, norm: nn.Module, branch: Tensor, x: Tensor, dropout: nn.Dropout) -> Tensor:
     return x + dropout(branch) if layer.norm_first else add_norm(norm, branch, x, dropout)[0]
 
 
