@@ -39,9 +39,17 @@ def _remake(original: type[nn.Module], rule_name: str) -> nn.Module:
     return cls.__new__(cls)
 
 
-@functools.cache
+_classes: dict[tuple[Any, Rule], type[nn.Module]] = {}
+
+
 def patched_class(original: Any, rule: Rule) -> type[nn.Module]:
     """The class of modules of class `original` that are patched by `rule`."""
+    if (original, rule) not in _classes:
+        _classes[original, rule] = _make_class(original, rule)
+    return _classes[original, rule]
+
+
+def _make_class(original: Any, rule: Rule) -> type[nn.Module]:
     members = {
         "__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__,
         "fused_rule": rule, "fused_original": original, **rule.members,

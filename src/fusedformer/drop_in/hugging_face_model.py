@@ -5,6 +5,7 @@ loss has none either: a model calls a function that it looks up.
 """
 
 import functools
+import inspect
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,20 @@ def is_model(module: nn.Module) -> bool:
     """Whether it is one of transformers' models; imports nothing."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+
+
+def find(model: Any, switches: set[str]) -> Rule | None:
+    """The rule for one of transformers' models."""
+    if "loss" in switches and _asks_for_loss(model):
+        return WITH_LOSS
+    return PLAIN if "attention" in switches else None
+
+
+def _asks_for_loss(model: Any) -> bool:
+    """Whether its forward looks its loss up, and finds the one of the next token."""
+    forward = inspect.unwrap(type(model).forward)
+    asks = "loss_function" in getattr(getattr(forward, "__code__", None), "co_names", ())
+    return asks and digest(model.loss_function) == _CAUSAL_LM_LOSS
 
 
 def take_attention(model: nn.Module) -> Iterator[tuple[str, str | None]]:
@@ -153,3 +168,4 @@ WITH_LOSS = Rule(
     members={"loss_function": property(_loss_function, _set_loss_function)},
 )  # fmt: skip
 PLAIN = Rule("hugging_face_model", ("attention",), "attention", "attention by its config", prepare=register)
+RULES = WITH_LOSS, PLAIN

@@ -7,9 +7,10 @@ from torch import nn
 
 from fusedformer.drop_in import calls, hugging_face_model
 from fusedformer.drop_in.classes import Patched, patched_class
-from fusedformer.drop_in.registry import find
+from fusedformer.drop_in.registry import find, is_named_as
 from fusedformer.drop_in.report import Left, PatchReport, Replaced
 from fusedformer.drop_in.rules import Rule
+from fusedformer.drop_in.torch_rules import ATTENTION_EFFECT
 
 
 def patch(
@@ -52,22 +53,19 @@ def patch(
     done: list[nn.Module] = []
     replaced, left, already_patched = [], [], 0
     for path, module in list(model.named_modules()):
-        if isinstance(module, Patched):
-            already_patched += 1
-            continue
         kind = type(module).__name__
-        rule = find(module, enabled)
-        if isinstance(rule, Rule):
-            reason = _replace(module, rule)
-            if reason is None:
+        rule_or_reason = None if isinstance(module, Patched) else find(module, enabled)
+        already_patched += isinstance(module, Patched)
+        if isinstance(rule_or_reason, Rule):
+            rule, rule_or_reason = rule_or_reason, _replace(module, rule_or_reason)
+            if rule_or_reason is None:
                 done.append(module)
-                replaced.append(Replaced(path, kind, rule.name, rule.effect))
-            else:
-                left.append(Left(path, kind, reason))
-        elif rule is not None:
-            left.append(Left(path, kind, rule))
+                if rule is not hugging_face_model.PLAIN:  # what that stands for is listed as attention
+                    replaced.append(Replaced(path, kind, rule.name, rule.effect))
+        if isinstance(rule_or_reason, str):
+            left.append(Left(path, kind, rule_or_reason))
     if attention:
-        _take_attention(model, replaced, left)
+        replaced, left = _take_attention(model, replaced, left)
     device = next((parameter.device.type for parameter in model.parameters()), "")
     return PatchReport(tuple(replaced), tuple(left), device, already_patched, lambda: _restore(done))
 
@@ -98,14 +96,22 @@ def _replace(module: nn.Module, rule: Rule) -> str | None:
     return None
 
 
-def _take_attention(model: nn.Module, replaced: list[Replaced], left: list[Left]) -> None:
+def _take_attention(model: nn.Module, replaced: list[Replaced], left: list[Left]) -> tuple[list[Replaced], list[Left]]:
+    """Hugging Face models by their config; their attention modules, which ask it, are not left then."""
     modules = dict(model.named_modules())
     for path, reason in hugging_face_model.take_attention(model):
         kind = type(modules[path]).__name__
-        if reason is None:
-            replaced.append(Replaced(path, kind, "attention", "no matrix of scores in memory, in training too"))
-        else:
-            left.append(Left(path, kind, f"attention: {reason}"))
+        if reason is not None:
+            left = [*left, Left(path, kind, f"attention: {reason}")]
+            continue
+        replaced = [*replaced, Replaced(path, kind, "attention", ATTENTION_EFFECT)]
+        below = f"{path}." if path else ""
+        left = [each for each in left if not (each.path.startswith(below) and _asks_a_config(modules[each.path]))]
+    return replaced, left
+
+
+def _asks_a_config(module: nn.Module) -> bool:
+    return is_named_as(type(module), "attention") and type(module).__module__.startswith("transformers.")
 
 
 def _restore(modules: list[nn.Module]) -> None:
