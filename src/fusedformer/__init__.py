@@ -3,6 +3,8 @@
 from fusedformer import nn
 from fusedformer.drop_in.patch import patch, unpatch
 from fusedformer.drop_in.report import report
+from fusedformer.drop_in.torch_hook import register_torch, unregister_torch
+from fusedformer.drop_in.transformers_hook import register_transformers
 from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 from fusedformer.kernels.attention.flash_attn import (
@@ -69,9 +71,12 @@ __all__ = [
     "patch",
     "record_attention",
     "report",
+    "register_torch",
+    "register_transformers",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "swiglu",
     "unpatch",
+    "unregister_torch",
 ]

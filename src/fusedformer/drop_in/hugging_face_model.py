@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from fusedformer.drop_in import calls, routing
 from fusedformer.drop_in.known_source import digest
 from fusedformer.drop_in.rules import Rule
+from fusedformer.drop_in.transformers_hook import NAME, register_transformers
 from fusedformer.kernels.cross_entropy import cross_entropy_fwd
 
-NAME = "fusedformer"
 _BEFORE = "_attention_before_fusedformer"
 _CAUSAL_LM_LOSS = "0637640fcbd0"
 
@@ -72,8 +72,6 @@ def give_attention_back(module: nn.Module) -> None:
 
 def register() -> None:
     """Make our attention known to transformers as NAME."""
-    from fusedformer.drop_in.transformers_hook import register_transformers
-
     register_transformers()
 
 
