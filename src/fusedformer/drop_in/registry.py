@@ -23,6 +23,8 @@ def find(module: nn.Module, switches: set[str]) -> Rule | str | None:
     cls = type(module)
     if hugging_face_model.is_model(module):
         return hugging_face_model.find(module, switches)
+    if (getattr(cls.forward, "__module__", None) or "").startswith("fusedformer."):
+        return None  # ours already
     if "forward" in vars(module):
         return "its forward was replaced on the instance" if _is_expected(cls, switches) else None
     rule = torch_rules.BY_FORWARD.get(cls.forward) or _BY_SOURCE.get(_sources(cls))

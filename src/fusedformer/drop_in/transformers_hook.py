@@ -1,7 +1,7 @@
 """`attn_implementation="fusedformer"` of Hugging Face transformers: attention of every model that asks its interface.
 
-Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension, Dv of v. transformers calls a function
-of q, k and v, (B, H, Sq, D) and (B, Hkv, Sk, D), with a mask that a second function has made before, in
+Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension, Dv of v. transformers calls a
+function of q, k and v, (B, H, Sq, D) and (B, Hkv, Sk, D), with a mask that a second function has made before, in
 transformers_masks.py. Registering the first alone would lose every padding mask, for transformers makes none then.
 Source: transformers, documentation of "attention interface".
 """
