@@ -1,12 +1,11 @@
 """`attn_implementation="fusedformer"` of Hugging Face transformers: attention of every model that asks its interface.
 
-Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension, Dv of v. transformers calls a
-function of q, k and v, (B, H, Sq, D) and (B, Hkv, Sk, D), with a mask that a second function has made before, in
+Legend: B batch, H query heads, Hkv key heads, Sq and Sk lengths, D head dimension, Dv of v. transformers calls one
+with q, k and v, (B, H, Sq, D) and (B, Hkv, Sk, D or Dv), and a mask that a second function has made before, in
 transformers_masks.py. Registering the first alone would lose every padding mask, for transformers makes none then.
 Source: transformers, documentation of "attention interface".
 """
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ NAME = "fusedformer"
 # What a model's own attention function may take besides, and this one takes too, or finds in the mask.
 _KNOWN = {
     "module", "query", "key", "value", "attention_mask", "scaling", "dropout", "is_causal", "sliding_window", "softcap",
-    "s_aux", "position_bias", "cu_seq_lens_q", "cu_seq_lens_k", "output_attentions",
+    "s_aux", "position_bias", "cu_seq_lens_q", "cu_seq_lens_k", "output_attentions", "kwargs",
 }  # fmt: skip
 
 
@@ -161,17 +160,22 @@ def _refusal(model: str, others: dict[str, Any]) -> str | None:
     """Why this call is not ours: the model's own function would heed an argument that we do not know; else None."""
     if others.get("output_attentions"):
         return "output_attentions: attention weights are asked for, which are never stored"
-    for name in _heeded(model):
+    for name in _heeded_by(model):
         if others.get(name) is not None:
             return f"{name} is given"
     return None
 
 
-@functools.cache
-def _heeded(model: str) -> tuple[str, ...]:
+_heeded: dict[str, tuple[str, ...]] = {}
+
+
+def _heeded_by(model: str) -> tuple[str, ...]:
     """Arguments of the attention function of the module `model` that are not ours; it ignores what it does not name."""
-    eager = getattr(sys.modules[model], "eager_attention_forward", None)
-    return () if eager is None else tuple(set(inspect.signature(eager).parameters) - _KNOWN - {"kwargs"})
+    if model not in _heeded:
+        eager = getattr(sys.modules[model], "eager_attention_forward", None)
+        named = set() if eager is None else set(inspect.signature(eager).parameters)
+        _heeded[model] = tuple(named - _KNOWN)
+    return _heeded[model]
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -1,0 +1,339 @@
+"""Hugging Face's models by `attn_implementation="fusedformer"`: what their own eager attention computes."""
+
+import itertools
+import sys
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+import transformers
+from conftest import World
+from hugging_face_models import (
+    DECODERS,
+    LENGTH,
+    OTHERS,
+    assert_same,
+    inputs_of,
+    make_model,
+    padding_mask,
+    random_tokens,
+)
+from transformers import masking_utils
+
+import fusedformer
+from fusedformer.drop_in import calls, transformers_hook
+from fusedformer.drop_in.transformers_masks import PatternMask, make_mask
+
+pytestmark = pytest.mark.op("attention")
+NAME = fusedformer.register_transformers()
+POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 0, 1, 2, 3, 4, 5]])
+
+
+def model_of(kind: str) -> Any:
+    model = make_model(kind)
+    model.set_attn_implementation(NAME)
+    return model
+
+
+def output_of(model: Any, padding: Tensor | None, inputs: dict[str, Tensor]) -> Tensor:
+    """What the model says of tokens that are none of padding."""
+    result = model(**inputs)
+    out = result.logits if hasattr(result, "logits") else result.last_hidden_state
+    return out if padding is None or "decoder_input_ids" in inputs else out[padding.bool()]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The settings of every call of `attention`, with the shape of k under "k"."""
+    settings: list[dict[str, Any]] = []
+    attention = transformers_hook.attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Any:
+        settings.append({**given, "k": tuple(k.shape)})
+        return attention(q, k, v, **given)
+
+    monkeypatch.setattr(transformers_hook, "attention", spy)
+    return settings
+
+
+@pytest.mark.parametrize("padding", [None, "neither", "left", "right"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders(world: World, kind: str, padding: str | None) -> None:
+    if world.name == "emulated" and (padding != "left" or kind not in ("gemma2", "gpt_oss")):
+        pytest.skip("emulated world: the two with most features, padded on the left, for time")
+    model, mask = make_model(kind).to(world.device), padding_mask(padding)
+    inputs = {name: x.to(world.device) for name, x in inputs_of(kind, mask).items()}
+    assert_same(model, partial(output_of, model, mask, inputs))
+    assert calls.of(model.modules()).count("attention") == 2
+    assert not calls.of(model.modules()).fallbacks
+
+
+@pytest.mark.parametrize(("kind", "padding"), [*((kind, None) for kind in OTHERS), ("bert", "right"), ("t5", "right")])
+def test_encoders(world: World, kind: str, padding: str | None) -> None:
+    if world.name == "emulated" and kind != "vit":
+        pytest.skip("emulated world: one encoder, for time")
+    model, mask = make_model(kind).to(world.device), padding_mask(padding)
+    inputs = {name: x.to(world.device) for name, x in inputs_of(kind, mask).items()}
+    assert_same(model, partial(output_of, model, mask, inputs))
+    assert calls.of(model.modules()).count("attention") == (6 if "decoder_input_ids" in inputs else 2)
+    assert not calls.of(model.modules()).fallbacks
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "cache"),
+    [("whisper", None, None), *itertools.product([*DECODERS, "t5"], [None, "left"], [None, "static"])],
+)
+def test_generate_writes_the_same_tokens(kind: str, padding: str | None, cache: str | None) -> None:
+    model, inputs = make_model(kind), inputs_of(kind, padding_mask(padding))
+    inputs.pop("decoder_input_ids", None)
+    settings = {"max_new_tokens": 12, "do_sample": False, "cache_implementation": cache}
+    written = []
+    for name in ("eager", NAME):
+        model.set_attn_implementation(name)
+        written.append(model.generate(**inputs, **settings))
+    assert written[0].shape[1] > 1
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in DECODERS if kind != "gpt_oss"]
+)  # it makes its masks without positions
+def test_packed_sequences_do_not_see_each_other(kind: str, asked: list[dict[str, Any]]) -> None:
+    model = make_model(kind)
+    inputs = {"input_ids": random_tokens(), "position_ids": POSITIONS}
+    assert_same(model, lambda: model(**inputs, use_cache=False).logits)
+    assert [call["cu_seqlens_q"].tolist() for call in asked] == [[0, 4, 9, 12, 18]] * 2
+    assert all(call["k"][0] == 2 * LENGTH for call in asked)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_oss"])
+@torch.no_grad()
+def test_cu_seq_lens_of_a_collator(kind: str, asked: list[dict[str, Any]]) -> None:
+    model = model_of(kind)
+    tokens, positions = random_tokens(rows=1, length=12), torch.tensor([[*range(7), *range(5)]])
+    starts = torch.tensor([0, 7, 12], dtype=torch.int32)
+    lengths = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 7, "max_length_k": 7}
+    out = model(tokens, position_ids=positions, use_cache=False, **lengths).logits
+    assert [call["cu_seqlens_q"].tolist() for call in asked] == [[0, 7, 12]] * 2
+    model.set_attn_implementation("eager")
+    alone = [model(part, use_cache=False).logits for part in (tokens[:, :7], tokens[:, 7:])]
+    torch.testing.assert_close(out, torch.cat(alone, 1), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("cache", ["DynamicCache", "StaticCache"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt_oss"])
+@torch.no_grad()
+def test_a_prompt_in_two_parts(kind: str, cache: str) -> None:
+    model = make_model(kind)
+    tokens, results = random_tokens(), []
+    for name in ("eager", NAME):
+        model.set_attn_implementation(name)
+        settings = {"max_cache_len": 16} if cache == "StaticCache" else {}
+        past = getattr(transformers, cache)(config=model.config, **settings)
+        first = model(tokens[:, :4], past_key_values=past).logits
+        results.append(torch.cat([first, model(tokens[:, 4:], past_key_values=past).logits], 1))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding", "window"),
+    [
+        ("llama", None, (None, 0)),
+        ("llama", "neither", (None, 0)),
+        ("llama", "left", (None, 0)),
+        ("mistral", "left", (4, 0)),
+        ("bert", "right", (None, None)),
+    ],
+)
+def test_no_mask_is_larger_than_the_padding(
+    kind: str, padding: str | None, window: Any, asked: list[dict[str, Any]]
+) -> None:
+    output_of(model_of(kind), None, inputs_of(kind, padding_mask(padding)))
+    hides = padding not in (None, "neither")
+    assert len(asked) == 2
+    for call in asked:
+        assert call["window"] == window
+        assert (call["mask"].shape == (2, 1, 1, LENGTH)) if hides else call["mask"] is None
+        assert call["bias"] is None
+
+
+def test_keys_that_a_static_cache_has_not_yet_are_left_out(asked: list[dict[str, Any]]) -> None:
+    model = model_of("llama")
+    model.generate(random_tokens(), max_new_tokens=2, do_sample=False, cache_implementation="static")
+    assert asked[0]["k"][1] == LENGTH
+    assert asked[0]["mask"] is None
+
+
+def test_a_mask_of_the_callers_own() -> None:
+    model = make_model("llama")
+    allowed = torch.rand(2, 1, LENGTH, LENGTH, generator=torch.Generator().manual_seed(4)) < 0.7
+    allowed |= torch.eye(LENGTH, dtype=torch.bool)
+    added = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+    for mask in (allowed, added):
+        out = {}
+        for name in ("eager", NAME):
+            model.set_attn_implementation(name)
+            given = added if name == "eager" else mask
+            out[name] = model(random_tokens(), attention_mask=given).logits
+        torch.testing.assert_close(out[NAME], out["eager"], rtol=1e-4, atol=2e-5)
+
+
+def test_attention_weights_are_left_to_the_model() -> None:
+    model = model_of("llama")
+    weights = model(random_tokens(), output_attentions=True).attentions
+    model.set_attn_implementation("eager")
+    expected = model(random_tokens(), output_attentions=True).attentions
+    torch.testing.assert_close(weights, expected)
+    found = calls.of(model.modules())
+    assert not found.served
+    ((op, reason),) = found.fallbacks
+    assert (op, found.fallbacks[op, reason]) == ("attention", 2)
+    assert "output_attentions" in reason
+
+
+def test_an_argument_that_only_the_model_knows_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["transformers.models.llama.modeling_llama"]
+
+    def eager(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, head_mask: Any = None, **_: Any
+    ) -> Any:
+        return "the model's own", head_mask
+
+    monkeypatch.setattr(module, "eager_attention_forward", eager)
+    monkeypatch.setattr(transformers_hook, "_heeded", {})
+    layer = model_of("llama").model.layers[0].self_attn
+    q, kv = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
+    assert transformers_hook.attention_forward(layer, q, kv, kv, None, head_mask=7) == ("the model's own", 7)
+    assert transformers_hook.attention_forward(layer, q, kv, kv, None, something_else=7)[0].shape == (1, 3, 4, 8)
+    assert calls.of([layer]).fallbacks == {("attention", "head_mask is given"): 1}
+
+
+@pytest.mark.parametrize(("kind", "side"), [("gpt2", None), pytest.param("mistral", "left", marks=pytest.mark.slow)])
+def test_compiles_to_one_graph(kind: str, side: str | None) -> None:
+    model, padding = model_of(kind), padding_mask(side)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    inputs: dict[str, Any] = {**inputs_of(kind, padding), "use_cache": False}
+    out = output_of(compiled, padding, inputs)
+    torch.testing.assert_close(out, output_of(model, padding, inputs), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(use_reentrant: bool) -> None:
+    model, padding = make_model("mistral"), padding_mask("left")
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    assert_same(model, lambda: output_of(model, padding, {**inputs_of("mistral", padding)}))
+
+
+def test_a_causal_layer_without_a_mask_sees_no_later_key() -> None:
+    layer = make_model("llama").model.layers[0].self_attn
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 9, 8)
+    out, _ = transformers_hook.attention_forward(layer, q, k, k, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k[:, :, :5], k[:, :, :5], is_causal=True, enable_gqa=True
+    )
+    torch.testing.assert_close(out, expected.transpose(1, 2))
+    out, _ = transformers_hook.attention_forward(layer, q, k[:, :, :3], k[:, :, :3], None)  # fewer keys than queries
+    keys = k[:, :, :3]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, keys, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(out, expected.transpose(1, 2))
+
+
+def test_bad_calls_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make_model("llama").model.layers[0].self_attn
+    q = torch.randn(1, 4, 3, 8)
+    with pytest.raises(ValueError, match="cache is object, expected none: no continuous batching"):
+        transformers_hook.attention_forward(layer, q, q, q, None, cache=object())
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"register_transformers: needs transformers 4\.53 or newer"):
+        fusedformer.register_transformers()
+
+
+# The mask function alone, against that of transformers.
+
+SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 2]])
+FUNCTIONS: dict[str, Any] = {
+    "causal": masking_utils.causal_mask_function,
+    "bidirectional": masking_utils.bidirectional_mask_function,
+    "sliding": masking_utils.sliding_window_causal_mask_function(3),
+    "sliding_both": masking_utils.sliding_window_bidirectional_mask_function(2),
+    "chunked": masking_utils.chunked_causal_mask_function(3, torch.zeros(2, dtype=torch.long)),
+    "or": masking_utils.or_masks(masking_utils.causal_mask_function, lambda b, h, q, k: k < 2),
+    "packed": masking_utils.and_masks(
+        masking_utils.causal_mask_function, masking_utils.packed_sequence_mask_function(SEGMENTS)
+    ),
+}
+SHAPES = {  # q_length, kv_length, q_offset, kv_offset
+    "square": (6, 6, 0, 0),
+    "after a cache": (3, 6, 3, 0),
+    "in a static cache": (3, 6, 1, 0),
+    "in a sliding cache": (3, 6, 5, 2),
+    "one": (1, 6, 5, 0),
+    "one of static": (1, 6, torch.tensor(2), 0),
+    "few of static": (2, 6, torch.tensor(2), 0),
+    "ahead": (3, 6, 4, 0),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(  # transformers packs without a cache only
+    ("function", "shape"),
+    [case for case in itertools.product(FUNCTIONS, SHAPES) if case[0] != "packed" or case[1] == "square"],
+)
+def test_masks_are_those_of_transformers(function: str, shape: str, padded: bool) -> None:
+    q_length, kv_length, q_offset, kv_offset = SHAPES[shape]
+    padding = torch.arange(8) >= torch.tensor([[0], [2]]) if padded else None
+    arguments = {
+        "batch_size": 2, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
+        "mask_function": FUNCTIONS[function], "attention_mask": padding,
+    }  # fmt: skip
+    expected: Any = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
+    mask = make_mask(**arguments, allow_is_causal_skip=shape != "one of static")
+    q, k, v = (torch.randn(2, 2, length, 8) for length in (q_length, kv_length, kv_length))
+    layer = make_model("llama").model.layers[0].self_attn
+    out, _ = transformers_hook.attention_forward(layer, q, k, v, mask)
+    if isinstance(mask, PatternMask):
+        assert not mask.is_computed
+        assert torch.equal(mask & True, expected)
+        again, _ = transformers_hook.attention_forward(layer, q, k, v, mask)
+        torch.testing.assert_close(again, out)
+    elif mask is None:
+        assert q_length == 1
+        assert expected.all()
+    wanted = fusedformer.attention(q, k, v, layout="bhsd", mask=expected).transpose(1, 2)
+    torch.testing.assert_close(out, wanted)
+
+
+def test_what_is_known_needs_no_tensor() -> None:
+    sizes: dict[str, Any] = {"batch_size": 2, "q_length": 6, "kv_length": 6, "attention_mask": None}
+    kinds = {name: isinstance(make_mask(**sizes, mask_function=f), PatternMask) for name, f in FUNCTIONS.items()}
+    assert kinds == {name: name not in ("chunked", "or") for name in FUNCTIONS}
+
+
+def test_a_mask_that_a_model_writes_to_is_what_was_written() -> None:
+    mask = make_mask(batch_size=1, q_length=4, kv_length=4)
+    assert isinstance(mask, PatternMask)
+    mask[:, :, :, 0] = False
+    layer = make_model("llama").model.layers[0].self_attn
+    q = torch.randn(1, 2, 4, 8)
+    out, _ = transformers_hook.attention_forward(layer, q, q, q, mask)
+    allowed = torch.ones(4, 4, dtype=torch.bool).tril()
+    allowed[:, 0] = False
+    torch.testing.assert_close(out, fusedformer.attention(q, q, q, layout="bhsd", mask=allowed).transpose(1, 2))
+
+
+def test_a_static_mask_is_that_of_its_time() -> None:
+    """A cache moves its offset on in place, after the mask was made and before somebody looks at it."""
+    offset = torch.tensor(1)
+    mask = make_mask(batch_size=1, q_length=2, kv_length=6, q_offset=offset)
+    expected: Any = masking_utils.sdpa_mask(
+        batch_size=1, q_length=2, kv_length=6, q_offset=1, allow_is_causal_skip=False
+    )
+    offset += 2
+    assert isinstance(mask, PatternMask)
+    assert torch.equal(mask.dense(), expected)
