@@ -164,7 +164,7 @@ BY_SOURCE: dict[tuple[str, ...], Rule] = {
     (_TANH[1],): _NEW_GELU,  # FastGELUActivation
     (_TANH[2],): _NEW_GELU,  # AccurateGELUActivation
     ("7d2027d4464e",): _GATE_AND_UP,  # LlamaMLP, GemmaMLP
-    ("0d7b11835db6",): _GATE_AND_UP,  # Qwen2MLP of the vision towers
+    ("0d7b11835db6",): _GATE_AND_UP,  # Qwen2_5_VLMLP
     ("e8d404cbecb9",): _gated_rule("gate_up_mlp_hf", "activation_fn", _gate_up),  # Phi3MLP
     ("95b63e5ccb21",): _gated_rule("gated_dense_hf", "act", _wi),  # T5DenseGatedActDense
 }
