@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 import transformers
 from conftest import World
+from drop_in_models import serve_everywhere
 from hugging_face_models import (
     DECODERS,
     LENGTH,
@@ -43,6 +44,12 @@ def output_of(model: Any, padding: Tensor | None, inputs: dict[str, Tensor]) -> 
     result = model(**inputs)
     out = result.logits if hasattr(result, "logits") else result.last_hidden_state
     return out if padding is None or "decoder_input_ids" in inputs else out[padding.bool()]
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU gets, on a CPU too; test_patch_hugging_face.py has what a CPU gets."""
+    serve_everywhere(monkeypatch)
 
 
 @pytest.fixture

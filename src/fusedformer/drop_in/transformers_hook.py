@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusedformer.drop_in import calls
+from fusedformer.drop_in import calls, transformers_plain
 from fusedformer.drop_in.transformers_masks import PatternMask, make_mask
+from fusedformer.drop_in.transformers_plain import dense
 from fusedformer.kernels.attention.op import attention
 
 NAME = "fusedformer"
@@ -109,6 +110,8 @@ def attention_forward(
     calls.served(module, "attention", query)
     packed = cu_seq_lens_q, cu_seq_lens_k
     settings = {"scale": scaling, "softcap": softcap or 0.0, "sinks": s_aux, "dropout_p": dropout}
+    if transformers_plain.fits(query, packed, settings):
+        return transformers_plain.attend(query, key, value, attention_mask, bias, settings), None
     return _attend(query, key, value, attention_mask, bias, packed, settings), None
 
 
@@ -133,15 +136,10 @@ def _attend(
         bias = None if bias is None else bias[..., : pattern.n_keys]
         padding = None if pattern.padding is None else pattern.padding[:, None, None]
         return attention(q, k, v, window=pattern.window, mask=padding, bias=bias, **settings)
-    dense = None if mask is None else _dense(mask, k.shape[1])
-    if dense is not None and dense.is_floating_point():
-        bias, dense = dense if bias is None else bias + dense, None
-    return attention(q, k, v, mask=dense, bias=bias, **settings)
-
-
-def _dense(mask: Tensor, seqlen_k: int) -> Tensor:
-    """The mask as a tensor, of as many keys as there are: version 4 leaves it longer than a cache is filled."""
-    return (mask.dense() if isinstance(mask, PatternMask) else mask)[..., :seqlen_k]
+    mask = None if mask is None else dense(mask, k.shape[1])
+    if mask is not None and mask.is_floating_point():
+        bias, mask = mask if bias is None else bias + mask, None
+    return attention(q, k, v, mask=mask, bias=bias, **settings)
 
 
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
@@ -191,4 +189,4 @@ def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """The mask as a model's own function takes it: added to the scores."""
     if mask is None or mask.is_floating_point():
         return mask
-    return torch.where(_dense(mask, key.shape[2]), query.new_zeros(()), torch.finfo(query.dtype).min)
+    return torch.where(dense(mask, key.shape[2]), query.new_zeros(()), torch.finfo(query.dtype).min)
