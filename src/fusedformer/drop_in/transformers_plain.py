@@ -25,7 +25,6 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, settings: dict[str, Any]
 ) -> Tensor:
     """(B, Sq, H, Dv) of (B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv), a mask and a bias of the scores."""
-    query = query.expand(key.shape[0], -1, -1, -1)
     is_causal = bias is None and _is_causal(mask, query, key)
     added = None if is_causal else _mask_and_bias(mask, bias, query, key)
     n_shared = query.shape[1] // key.shape[1]
