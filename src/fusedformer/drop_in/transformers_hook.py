@@ -120,7 +120,8 @@ def _attend(
     packed: tuple[Tensor | None, Tensor | None], settings: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """(B, Sq, H, Dv): attention with what is hidden handed over in the cheapest form."""
-    q, k, v = (x.transpose(1, 2) for x in (query.expand(key.shape[0], -1, -1, -1), key, value))
+    batch = max(query.shape[0], key.shape[0])  # learned queries, for one, have a batch of 1
+    q, k, v = (x.expand(batch, -1, -1, -1).transpose(1, 2) for x in (query, key, value))
     pattern = mask if isinstance(mask, PatternMask) and not mask.is_computed else None
     is_free = mask is None or (pattern is not None and pattern.padding is None)
     starts = packed if pattern is None or pattern.starts is None else (pattern.starts, pattern.starts)

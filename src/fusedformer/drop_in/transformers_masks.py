@@ -134,9 +134,9 @@ def make_mask(
     Returns:
         None where one query sees every key, else a `PatternMask` or a bool tensor (B, 1, Sq, Sk).
     """
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+    from transformers import masking_utils
 
-    mask_function = mask_function or causal_mask_function
+    mask_function = mask_function or masking_utils.causal_mask_function
     given = {"mask_function": mask_function, "attention_mask": attention_mask, **settings}
     if cache_position is None:
         assert q_length is not None  # version 5 gives it
@@ -146,13 +146,16 @@ def make_mask(
 
     def compute(**exact: Any) -> Tensor:
         sizes = {"batch_size": batch_size, "kv_length": kv_length, "kv_offset": kv_offset}
-        mask = sdpa_mask(**(given | sizes | exact), allow_is_causal_skip=False)
+        mask = masking_utils.sdpa_mask(**(given | sizes | exact), allow_is_causal_skip=False)
         assert mask is not None  # that is what is not allowed here
         return mask
 
     if torch.compiler.is_compiling():
-        is_causal = allow_is_causal_skip and mask_function is causal_mask_function and q_length == kv_length
-        is_all = allow_is_bidirectional_skip and mask_function is bidirectional_mask_function
+        is_causal = (
+            allow_is_causal_skip and mask_function is masking_utils.causal_mask_function and q_length == kv_length
+        )
+        # Version 4 has no such function, and does not ask either.
+        is_all = allow_is_bidirectional_skip and mask_function is masking_utils.bidirectional_mask_function
         return None if attention_mask is None and (is_causal or is_all) else compute()
     pattern = read_pattern(mask_function)
     # A cache of fixed size in decoding: how much of it is filled, only the device knows.
