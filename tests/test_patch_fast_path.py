@@ -50,7 +50,8 @@ def test_encoder(mode: str, padded: bool, norm_first: bool) -> None:
 
 def test_without_patch_no_module_is_asked() -> None:
     """What the test before this one is about: PyTorch's encoder in evaluation asks none of its modules."""
-    encoder, asked = make_encoder().eval(), []
+    encoder = make_encoder().eval()
+    asked: list[int] = []
     for layer in encoder.layers:
         layer.register_module("norm1", Asked(asked))
     with torch.no_grad():
