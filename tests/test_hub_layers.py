@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import fusedformer
 from fusedformer.drop_in import calls, hub_layers
 
 hub: Any = pytest.importorskip("kernels", reason="Hugging Face's kernels is not installed")
@@ -94,6 +95,7 @@ def test_the_repository_is_what_kernels_reads(tmp_path: Path) -> None:
     assert files == [f"build/{hub_layers.VARIANT}/{name}" for name in ("__init__.py", "metadata.json")]
     assert json.loads((folder / files[1]).read_text())["name"] == "fusedformer"
     assert hub.get_local_kernel(folder).layers is hub_layers
+    assert sys.modules["fusedformer"] is fusedformer  # and not the repository
 
 
 def test_bad_input_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

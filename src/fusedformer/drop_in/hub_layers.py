@@ -103,9 +103,13 @@ def write_repository(folder: str | Path) -> Path:
     variant = folder / "build" / VARIANT
     variant.mkdir(parents=True, exist_ok=True)
     metadata = {
-        "id": "fusedformer", "name": "fusedformer", "version": 1, "license": "Apache-2.0", "python-depends": [],
+        "id": "fusedformer_hub_layers",  # what `kernels` imports it as, which must not be this package's name
+        "name": "fusedformer",
+        "version": 1,
+        "license": "Apache-2.0",
+        "python-depends": [],
         "backend": {"type": "cpu"},
-    }  # fmt: skip
+    }
     (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     (variant / "__init__.py").write_text(
         f'"""Layers of fusedformer."""\n\nfrom {__package__} import hub_layers as layers\n\n__all__ = ["layers"]\n',

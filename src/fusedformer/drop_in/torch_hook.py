@@ -67,7 +67,8 @@ def register_torch() -> Registration:
     It holds for CUDA tensors in the whole process, also for what is called from C++; CPU tensors stay with PyTorch
     (in the emulated world they take the device code). PyTorch computes, and `fusedformer.report` says why, where we
     refuse: other dtypes, subclasses of Tensor, arguments that do not fit, or flash attention switched off by
-    `torch.nn.attention.sdpa_kernel`. Dropout drops other weights than PyTorch's. Of two calls the second does nothing.
+    `torch.nn.attention.sdpa_kernel`. `torch.vmap` takes the function apart before it comes here, uncounted. Dropout
+    drops other weights than PyTorch's. Of two calls the second does nothing.
     From PyTorch 2.13 on `torch.nn.attention.current_flash_attention_impl()` is "fusedformer" meanwhile.
     """
     global _active, _before

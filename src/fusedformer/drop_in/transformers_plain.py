@@ -25,7 +25,6 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, settings: dict[str, Any]
 ) -> Tensor:
     """(B, Sq, H, Dv) of (B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv), a mask and a bias of the scores."""
-    query = query.expand(key.shape[0], -1, -1, -1)
     window = _window(mask, key)
     is_causal = bias is None and window == (None, 0) and query.shape[2] == key.shape[2]
     is_free = is_causal or window == (None, None)
