@@ -371,7 +371,7 @@ class Kept(nn.LayerNorm):
 
 def test_what_is_not_known_is_left_with_a_reason() -> None:
     overridden = nn.GELU()
-    overridden.forward = lambda x: x  # type: ignore[method-assign]
+    overridden.forward = lambda x: x  # type: ignore[method-assign,assignment]
     net = nn.ModuleDict({"own": OwnLayerNorm(4), "layer": OwnLayer(4, 2), "gelu": overridden, "kept": Kept(4)})
     report = fusedformer.patch(net)
     left = {each.path: each.reason for each in report.left}

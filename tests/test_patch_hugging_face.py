@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import World
 from drop_in_models import counts, serve_everywhere
 from torch import Tensor, nn
 
@@ -56,12 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
 }  # fmt: skip
 
 
-def make(case: str) -> tuple[Any, dict[str, Tensor]]:
+def make(case: str, **changes: Any) -> tuple[Any, dict[str, Tensor]]:
     """A model in evaluation mode, and what to call it with."""
     name, settings, _ = CASES[case]
     cls = getattr(transformers, name)
     torch.manual_seed(0)
-    model = cls(cls.config_class(**settings)).eval()
+    model = cls(cls.config_class(**settings | changes)).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, 0.5)
@@ -112,6 +113,20 @@ def test_as_before(case: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any("fusedformer" in name for module in model.modules() for name in vars(module))
     for mine, theirs in zip(results(model, inputs), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.op("attention")
+@pytest.mark.parametrize("case", ["llama", "bert"])
+def test_through_the_device_code(case: str, world: World) -> None:
+    if not world.is_device_code:
+        pytest.skip("test_as_before")
+    model, inputs = make(case, num_hidden_layers=1)
+    model, inputs = model.to(world.device), {name: x.to(world.device) for name, x in inputs.items()}
+    expected = results(model, inputs)
+    fusedformer.patch(model)
+    for mine, theirs in zip(results(model, inputs), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert counts(model)["attention"] == 1
 
 
 def test_training_with_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:

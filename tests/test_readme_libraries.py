@@ -24,7 +24,26 @@ def run(word: str) -> dict[str, Any]:
 
 
 def test_all_are_run_here() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 7
+
+
+def test_patched_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = run("TransformerEncoderLayer")["encoder"]
+    assert "2 x MultiheadAttention -> multihead_attention" in capsys.readouterr().out
+    assert calls.of(encoder.modules()).count("transformer_encoder_layer") == 2
+
+
+def test_patched_bert() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    names = run("BertForMaskedLM")
+    assert names["patched"].left == ()
+    assert calls.of(names["bert"].modules()).count("attention") == 2
+    assert names["bert"].config._attn_implementation == "sdpa"
+
+
+def test_patched_vit(timm: Any) -> None:  # noqa: F811
+    found = calls.of(run("fusedformer.patch(vit)")["vit"].modules())
+    assert [found.count(op) for op in ("attention", "gelu", "layer_norm")] == [2, 2, 5]
 
 
 def test_transformers() -> None:

@@ -66,9 +66,12 @@ def _forward(original: Callable[..., Any], rule: Rule, ours: Callable[..., Any])
 
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(x, Tensor) or not routing.has_kernel(op, x):
-            if plain_op is not None and isinstance(x, Tensor):
+        x = args[0] if args else next((given for given in kwargs.values() if isinstance(given, Tensor)), None)
+        if not isinstance(x, Tensor):
+            calls.fell_back(self, op, f"the first argument is {type(x).__name__}, not a tensor")
+            return original(self, *args, **kwargs)
+        if not routing.has_kernel(op, x):
+            if plain_op is not None:
                 calls.served(self, plain_op, x)
             return original(self, *args, **kwargs)
         reason = routing.refusal(self, x)

@@ -12,6 +12,11 @@ _BY_SOURCE = hugging_face_rules.BY_SOURCE | hugging_face_blocks.BY_SOURCE | timm
 RULES = {
     rule.name: rule for rule in (*torch_rules.BY_FORWARD.values(), *_BY_SOURCE.values(), *hugging_face_model.RULES)
 }
+KNOWN_VERSIONS = (
+    ("transformers", "5.23", "register_transformers"),
+    ("timm", "1.0.31", "drop_in.timm_layers"),
+)
+"""Of the libraries whose sources the rules were read from: each with its other way to our kernels."""
 UNKNOWN = "its forward is not one that we know"
 _NAMES = {
     "attention": "attention|attn", "norms": "norm", "activations": "gelu|glu|softmax", "loss": "crossentropy",

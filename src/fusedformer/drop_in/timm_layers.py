@@ -13,8 +13,7 @@ import timm.layers
 from torch import Tensor
 
 from fusedformer import nn as fused
-from fusedformer.drop_in import calls
-from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
+from fusedformer.drop_in import calls, timm_rules
 from fusedformer.kernels.gelu import gelu
 
 
@@ -23,16 +22,8 @@ class Attention(timm.layers.Attention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) -> (B, N, `dim_out`); attn_mask broadcastable to (B, heads, N, N), bool or added to the scores."""
-        heads = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).transpose(1, 3)
-        q, k, v = heads.unbind(2)
-        q, k = self.q_norm(q), self.k_norm(k)
-        calls.served(self, "attention", q)
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal)
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
+        calls.served(self, "attention", x)
+        return timm_rules.attention(self, x, attn_mask, is_causal)
 
 
 class LayerNorm(timm.layers.LayerNorm):

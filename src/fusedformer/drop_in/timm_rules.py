@@ -12,7 +12,8 @@ from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
 from fusedformer.kernels.gelu import gelu
 
 
-def _attention(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def attention(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """The forward of timm's `Attention`, (B, N, C) -> (B, N, `dim_out`), through our attention."""
     gate = None if self.gate is None else self.gate(x).sigmoid()
     q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
     q, k = self.q_norm(q), self.k_norm(k)
@@ -60,7 +61,7 @@ def _as(rule: Rule, name: str) -> Rule:
 
 _ACTIVATION = "one kernel forward and one backward"
 BY_SOURCE: dict[tuple[str, ...], Rule] = {
-    ("57486bba7ce6",): Rule("attention_timm", ("attention",), "attention", ATTENTION_EFFECT, _attention),
+    ("57486bba7ce6",): Rule("attention_timm", ("attention",), "attention", ATTENTION_EFFECT, attention),
     ("960fb0bc61f3",): Rule(
         "block_timm", ("norms",), "add_layer_norm", f"norms {RESIDUAL_EFFECT}", _block, counts_parts=True
     ),

@@ -97,6 +97,11 @@ def unregister_torch() -> None:
     _active = None
 
 
+def is_registered() -> bool:
+    """Whether `register_torch` is in force."""
+    return _active is not None
+
+
 def _override() -> _Override:
     global _active
     _active = _Override()

@@ -25,8 +25,10 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, settings: dict[str, Any]
 ) -> Tensor:
     """(B, Sq, H, Dv) of (B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv), a mask and a bias of the scores."""
-    is_causal = bias is None and _is_causal(mask, query, key)
-    added = None if is_causal else _mask_and_bias(mask, bias, query, key)
+    window = _window(mask, key)
+    is_causal = bias is None and window == (None, 0) and query.shape[2] == key.shape[2]
+    is_free = is_causal or window == (None, None)
+    added = _mask_and_bias(None if is_free else mask, bias, query, key)
     n_shared = query.shape[1] // key.shape[1]
     if n_shared > 1 and added is not None:  # with a mask, PyTorch's fused kernels share no heads
         key, value = (x.repeat_interleave(n_shared, 1) for x in (key, value))
@@ -41,11 +43,11 @@ def dense(mask: Tensor, seqlen_k: int) -> Tensor:
     return (mask.dense() if isinstance(mask, PatternMask) else mask)[..., :seqlen_k]
 
 
-def _is_causal(mask: Tensor | None, query: Tensor, key: Tensor) -> bool:
-    """Whether the mask hides key j from query i where j > i, and nothing else."""
-    if not isinstance(mask, PatternMask) or mask.is_computed or mask.window != (None, 0):
-        return False
-    return mask.padding is None and mask.starts is None and query.shape[2] == key.shape[2] == mask.n_keys
+def _window(mask: Tensor | None, key: Tensor) -> tuple[int | None, int | None] | None:
+    """The window of a mask that hides nothing else; None of any other."""
+    if not isinstance(mask, PatternMask) or mask.is_computed or mask.n_keys != key.shape[2]:
+        return None
+    return mask.window if mask.padding is None and mask.starts is None else None
 
 
 def _mask_and_bias(mask: Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
