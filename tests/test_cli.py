@@ -74,7 +74,8 @@ def test_doctor_says_what_serves_each_op() -> None:
     result = invoke("doctor")
     assert result.exit_code == 0
     assert f"CUDA extension: {library.extension_status()}" in result.output
-    for text in (*ops.OPS, "plain PyTorch", "Triton kernel", "nvcc", "torch"):
+    drop_in = ("Drop-in", "register_transformers", "register_torch: off in this process")
+    for text in (*ops.OPS, *drop_in, "plain PyTorch", "Triton kernel", "nvcc", "torch"):
         assert text in result.output
 
 

@@ -1,6 +1,10 @@
 """Fused transformer kernels behind PyTorch autograd, and the models built on them."""
 
 from fusedformer import nn
+from fusedformer.drop_in.patch import patch, unpatch
+from fusedformer.drop_in.report import report
+from fusedformer.drop_in.torch_hook import register_torch, unregister_torch
+from fusedformer.drop_in.transformers_hook import register_transformers
 from fusedformer.kernels.add_norm import add_layer_norm, add_rms_norm
 from fusedformer.kernels.attention.decode.op import flash_attn_with_kvcache
 from fusedformer.kernels.attention.flash_attn import (
@@ -64,9 +68,15 @@ __all__ = [
     "layer_norm",
     "log_softmax",
     "nn",
+    "patch",
     "record_attention",
+    "register_torch",
+    "register_transformers",
+    "report",
     "rms_norm",
     "scaled_dot_product_attention",
     "softmax",
     "swiglu",
+    "unpatch",
+    "unregister_torch",
 ]

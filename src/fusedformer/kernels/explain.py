@@ -14,6 +14,13 @@ from fusedformer.kernels import emulation, library
 from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.extras import Extras
 
+_active = False
+
+
+def is_active() -> bool:
+    """Whether a call is being explained now: nothing is computed, and the device may be another one."""
+    return _active
+
 
 @dataclass(frozen=True)
 class Step:
@@ -52,10 +59,15 @@ def explain(function: Callable[..., Any], *args: Any, arch: int | None = None, *
     Raises:
         ValueError: as `function`.
     """
+    global _active
     recorder = _Recorder(arch)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), recorder:
-        args, kwargs = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
-        function(*args, **kwargs)
+    before, _active = _active, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), recorder:
+            args, kwargs = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+            function(*args, **kwargs)
+    finally:
+        _active = before
     return Explanation(tuple(recorder.steps))
 
 
@@ -74,20 +86,35 @@ class _Recorder(TorchDispatchMode):
 def _step(func: Any, args: tuple[Any, ...], arch: int | None) -> Step:
     op = func._schema.name.partition("::")[2]
     device = next(x for x in args if isinstance(x, Tensor)).device
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        arch = arch or 10 * major + minor
-    if arch is None:
-        return Step(op, *_without_kernel(op, device))
-    if op == "attention_fwd":
+    arch = arch or _arch_of(device)
+    if op == "attention_fwd" and arch is not None:
         return Step(op, f"Triton kernel for sm_{arch}", tuple(_attention_notes(arch, *args)))
+    return Step(op, *implementation(op, device, arch=arch, is_emulated=emulation.is_active()))
+
+
+def implementation(
+    op: str, device: torch.device, *, arch: int | None = None, is_emulated: bool = False
+) -> tuple[str, tuple[str, ...]]:
+    """What computes op `op` of the package's namespace for tensors on `device`, and notes."""
+    arch = arch or _arch_of(device)
+    if arch is None:
+        return _without_kernel(device, is_emulated)
+    if op.startswith("attention"):
+        return f"Triton kernel for sm_{arch}", ()
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library.NAMESPACE}::{op}", "CUDA"):
-        return Step(op, "plain PyTorch", (f"the CUDA extension is {library.extension_status()}",))
-    return Step(op, f"CUDA kernel for sm_{arch}", ())
+        return "plain PyTorch", (f"the CUDA extension is {library.extension_status()}",)
+    return f"CUDA kernel for sm_{arch}", ()
 
 
-def _without_kernel(op: str, device: torch.device) -> tuple[str, tuple[str, ...]]:
-    if emulation.is_active():
+def _arch_of(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _without_kernel(device: torch.device, is_emulated: bool) -> tuple[str, tuple[str, ...]]:
+    if is_emulated:
         return "the device code, emulated", ("for tests: it is slow",)
     return f"plain PyTorch on {device.type}", (f"there is no kernel for {device.type}: a CUDA tensor would get one",)
 

@@ -21,6 +21,7 @@ from fusedformer.benchmarks.ops import OPS
 from fusedformer.benchmarks.report.rows import without_folders
 from fusedformer.benchmarks.report.tables import Table, environment_table
 from fusedformer.benchmarks.static.collect import TRITON_OPS
+from fusedformer.drop_in import registry, torch_hook
 from fusedformer.kernels import emulation, library
 
 ROOT = Path(__file__).parents[4]
@@ -51,8 +52,8 @@ def collect() -> dict[str, Any]:
 
 
 def doctor() -> list[Table]:
-    """Versions and hardware, implementations, tools."""
-    return [environment_table(collect()), implementation_table(), tool_table()]
+    """Versions and hardware, implementations, other libraries' models, tools."""
+    return [environment_table(collect()), implementation_table(), drop_in_table(), tool_table()]
 
 
 def implementation_table() -> Table:
@@ -62,6 +63,15 @@ def implementation_table() -> Table:
     if not torch.cuda.is_available():
         notes.append("No CUDA device here: the CUDA column is what one would get.")
     return Table("Implementations", ("op", "CPU", "CUDA", "CPU with FUSEDFORMER_EMULATE=1"), lines, notes)
+
+
+def drop_in_table() -> Table:
+    """Libraries whose models are served: their version here, the one that `patch` knows, and the other ways."""
+    lines = [("torch", _version("torch"), "any", "register_torch")]
+    lines += [(name, _version(name), known, way) for name, known, way in registry.KNOWN_VERSIONS]
+    notes = ["A module whose forward says something else than in the version known is left, as `patch` reports."]
+    notes.append(f"register_torch: {'on' if torch_hook.is_registered() else 'off'} in this process.")
+    return Table("Drop-in", ("library", "here", "known to patch", "other ways"), lines, notes)
 
 
 def tool_table() -> Table:

@@ -1,4 +1,4 @@
-"""Drop-in modules: the constructor arguments and the `state_dict` keys of their namesakes in `torch.nn`.
+"""Norms, softmax, activations and the loss.
 
 GEGLU and SwiGLU have none there: they take the place of the activation in a network of two layers, whose first layer is
 twice as wide, and have no parameters.
@@ -122,15 +122,20 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input`, (C,), (N, C) or (N, C, d1, ...), and of classes `target`, (), (N,) or (N, d1, ...)."""
-        return cross_entropy(
-            input.movedim(1, -1) if input.dim() > 1 else input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-            reduction=self.reduction,
-        )
+        return class_loss(self, input, target, self.z_loss)
+
+
+def class_loss(module: nn.CrossEntropyLoss, input: Tensor, target: Tensor, z_loss: float = 0.0) -> Tensor:
+    """`cross_entropy` with the settings of `module`, whose classes are the second dimension where there are several."""
+    return cross_entropy(
+        input.movedim(1, -1) if input.dim() > 1 else input,
+        target,
+        weight=module.weight,
+        ignore_index=module.ignore_index,
+        label_smoothing=module.label_smoothing,
+        z_loss=z_loss,
+        reduction=module.reduction,
+    )
 
 
 def _implicit_dim(input: Tensor) -> int:
