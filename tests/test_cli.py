@@ -27,10 +27,13 @@ def invoke(*arguments: str) -> Result:
     [
         (
             ("bench", "sotfmax"),
-            "no op or model 'sotfmax': choose from attention, ",
+            "no op or model 'sotfmax': choose from attention, attention_decode, attention_varlen, attention_bias",
         ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),
+        (("bench", "--sweep", "S"), "'S' is no term of a sweep"),
+        (("bench", "softmax", "S=64"), "softmax has no S to sweep: it has M, N, dtype"),
+        (("bench", "--resume", "nowhere"), "nowhere is no run folder"),
         (("bench", "--seed", "-1"), "seed '-1' is no integer from 0 to 2**63 - 1"),
         (("bench", "--output", "."), ". exists and is not an empty folder"),
         (("static", "--arch", "90,75"), "unknown architecture '75': choose from 80, 90, 100, 120"),
@@ -64,9 +67,11 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     arguments = ("bench", "gelu", "encoder", "--budget", "2m", "--output", str(path), "--seed", "7")
     assert invoke(*arguments).exit_code == 1
     assert invoke("bench", "--quick").exit_code == 0
-    first, second = seen
+    assert invoke("bench", "attention", "--sweep", "S=64", "causal=0,1", "--self-test").exit_code == 1
+    first, second, third = seen
     assert first == bench.Options(path, ["gelu", "encoder"], quick=False, budget_s=120, seed=7)
     assert (second.subjects, second.quick, second.budget_s) == ([], True, 140)
+    assert (third.subjects, str(third.sweep), third.self_test) == (["attention"], "S=64 causal=0,1", True)
     assert second.output.parent == Path("runs")
 
 

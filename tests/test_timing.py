@@ -107,7 +107,7 @@ def test_measuring_stops_when_precise_or_out_of_time() -> None:
     noisy, steady = NoisyClock(0, noise=0.3), NoisyClock(0, noise=0.0)
     assert rounds(steady, Plan(seconds=1e9)) == timing.LEAST_ROUNDS
     assert rounds(noisy, Plan(seconds=0.0)) == 20
-    assert rounds(noisy, Plan(seconds=0.0, limit_seconds=4.0)) == 11
+    assert rounds(noisy, Plan(seconds=0.0, limit_seconds=4.0)) == 10
     assert 20 <= rounds(noisy, Plan(seconds=10.0)) <= 30
     assert rounds(noisy, Plan(seconds=1e9, max_rounds=50)) == 50
 
@@ -131,7 +131,7 @@ def test_a_batch_in_which_the_gpu_throttled_is_made_again() -> None:
             calls.append("call")
             return float(len(calls))
 
-    plan = Plan(min_rounds=30, max_rounds=30, batch_rounds=10)
+    plan = Plan(min_rounds=30, max_rounds=30, batch_rounds=10, precision=-1.0)
     measured = timing.measure({"ours": lasts(1.0)}, CountingClock(), plan, ThrottlingMonitor(2, 3))
     assert (len(measured.samples["ours"]), measured.repeated_batches) == (30, 2)
     assert len(calls) == 3 + 2 * 50
@@ -141,7 +141,8 @@ def test_a_batch_in_which_the_gpu_throttled_is_made_again() -> None:
 
 def test_a_gpu_that_stays_hot_is_measured_all_the_same() -> None:
     monitor = ThrottlingMonitor(*range(1, 100))
-    measured = timing.measure({"ours": lasts(1.0)}, NoisyClock(0), Plan(min_rounds=20, max_rounds=20), monitor)
+    plan = Plan(min_rounds=20, max_rounds=20, precision=-1.0)
+    measured = timing.measure({"ours": lasts(1.0)}, NoisyClock(0), plan, monitor)
     assert (len(measured.samples["ours"]), measured.repeated_batches) == (20, timing.MAX_REPEATED)
 
 
