@@ -16,8 +16,16 @@ from drop_in_models import Net, counts, loss_and_gradients, make_net, make_token
 from torch import Tensor, nn
 
 import fusedformer
-from fusedformer.drop_in import calls
+from fusedformer.drop_in import (
+    calls,
+    hugging_face_blocks,
+    hugging_face_model,
+    hugging_face_rules,
+    timm_rules,
+    torch_rules,
+)
 from fusedformer.drop_in.classes import Patched
+from fusedformer.drop_in.registry import RULES
 
 N_PATCHED = 24
 SERVED = {
@@ -442,3 +450,10 @@ def test_through_the_device_code(world: World, path: str) -> None:
     implementations = {each.implementation for each in fusedformer.report(net).served}
     assert implementations == {"the device code, emulated"} or world.name == "gpu"
     assert counts(net) == {"add_layer_norm": 2, "attention": 1, "gelu": 1, "cross_entropy": 1}
+
+
+def test_names_of_rules_are_unique() -> None:
+    """Pickles go by them."""
+    rules = {*torch_rules.BY_FORWARD.values(), *hugging_face_rules.BY_SOURCE.values(), *timm_rules.BY_SOURCE.values()}
+    rules |= {*hugging_face_blocks.BY_SOURCE.values(), *hugging_face_model.RULES}
+    assert set(RULES.values()) == rules
