@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -243,76 +243,6 @@ def test_another_process_unpickles(path: str) -> None:
     code = "import pickle, sys; print([type(m).__mro__[1].__name__ for m in pickle.load(sys.stdin.buffer)])"
     result = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(net), capture_output=True, check=True)
     assert result.stdout.decode().strip() == "['Patched', 'Patched']"
-
-
-@pytest.mark.parametrize("patch_first", [True, False])
-def test_compile_makes_one_graph(patch_first: bool) -> None:
-    net, tokens = make_small(), torch.randn(2, 3, 8)
-    before = classes(net)
-    expected = loss_and_gradients(net, tokens)
-    torch._dynamo.reset()
-    if patch_first:
-        fusedformer.patch(net)
-    compiled: Any = torch.compile(net, backend="eager", fullgraph=True)
-    if not patch_first:
-        compiled(tokens)
-        fusedformer.patch(compiled)
-    assert_same(loss_and_gradients(compiled, tokens), expected)
-    assert counts(net) == {}
-    fusedformer.unpatch(compiled)
-    assert classes(net) == before
-    assert_same(loss_and_gradients(compiled, tokens), expected)
-
-
-@pytest.fixture
-def process_group(tmp_path: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("process_group")
-def test_fsdp(path: str) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    net, tokens = make_net(), make_tokens()
-    expected = loss_and_gradients(net, tokens)
-    fusedformer.patch(net)
-    for layer in net.encoder.layers:
-        fully_shard(layer)
-    fully_shard(net)
-    loss, *_ = loss_and_gradients_of_shards(net, tokens)
-    torch.testing.assert_close(loss, expected[0])
-    assert path == "original" or counts(net)["add_layer_norm"] == SERVED["add_layer_norm"]
-    with pytest.raises(ValueError, match="FSDPTransformerEncoderLayer were derived from patched classes"):
-        fusedformer.unpatch(net)
-    assert isinstance(net.loss, Patched)
-
-
-@pytest.mark.usefixtures("process_group")
-def test_patch_after_fsdp_and_ddp() -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    net, tokens = make_net(), make_tokens()
-    expected = net(tokens)
-    fully_shard(net.encoder.layers[0].norm1)
-    fully_shard(net)
-    before = classes(net)
-    with fusedformer.patch(net) as report:
-        assert len(report.replaced) == N_PATCHED
-        torch.testing.assert_close(net(tokens), expected)
-    assert classes(net) == before
-    net = make_net()
-    fusedformer.patch(net)
-    wrapped = nn.parallel.DistributedDataParallel(net)
-    assert_same(loss_and_gradients(wrapped, tokens), loss_and_gradients(net, tokens))
-
-
-def loss_and_gradients_of_shards(net: nn.Module, tokens: Tensor) -> list[Tensor]:
-    loss = net(tokens)
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
-    return [loss.detach()]
 
 
 def test_contexts_nest() -> None:
