@@ -30,7 +30,7 @@ def test_functions_and_modules_do_not_shadow_each_other() -> None:
 
 
 def test_import_brings_in_no_extras() -> None:
-    extras = {"typer", "rich", "matplotlib", "safetensors", "tokenizers", "pytest"}
+    extras = {"typer", "rich", "matplotlib", "safetensors", "tokenizers", "pytest", "transformers", "timm", "kernels"}
     code = f"import sys, fusedformer; print(*({extras} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
