@@ -98,7 +98,8 @@ def test_as_before(case: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> 
     if served:
         serve_everywhere(monkeypatch)
     report = fusedformer.patch(model)
-    assert report.left == (), report
+    assert {each.kind for each in report.left} <= {"Gemma2DecoderLayer", "Phi3DecoderLayer"}, report
+    assert all("its residuals stay apart from its norms" in each.reason for each in report.left)
     ours = results(model, inputs)
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-5)

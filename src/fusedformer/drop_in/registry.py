@@ -34,6 +34,8 @@ def find(module: nn.Module, switches: set[str]) -> Rule | str | None:
         return "its forward was replaced on the instance" if _is_expected(cls, switches) else None
     rule = torch_rules.BY_FORWARD.get(cls.forward) or _BY_SOURCE.get(_sources(cls))
     if rule is None:
+        if "norms" in switches and _is_block(module):
+            return f"{UNKNOWN}, so its residuals stay apart from its norms"
         return UNKNOWN if _is_expected(cls, switches) else None
     if not switches.intersection(rule.switches):
         return None
@@ -44,6 +46,12 @@ def find(module: nn.Module, switches: set[str]) -> Rule | str | None:
 def is_named_as(cls: type[nn.Module], switch: str) -> bool:
     """Whether the name of a class says that it is a matter of `switch`."""
     return re.search(_NAMES[switch], cls.__name__, re.IGNORECASE) is not None
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether it looks like one that adds to a residual stream between norms of its own."""
+    is_named_so = re.search("(Layer|Block)$", type(module).__name__) is not None
+    return is_named_so and any(is_named_as(type(child), "norms") for child in module.children())
 
 
 def _is_expected(cls: type[nn.Module], switches: set[str]) -> bool:
