@@ -13,6 +13,7 @@ class Timeline:
 
     def __init__(self, name: str, *, is_generic: bool = False) -> None:
         self.name = name
+        self.now = 0  # the last moment so far
         self.is_generic = is_generic  # accesses of threads, which asynchronous operations see past a fence only
 
 
