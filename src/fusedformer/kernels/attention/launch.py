@@ -16,6 +16,7 @@ from fusedformer.kernels.attention.bwd_dq_kernel import attention_bwd_dq_kernel
 from fusedformer.kernels.attention.bwd_kernel import attention_bwd_rows_kernel
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.fwd_kernel import attention_fwd_kernel
+from fusedformer.kernels.attention.hopper import dispatch
 from fusedformer.kernels.attention.packing_kernel import pack
 from fusedformer.kernels.attention.scores import Scoring
 from fusedformer.kernels.attention.tiles import Packing
@@ -125,12 +126,8 @@ class Problem:
 
     def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
         """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
-        first = self.tile(name, exact=self.launches[0][0])
-        starts, side, block = (
-            (self.extras.starts_k, self.k, first.block_n)
-            if name == "dkdv"
-            else (self.extras.starts_q, self.q, first.block_m)
-        )
+        on_hopper = self.hopper_refusal(name, *tensors) is None
+        starts, side, block = self._tiled(name, on_hopper)
         if starts is None:
             packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
         else:
@@ -141,10 +138,32 @@ class Problem:
         strides = [self._strides(x) for x in (self.q, self.k, self.v, *tensors) if x is not None and x.dim() == 4]
         lse_strides = (0 if self.extras.is_packed else self.q.shape[2] * self.q.shape[1], self.q.shape[1])
         for exact, repair in self.launches:
+            if on_hopper and not repair:
+                self._launch_on_hopper(name, finite, *tensors)
+                continue
             run(
                 kernel, programs, self.tile(name, exact), self.values(exact, repair) | {"TILE": block},
                 self.q, self.k, self.v, self.scoring, packing, *tensors, finite, *self.sizes, *strides, lse_strides,
             )  # fmt: skip
+
+    def hopper_refusal(self, name: str, *tensors: Tensor | None) -> str | None:
+        """Why the Hopper tier does not launch this kernel; None where it does. `tensors`: as the kernel lists them."""
+        rows = [x for x in tensors if x is not None and x.dim() == 4]
+        return dispatch.refusal(name, self, *rows)
+
+    def _tiled(self, name: str, on_hopper: bool) -> tuple[Tensor | None, Tensor, int]:
+        """What the tiles of a kernel divide: where sequences start, if packed; keys or queries; and how many a tile."""
+        of_keys = name == "dkdv"
+        block = dispatch.ROWS
+        if not on_hopper:
+            tile = self.tile(name, exact=self.launches[0][0])
+            block = tile.block_n if of_keys else tile.block_m
+        return (self.extras.starts_k, self.k, block) if of_keys else (self.extras.starts_q, self.q, block)
+
+    def _launch_on_hopper(self, name: str, finite: Tensor | None, *tensors: Tensor | None) -> None:
+        from fusedformer.kernels.attention.hopper import launch  # not every Triton has what it needs
+
+        launch.launch(name, self, finite, *tensors)
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
