@@ -46,7 +46,7 @@ class Program:
 
     def __init__(self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool) -> None:
         self.pid, self.grid, self.num_warps, self.has_clocks = tuple(pid), tuple(grid), num_warps, has_clocks
-        self.scheduler = Scheduler(random, f"program {self.pid}")
+        self.scheduler = Scheduler(random)
         self.workers = 0  # partitions beside the first
         self._allocations: list[Allocation] = []
         self._named_barriers: dict[int, NamedBarrier] = {}
@@ -63,7 +63,8 @@ class Program:
             self.scheduler.run()
         except Hazard as hazard:
             raise type(hazard)(f"program {self.pid}: {hazard}") from hazard
-        self._check_end(main)
+        if self.has_clocks:
+            self._check_end(main)
 
     def _check_end(self, main: Partition) -> None:
         for allocation in self._allocations:

@@ -75,8 +75,7 @@ class Partition:
 class Scheduler:
     """Runs the partitions of one program until all have ended."""
 
-    def __init__(self, random: Random, name: str) -> None:
-        self.name = name
+    def __init__(self, random: Random) -> None:
         self.partitions: list[Partition] = []
         self.events: list[Event] = []
         self._random = random
@@ -162,7 +161,7 @@ class Scheduler:
             ready = [p for p in self.partitions if p.is_ready is None or p.is_ready()]
             choices: list[Partition | Event] = [*ready, *heads.values()]
             if not choices:
-                raise Deadlock(f"{self.name}:\n  " + "\n  ".join(map(str, self.partitions)))
+                raise Deadlock("nothing can go on:\n  " + "\n  ".join(map(str, self.partitions)))
             (chosen,) = self._random.choices(choices, [self._weights[choice.name] for choice in choices])
             if isinstance(chosen, Partition):
                 return chosen
