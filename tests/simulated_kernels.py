@@ -166,7 +166,8 @@ def turn_reader(tile, out_ptr, BREAK: gl.constexpr):
 
 @gluon.jit
 def exchange_kernel(out_ptr, BREAK: gl.constexpr):
-    """Two partitions swap what they wrote, by a named barrier of inline assembly."""
+    """Two partitions swap what they wrote, by a named barrier of inline assembly. out (programs, 256)."""
+    out_ptr += gl.program_id(0) * 256
     layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     tile = gl.allocate_shared_memory(gl.float32, [2, 128], layout)
     gl.warp_specialize(
