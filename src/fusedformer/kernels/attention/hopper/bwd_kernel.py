@@ -237,7 +237,7 @@ def _writer(
             if tile * ROWS < seqlen_k:
                 zeros = shared.zeros.index(wid).load(gl.BlockedLayout([2], [32], [1], [0]))
                 place = plane * gl.cdiv(seqlen_k, ROWS) + tile
-                gl.store(finite_ptr + place, (gl.sum(zeros, 0) == 0.0).to(gl.int8))
+                gl.store(finite_ptr + place, gl.sum(zeros, 0) == 0.0)
     tma.store_wait(0)
 
 

@@ -155,4 +155,4 @@ def note_finite(finite_ptr, x, start, length, plane):
     """
     tiles = gl.cdiv(length, ROWS)
     if start < length:
-        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x).to(gl.int8))
+        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
