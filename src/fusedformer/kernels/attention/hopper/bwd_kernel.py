@@ -34,7 +34,6 @@ from fusedformer.kernels.attention.hopper.ring import (
     claim,
     make_barriers,
     make_ring,
-    all_finite,
     release,
     tile_of,
 )
@@ -55,7 +54,8 @@ class Shared(NamedTuple):
     delta: Any  # (stages, 1, 1, BLOCK_M) float32, which comes with dout
     dk: Any  # (2, 1, 1, 64, D), of q where that has the room
     queries_done: Any  # (1, 1) mbarrier: both consumers have read the last of q
-    done: Any  # (1, 1) mbarrier: both consumers have written dK and dV
+    zeros: Any  # (2, 64) float32: NaN for a key whose dK or dV is not finite, else 0; None where nobody asks
+    done: Any  # (1, 1) mbarrier: both consumers have written dK, dV and zeros
 
 
 class Exchange(NamedTuple):
@@ -142,7 +142,7 @@ def _bwd_step(
 
 @gluon.jit
 def _consumer(
-    shared, exchange, finite_ptr, scale_log2, hidden, group, tiles, plane, start_n, seqlen_k,
+    shared, exchange, scale_log2, hidden, group, tiles,
     wid: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Computes dK and dV of 64 keys."""
@@ -171,21 +171,13 @@ def _consumer(
     mbarrier.arrive(shared.queries_done.index(0), count=1)
     v.store(dv.to(dtype))
     dk = dk * (scale_log2 * LN_2)
+    if shared.zeros is not None:
+        shared.zeros.index(wid).store(gl.sum((dk + dv) * 0.0, 1))
     mbarrier.wait(shared.queries_done.index(0), 0)  # the other has read the last of q, where dK may go
     shared.dk.index(wid).reshape([ROWS, D]).store(dk.to(dtype))
     fence_async_shared()
     barrier()
     mbarrier.arrive(shared.done.index(0), count=1)
-    if finite_ptr is not None:
-        note_finite_keys(finite_ptr, dk, dv, start_n + wid * ROWS, seqlen_k, plane)
-
-
-@gluon.jit
-def note_finite_keys(finite_ptr, dk, dv, start, length, plane):
-    """`note_finite` for ../bwd_dkdv_kernel.py, which counts tiles of a head from its first rows on."""
-    if start < length:
-        is_finite = all_finite(dk) & all_finite(dv)
-        gl.store(finite_ptr + (plane * gl.cdiv(length, ROWS) + start // ROWS), is_finite.to(gl.int8))
 
 
 @gluon.jit
@@ -216,8 +208,11 @@ def _producer(
 
 
 @gluon.jit
-def _writer(shared, exchange, dq_desc, dk_desc, dv_desc, group, first, last, batch, kv_head, start_n):
-    """Adds the consumers' halves of dQ to global memory, and stores dK and dV."""
+def _writer(
+    shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
+    plane, seqlen_k,
+):  # fmt: skip
+    """Adds the consumers' halves of dQ to global memory, and stores dK and dV, and whether they are finite."""
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
     if exchange.dq is not None:
         t = first * 0
@@ -236,6 +231,13 @@ def _writer(shared, exchange, dq_desc, dk_desc, dv_desc, group, first, last, bat
     for wid in gl.static_range(2):
         async_store(dk_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.dk.index(wid))
         async_store(dv_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.v.index(wid))
+    if finite_ptr is not None:  # here, for the consumers have no registers left
+        for wid in gl.static_range(2):
+            tile = start_n // ROWS + wid  # as ../bwd_dkdv_kernel.py counts them, which repairs those that are not
+            if tile * ROWS < seqlen_k:
+                zeros = shared.zeros.index(wid).load(gl.BlockedLayout([2], [32], [1], [0]))
+                place = plane * gl.cdiv(seqlen_k, ROWS) + tile
+                gl.store(finite_ptr + place, gl.sum(zeros, 0) == 0.0)
     tma.store_wait(0)
 
 
@@ -252,7 +254,9 @@ def _make_exchange(dq_desc, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, dv_desc, STAGES: gl.constexpr):
+def _make_shared(
+    q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, IS_CHECKED: gl.constexpr, STAGES: gl.constexpr
+):
     dtype: gl.constexpr = q_desc.dtype
     k = gl.allocate_shared_memory(dtype, k_desc.block_type.shape, k_desc.layout)
     v = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
@@ -264,9 +268,12 @@ def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, dv_d
     dk = q.tiles
     if q_desc.block_type.shape[2] != ROWS or STAGES < 2:
         dk = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
+    zeros = None
+    if IS_CHECKED:
+        zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     queries_done = make_barriers(1, 2)
     done = make_barriers(1, 2)
-    return Shared(k, v, keys_full, q, shift, dout, delta, dk, queries_done, done)
+    return Shared(k, v, keys_full, q, shift, dout, delta, dk, queries_done, zeros, done)
 
 
 @gluon.jit(do_not_specialize=["kv_heads", "group", "seqlen_q", "seqlen_k", "right"])
@@ -306,26 +313,23 @@ def attention_hopper_bwd_kernel(
     if CAUSAL:  # the queries before this tile see none of the program's keys
         first = gl.minimum(gl.maximum(start_n - right, 0) // BLOCK_M, last)
         hidden = first * BLOCK_M + right - start_n
-    shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, dv_desc, STAGES)
+    shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, finite_ptr is not None, STAGES)
     exchange = Exchange(None, None, None, None, None)
     if dq_desc is not None:
         exchange = _make_exchange(dq_desc, q_desc.dtype)
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consumer, (
-                shared, exchange, finite_ptr, scale_log2, hidden, group, last - first, plane, start_n, seqlen_k,
-                0, CAUSAL,
-            )),
-            (_consumer, (
-                shared, exchange, finite_ptr, scale_log2, hidden, group, last - first, plane, start_n, seqlen_k,
-                1, CAUSAL,
-            )),
+            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 0, CAUSAL)),
+            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 1, CAUSAL)),
             (_producer, (
                 shared, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
                 batch, kv_head, start_n,
             )),
-            (_writer, (shared, exchange, dq_desc, dk_desc, dv_desc, group, first, last, batch, kv_head, start_n)),
+            (_writer, (
+                shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
+                plane, seqlen_k,
+            )),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],

@@ -22,14 +22,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
-    Sight,
     await_tile,
     fill,
-    key_tiles,
     make_barriers,
     make_ring,
     note_finite,
     release,
+    sight_of,
     tile_of,
     visible_keys,
     whole_tiles,
@@ -61,15 +60,11 @@ def _dq_step(
     dp = warpgroup_mma(dout, tile_of(shared.v, t).permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(1, [s])
     p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
+    if MASKED:
+        p = gl.where(visible_keys(i, t, sight, BLOCK_N, s_layout), p, 0.0)
     dp = warpgroup_mma_wait(0, [dp])
     release(shared.v, t)
     ds = p * (dp - gl.expand_dims(delta, 1))
-    if MASKED:
-        start_n = (sight.first + t) * BLOCK_N
-        visible = visible_keys(
-            i, start_n, sight.seqlen_k, sight.diagonal, sight.left, sight.right, BLOCK_N, s_layout
-        )  # fmt: skip
-        ds = gl.where(visible, ds, 0.0)
     ds = gl.convert_layout(ds.to(shared.k.tiles.dtype), gl.DotOperandLayout(0, dq_layout, 2))
     dq = warpgroup_mma(ds, tile_of(shared.k, t), dq, is_async=True)
     dq = warpgroup_mma_wait(0, [dq])
@@ -90,11 +85,7 @@ def _consumer(
     dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     start_m += wid * ROWS
     i = start_m + gl.arange(0, ROWS, gl.SliceLayout(1, s_layout))
-    whole_first, whole_last = whole_tiles(
-        start_m, ROWS, sight.seqlen_k, sight.diagonal, sight.left, sight.right, BLOCK_N
-    )
-    whole_first = gl.minimum(gl.maximum(whole_first - sight.first, 0), sight.tiles)
-    whole_last = gl.minimum(gl.maximum(whole_last - sight.first, whole_first), sight.tiles)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 0)
     offsets = plane.to(gl.int64) * seqlen_q + i
     shift = gl.load(shift_ptr + offsets, mask=i < seqlen_q, other=0.0)
     delta = gl.load(delta_ptr + offsets, mask=i < seqlen_q, other=0.0)
@@ -103,7 +94,7 @@ def _consumer(
     q = shared.q.index(wid).reshape([ROWS, D])
     dout = shared.dout.index(wid).reshape([ROWS, DV])
     mbarrier.wait(shared.rows_full.index(wid), 0)
-    if sight.left is not None:
+    if sight.lower is not None:
         for t in range(0, whole_first):
             dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, True, s_layout, dq_layout)
     for t in range(whole_first, whole_last):
@@ -165,8 +156,7 @@ def attention_hopper_dq_kernel(
     tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
     plane = gl.program_id(0) // tiles_m
     start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
-    first, last = key_tiles(start_m, 2 * ROWS, seqlen_k, diagonal, left, right, BLOCK_N)
-    sight = Sight(seqlen_k, diagonal, left, right, first, gl.maximum(last - first, 0))
+    sight = sight_of(start_m, seqlen_k, diagonal, left, right, BLOCK_N, 0)
 
     q = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
     dout = gl.allocate_shared_memory(dout_desc.dtype, [2] + dout_desc.block_type.shape, dout_desc.layout)

@@ -27,14 +27,13 @@ from fusedformer.kernels.attention.hopper.ring import (
     INF,
     LN_2,
     ROWS,
-    Sight,
     await_tile,
     fill,
-    key_tiles,
     make_barriers,
     make_ring,
     note_finite,
     release,
+    sight_of,
     tile_of,
     visible_keys,
     whole_tiles,
@@ -57,13 +56,10 @@ class Shared(NamedTuple):
 
 
 @gluon.jit
-def _softmax(s, peak, total, i, start_n, sight, scale_log2, MASKED: gl.constexpr, layout: gl.constexpr):
+def _softmax(s, peak, total, i, t, sight, scale_log2, MASKED: gl.constexpr, layout: gl.constexpr):
     """The weights of one tile; highest score and total weight after it, and what shrinks the sums before it."""
     if MASKED:
-        visible = visible_keys(
-            i, start_n, sight.seqlen_k, sight.diagonal, sight.left, sight.right, s.shape[1], layout
-        )  # fmt: skip
-        s = gl.where(visible, s, -INF)
+        s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)
     new_peak = gl.maximum(peak, gl.max(s, 1) * scale_log2)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(new_peak, 1))
     shrink = gl.exp2(peak - new_peak)
@@ -88,8 +84,7 @@ def _fwd_step(
         mbarrier.arrive(shared.turn.index(1 - wid), count=1)
     s = warpgroup_mma_wait(1, [s])
     release(shared.k, t)
-    start_n = (sight.first + t) * BLOCK_N
-    p, peak, total, shrink = _softmax(s, peak, total, i, start_n, sight, scale_log2, MASKED, s_layout)
+    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scale_log2, MASKED, s_layout)
     acc = warpgroup_mma_wait(0, [acc])
     release(shared.v, t - 1)
     acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
@@ -112,11 +107,7 @@ def _consumer(
     start_m += wid * ROWS
     i = start_m + gl.arange(0, ROWS, row_layout)
     tiles = sight.tiles
-    whole_first, whole_last = whole_tiles(
-        start_m, ROWS, sight.seqlen_k, sight.diagonal, sight.left, sight.right, BLOCK_N
-    )
-    whole_first = gl.minimum(gl.maximum(whole_first - sight.first, 1), tiles)
-    whole_last = gl.minimum(gl.maximum(whole_last - sight.first, whole_first), tiles)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1)
     acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
@@ -129,11 +120,9 @@ def _consumer(
     s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, [s])
     release(shared.k, 0)
-    p, peak, total, shrink = _softmax(
-        s, peak, total, i, sight.first * BLOCK_N, sight, scale_log2, True, s_layout
-    )  # fmt: skip
+    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scale_log2, True, s_layout)
     p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
-    if sight.left is not None:
+    if sight.lower is not None:
         for t in range(1, whole_first):
             acc, peak, total, p = _fwd_step(
                 t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
@@ -215,8 +204,7 @@ def attention_hopper_fwd_kernel(
     tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
     plane = gl.program_id(0) // tiles_m
     start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
-    first, last = key_tiles(start_m, 2 * ROWS, seqlen_k, diagonal, left, right, BLOCK_N)
-    sight = Sight(seqlen_k, diagonal, left, right, first, gl.maximum(last - first, 1))
+    sight = sight_of(start_m, seqlen_k, diagonal, left, right, BLOCK_N, 1)
 
     q = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
     out = q

@@ -33,12 +33,11 @@ class Ring(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """Which keys the queries of a program see: query i those from i + diagonal - left to i + diagonal + right."""
+    """Which keys the queries of a program see: query i those from i + lower on, and before i + upper."""
 
     seqlen_k: Any
-    diagonal: Any
-    left: Any  # or None
-    right: Any  # or None
+    lower: Any  # None: from the first on
+    upper: Any  # None: to the last
     first: Any  # tile of keys that the program begins with
     tiles: Any  # that it visits; the forward at least one
 
@@ -98,46 +97,54 @@ def release(ring, t):
 
 
 @gluon.jit
-def key_tiles(start_m, rows: gl.constexpr, seqlen_k, diagonal, left, right, BLOCK_N: gl.constexpr):
-    """Of queries `start_m` to `start_m + rows`: the first tile of keys that any of them may see, and the end of them."""
+def sight_of(start_m, seqlen_k, diagonal, left, right, BLOCK_N: gl.constexpr, FEWEST: gl.constexpr):
+    """What queries `start_m` to `start_m + 128` see, in at least FEWEST tiles."""
     first = start_m * 0
     last = seqlen_k
+    lower = None
+    upper = None
     if left is not None:
-        first = gl.maximum(start_m + diagonal - left, 0) // BLOCK_N
+        lower = diagonal - left
+        first = gl.maximum(start_m + lower, 0) // BLOCK_N
     if right is not None:
-        last = gl.minimum(last, gl.maximum(start_m + rows + diagonal + right, 0))
-    return first, gl.cdiv(last, BLOCK_N)
+        upper = diagonal + right + 1
+        last = gl.minimum(last, gl.maximum(start_m + 2 * ROWS - 1 + upper, 0))
+    return Sight(seqlen_k, lower, upper, first, gl.maximum(gl.cdiv(last, BLOCK_N) - first, FEWEST))
 
 
 @gluon.jit
-def whole_tiles(start_m, rows: gl.constexpr, seqlen_k, diagonal, left, right, BLOCK_N: gl.constexpr):
-    """Of these queries: the first tile of keys all of which every one of them sees, and the end of them."""
+def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST: gl.constexpr):
+    """Of queries `start_m` to `start_m + 64`: which of the program's tiles, from FIRST on, all of them see wholly."""
     first = start_m * 0
-    last = seqlen_k
-    if left is not None:
-        first = gl.cdiv(gl.maximum(start_m + rows - 1 + diagonal - left, 0), BLOCK_N)
-    if right is not None:
-        last = gl.minimum(last, gl.maximum(start_m + diagonal + right + 1, 0))
-    return first, last // BLOCK_N
+    last = sight.seqlen_k
+    if sight.lower is not None:
+        first = gl.cdiv(gl.maximum(start_m + ROWS - 1 + sight.lower, 0), BLOCK_N)
+    if sight.upper is not None:
+        last = gl.minimum(last, gl.maximum(start_m + sight.upper, 0))
+    first = gl.minimum(gl.maximum(first - sight.first, FIRST), sight.tiles)
+    return first, gl.minimum(gl.maximum(last // BLOCK_N - sight.first, first), sight.tiles)
 
 
 @gluon.jit
-def visible_keys(i, start_n, seqlen_k, diagonal, left, right, BLOCK_N: gl.constexpr, layout: gl.constexpr):
-    """(rows, BLOCK_N): which queries `i` see which keys from `start_n` on."""
+def visible_keys(i, t, sight, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """(rows, BLOCK_N): which queries `i` see which keys of tile t."""
+    start_n = (sight.first + t) * BLOCK_N
     j = gl.expand_dims(start_n + gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout)), 0)
-    end = gl.full([ROWS], 0, gl.int32, gl.SliceLayout(1, layout)) + seqlen_k
-    if right is not None:
-        end = gl.minimum(end, i + (diagonal + right + 1))
+    end = gl.full([ROWS], 0, gl.int32, gl.SliceLayout(1, layout)) + sight.seqlen_k
+    if sight.upper is not None:
+        end = gl.minimum(end, i + sight.upper)
     visible = j < gl.expand_dims(end, 1)
-    if left is not None:
-        visible = visible & (j >= gl.expand_dims(i + (diagonal - left), 1))
+    if sight.lower is not None:
+        visible = visible & (j >= gl.expand_dims(i + sight.lower, 1))
     return visible
 
 
 @gluon.jit
 def all_finite(x):
-    """Whether no element of a two-dimensional tile is NaN or infinite, as 0 or 1."""
-    return gl.min(gl.min(gl.where(gl.abs(x) < INF, 1, 0), 1), 0)
+    """Whether no element of 64 rows is NaN or infinite: those times 0 are NaN, others 0."""
+    # All rows in every warp: ptxas spills in a sum that goes from warp to warp.
+    rows = gl.convert_layout(gl.sum(x * 0.0, 1), gl.BlockedLayout([2], [32], [4], [0]))
+    return gl.sum(rows, 0) == 0.0
 
 
 @gluon.jit
@@ -148,4 +155,4 @@ def note_finite(finite_ptr, x, start, length, plane):
     """
     tiles = gl.cdiv(length, ROWS)
     if start < length:
-        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x).to(gl.int8))
+        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
