@@ -105,7 +105,7 @@ class Operations:
         if mbarrier.data.numel() != 1 or place in mbarrier.allocation.barriers:
             raise ValueError(f"{mbarrier.name}, of shape {mbarrier.shape}, is one mbarrier already or no single one")
         moment = (partition.timeline, partition.timeline.now)
-        mbarrier.allocation.barriers[place] = MBarrier(mbarrier.name, count, moment)
+        mbarrier.allocation.barriers[place] = MBarrier(mbarrier.name, count, moment, self._running.has_clocks)
 
     def mbarrier_invalidate(self, mbarrier: SharedView) -> None:
         self._running.scheduler.step()
@@ -130,6 +130,7 @@ class Operations:
             lambda: barrier.is_over(phase), lambda: f"phase {phase} of {barrier.name}, {barrier.state()}"
         )
         partition.past.join(barrier.released)
+        barrier.note_wait(partition.timeline)
 
     # TMA
 
