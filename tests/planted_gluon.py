@@ -161,7 +161,7 @@ def reference(case: Case, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None)
     scores = scores.masked_fill(~is_visible, -math.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
-    sees_any = scores.isfinite().any(-1, keepdim=True)
+    sees_any = (scores != -math.inf).any(-1, keepdim=True)
     weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
     return (weights[..., : case.seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
 
@@ -256,7 +256,10 @@ def error(name: str, x: Tensor, case: Case) -> float:
 
 def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
     """Which tiles of 64 rows are finite: all but that of the NaN in q, which the kernels count first."""
-    return [[[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]] * (case.heads // (case.group if case.kernel == BWD else 1))]
+    return [
+        [[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]]
+        * (case.heads // (case.group if case.kernel == BWD else 1))
+    ]
 
 
 def outcome(modules: dict[str, ModuleType], case: Case, seed: int, *, clocks: bool = True) -> str:

@@ -90,9 +90,7 @@ def product_kernel(a_desc, b_desc, out_desc, BREAK: gl.constexpr):
     async_load(b_desc, [0, 0], ready.index(0), b)
     if BREAK != "load not waited for":
         mbarrier.wait(ready.index(0), 0)
-    gl.warp_specialize(
-        [(multiplier, (a, b, a_desc, out_desc, ready, BREAK)), (doubler, (a, ready, BREAK))], [4], [152]
-    )
+    gl.warp_specialize([(multiplier, (a, b, a_desc, out_desc, ready, BREAK)), (doubler, (a, ready, BREAK))], [4], [152])
 
 
 @gluon.jit

@@ -1,7 +1,7 @@
 """The instructions that kernels write as inline assembly: named barriers, the proxy fence, and approximations.
 
-    bar.sync 4, 256;    arrive at named barrier 4, which awaits 256 threads, and wait for the rest of them
-    bar.arrive 4, 256;  arrive, without the wait
+bar.sync 4, 256;    arrive at named barrier 4, which awaits 256 threads, and wait for the rest of them
+bar.arrive 4, 256;  arrive, without the wait
 """
 
 from __future__ import annotations

@@ -133,7 +133,9 @@ def runtime_argument(x: Any, written: Written) -> Any:
         return Descriptor(x, written)
     if isinstance(x, torch.Tensor):
         x = x.detach()
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        extent = (
+            1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        )
         flat = x.as_strided((extent,), (1,), x.storage_offset())
         return Pointer(Piece(flat, written.of(flat)))
     if isinstance(x, float):

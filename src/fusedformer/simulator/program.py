@@ -44,7 +44,9 @@ def assigned_name() -> str:
 class Program:
     """The state of one program, which the operations of operations.py change."""
 
-    def __init__(self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool) -> None:
+    def __init__(
+        self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool
+    ) -> None:
         self.pid, self.grid, self.num_warps, self.has_clocks = tuple(pid), tuple(grid), num_warps, has_clocks
         self.scheduler = Scheduler(random)
         self.workers = 0  # partitions beside the first
@@ -134,7 +136,9 @@ class Program:
         if registers is None:
             return
         if any(count % 8 or not 24 <= count <= 256 for count in registers):
-            raise ValueError(f"registers {list(registers)} of partitions: setmaxnreg takes multiples of 8 from 24 to 256")
+            raise ValueError(
+                f"registers {list(registers)} of partitions: setmaxnreg takes multiples of 8 from 24 to 256"
+            )
         used = sum(WARP * count * of_thread for count, of_thread in zip(warps, registers, strict=True))
         if used + WARP * self.num_warps * 24 > REGISTERS:
             raise ValueError(f"{used} registers of worker partitions leave none of {REGISTERS} to the first")

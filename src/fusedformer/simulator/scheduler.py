@@ -117,9 +117,7 @@ class Scheduler:
         if self._failure:
             raise self._failure
 
-    def step(
-        self, is_ready: Callable[[], bool] | None = None, awaited: Callable[[], str] | None = None
-    ) -> Partition:
+    def step(self, is_ready: Callable[[], bool] | None = None, awaited: Callable[[], str] | None = None) -> Partition:
         """Let others go on, and at least until `is_ready`; the partition that called, one moment later."""
         partition = self.current
         partition.is_ready, partition.awaited = is_ready, awaited

@@ -153,7 +153,9 @@ def _define_tensor_operators() -> None:
         left, right = data_of(left), data_of(right)
         check_ranks(left, right)
         if is_wide:
-            left, right = (x.long() if isinstance(x, torch.Tensor) and x.dtype == torch.int32 else x for x in (left, right))
+            left, right = (
+                x.long() if isinstance(x, torch.Tensor) and x.dtype == torch.int32 else x for x in (left, right)
+            )
         return Register(operation(left, right))
 
     for name, operation in {**operations, **comparisons}.items():
