@@ -54,7 +54,7 @@ class Shared(NamedTuple):
     delta: Any  # (stages, 1, 1, BLOCK_M) float32, which comes with dout
     dk: Any  # (2, 1, 1, 64, D), of q where that has the room
     queries_done: Any  # (1, 1) mbarrier: both consumers have read the last of q
-    zeros: Any  # (2, 64) float32: NaN for a key whose dK or dV is not finite, else 0; None where nobody asks
+    zeros: Any  # (2, 64) float32: NaN for a key whose dK or dV is not finite, else 0
     done: Any  # (1, 1) mbarrier: both consumers have written dK, dV and zeros
 
 
@@ -171,8 +171,7 @@ def _consumer(
     mbarrier.arrive(shared.queries_done.index(0), count=1)
     v.store(dv.to(dtype))
     dk = dk * (scale_log2 * LN_2)
-    if shared.zeros is not None:
-        shared.zeros.index(wid).store(gl.sum((dk + dv) * 0.0, 1))
+    shared.zeros.index(wid).store(gl.sum((dk + dv) * 0.0, 1))
     mbarrier.wait(shared.queries_done.index(0), 0)  # the other has read the last of q, where dK may go
     shared.dk.index(wid).reshape([ROWS, D]).store(dk.to(dtype))
     fence_async_shared()
@@ -254,9 +253,7 @@ def _make_exchange(dq_desc, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _make_shared(
-    q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, IS_CHECKED: gl.constexpr, STAGES: gl.constexpr
-):
+def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES: gl.constexpr):
     dtype: gl.constexpr = q_desc.dtype
     k = gl.allocate_shared_memory(dtype, k_desc.block_type.shape, k_desc.layout)
     v = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
@@ -268,9 +265,7 @@ def _make_shared(
     dk = q.tiles
     if q_desc.block_type.shape[2] != ROWS or STAGES < 2:
         dk = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
-    zeros = None
-    if IS_CHECKED:
-        zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     queries_done = make_barriers(1, 2)
     done = make_barriers(1, 2)
     return Shared(k, v, keys_full, q, shift, dout, delta, dk, queries_done, zeros, done)
@@ -313,7 +308,7 @@ def attention_hopper_bwd_kernel(
     if CAUSAL:  # the queries before this tile see none of the program's keys
         first = gl.minimum(gl.maximum(start_n - right, 0) // BLOCK_M, last)
         hidden = first * BLOCK_M + right - start_n
-    shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, finite_ptr is not None, STAGES)
+    shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES)
     exchange = Exchange(None, None, None, None, None)
     if dq_desc is not None:
         exchange = _make_exchange(dq_desc, q_desc.dtype)

@@ -22,15 +22,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
+    Sight,
     await_tile,
     fill,
     make_barriers,
     make_ring,
     note_finite,
     release,
-    sight_of,
     tile_of,
     visible_keys,
+    visited_tiles,
     whole_tiles,
 )
 from fusedformer.kernels.gluon_compat import async_load, async_store
@@ -156,7 +157,10 @@ def attention_hopper_dq_kernel(
     tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
     plane = gl.program_id(0) // tiles_m
     start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
-    sight = sight_of(start_m, seqlen_k, diagonal, left, right, BLOCK_N, 0)
+    lower = None if left is None else diagonal - left
+    upper = None if right is None else diagonal + right + 1
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
+    sight = Sight(seqlen_k, lower, upper, first, tiles)
 
     q = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
     dout = gl.allocate_shared_memory(dout_desc.dtype, [2] + dout_desc.block_type.shape, dout_desc.layout)

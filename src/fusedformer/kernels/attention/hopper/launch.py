@@ -43,7 +43,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         "PRODUCER_REGISTERS": row.producer_registers,
     }
     if name == "fwd":
-        constants["PING_PONG"] = True
+        constants["PING_PONG"] = row.ping_pong
     kernel = KERNELS[name]
     if problem.arch is None:
         from fusedformer import simulator

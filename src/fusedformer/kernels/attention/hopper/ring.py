@@ -97,19 +97,15 @@ def release(ring, t):
 
 
 @gluon.jit
-def sight_of(start_m, seqlen_k, diagonal, left, right, BLOCK_N: gl.constexpr, FEWEST: gl.constexpr):
-    """What queries `start_m` to `start_m + 128` see, in at least FEWEST tiles."""
+def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr):
+    """Of queries `start_m` to `start_m + 128`: the first tile of keys that any of them may see, and how many there are."""
     first = start_m * 0
     last = seqlen_k
-    lower = None
-    upper = None
-    if left is not None:
-        lower = diagonal - left
+    if lower is not None:
         first = gl.maximum(start_m + lower, 0) // BLOCK_N
-    if right is not None:
-        upper = diagonal + right + 1
+    if upper is not None:
         last = gl.minimum(last, gl.maximum(start_m + 2 * ROWS - 1 + upper, 0))
-    return Sight(seqlen_k, lower, upper, first, gl.maximum(gl.cdiv(last, BLOCK_N) - first, FEWEST))
+    return first, gl.maximum(gl.cdiv(last, BLOCK_N) - first, 0)
 
 
 @gluon.jit

@@ -26,7 +26,7 @@ class Predicted:
 class Row:
     """How one kernel is built for head dimensions up to `head_dim` of q and k, and `head_dim_v` of v.
 
-    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv" and "fused"; `stages` the tiles that are in
+    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv"; `stages` the tiles that are in
     flight in each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/, which
     is what puts it to use unasked.
     """
@@ -39,9 +39,11 @@ class Row:
     evidence: Predicted
     consumer_registers: int = 240
     producer_registers: int = 24
+    ping_pong: bool = True  # in "fwd": the consumers take turns at issuing products
     recorded: bool = False
 
 
+UNKNOWN = Predicted(0, "nothing known")  # of a row that was not compiled
 SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
