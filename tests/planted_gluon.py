@@ -8,6 +8,7 @@ import functools
 import importlib
 import itertools
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ RING, FWD, BWD, DQ = "ring", "fwd_kernel", "bwd_kernel", "dq_kernel"
 LOG2_E = math.log2(math.e)
 # Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
 BUDGET, LSE_BUDGET = 2e-3, 1e-5
-REGISTERS = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
+REGISTERS: dict[str, Any] = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
 _copies = itertools.count()
 
 
@@ -49,6 +50,21 @@ class GluonBug:
     name: str
     case: str
     edits: tuple[Edit, ...]
+
+
+def bug(name: str, case: str, file: str, old: str, new: str, *more: tuple[str, str]) -> GluonBug:
+    """An edit of a file, and further ones of (old, new)."""
+    return GluonBug(f"{file}: {name}", case, tuple(Edit(file, *edit) for edit in ((old, new), *more)))
+
+
+def without(name: str, case: str, file: str, line: str) -> GluonBug:
+    """A line that is not there."""
+    return bug(name, case, file, line, "")
+
+
+def swapped(name: str, case: str, file: str, first: str, second: str) -> GluonBug:
+    """Two passages, one after the other, in the other order."""
+    return bug(name, case, file, first + second, second + first)
 
 
 @dataclass(frozen=True)
@@ -88,20 +104,26 @@ CASES = {
 }  # fmt: skip
 
 
+def texts(edits: tuple[Edit, ...]) -> dict[str, str]:
+    """The text of the kernels' files with the edits made, each of which has one place."""
+    result = {name: (FOLDER / f"{name}.py").read_text() for name in (RING, FWD, BWD, DQ)}
+    for edit in edits:
+        count = result[edit.file].count(edit.old)
+        assert count == 1, f"{edit.old!r} stands {count} times in {edit.file}.py"
+        result[edit.file] = result[edit.file].replace(edit.old, edit.new)
+    return result
+
+
 @contextmanager
 def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
     """The kernels' modules, by their files' names, with the edits made."""
     package = f"planted_kernels_{next(_copies)}"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / package).mkdir()
-        for path in FOLDER.glob("*.py"):
-            if path.stem in (RING, FWD, BWD, DQ):
-                text = path.read_text()
-                for edit in (edit for edit in edits if edit.file == path.stem):
-                    assert text.count(edit.old) == 1, f"{edit.old!r} stands {text.count(edit.old)} times in {path.name}"
-                    text = text.replace(edit.old, edit.new)
-                text = text.replace(f"{hopper.__name__}.", f"{package}.")
-                (Path(folder) / package / path.name).write_text(text)
+        for name, text in texts(edits).items():
+            (Path(folder) / package / f"{name}.py").write_text(
+                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join((RING, FWD, BWD, DQ))}) )", f"{package}.", text)
+            )
         sys.path.insert(0, folder)
         try:
             yield {name: importlib.import_module(f"{package}.{name}") for name in (FWD, BWD, DQ)}
@@ -142,7 +164,7 @@ def problem_of(case: Case) -> Problem:
     sinks = torch.randn(case.heads, generator=generator) if case.has_sinks else None
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     with torch.enable_grad():
-        out, lse = reference(case, *leaves, sinks)
+        out, lse = reference(case, (leaves[0], leaves[1], leaves[2]), sinks)
         dq, dk, dv = torch.autograd.grad(out, leaves, dout.double())
     delta = (out.detach() * dout).sum(-1).transpose(1, 2).float().contiguous()
     shift = torch.where(lse.isinf(), math.inf, lse.detach() * LOG2_E).float().contiguous()
@@ -150,9 +172,10 @@ def problem_of(case: Case) -> Problem:
     return Problem(q, k, v, dout, sinks, delta, shift, expected)
 
 
-def reference(case: Case, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     """out (B, Sq, H, Dv) and lse (B, H, Sq); a query that sees no key gives 0 and -inf."""
-    q, k, v = q.transpose(1, 2), *(x.transpose(1, 2).repeat_interleave(case.group, 1) for x in (k, v))
+    q = qkv[0].transpose(1, 2)
+    k, v = (x.transpose(1, 2).repeat_interleave(case.group, 1) for x in qkv[1:])
     scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
     distance = torch.arange(case.seqlen_k) - torch.arange(case.seqlen_q)[:, None] - (case.seqlen_k - case.seqlen_q)
     is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (

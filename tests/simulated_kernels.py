@@ -121,7 +121,7 @@ def softmax_kernel(x_ptr, out_ptr, scale, columns, WIDTH: gl.constexpr):
 @gluon.jit
 def sum_kernel(x_desc, out_desc, tiles, STAGES: gl.constexpr):
     """Every program adds its share of the tiles of `x` (B, H, S, D) to `out` (1, 1, 16, D) by TMA reductions."""
-    x = gl.allocate_shared_memory(x_desc.dtype, [STAGES] + x_desc.block_type.shape, x_desc.layout)
+    x = gl.allocate_shared_memory(x_desc.dtype, [STAGES] + x_desc.block_type.shape, x_desc.layout)  # noqa: RUF005
     full = make_barriers(STAGES)
     fence_async_shared()
     heads = x_desc.shape[1]
@@ -172,6 +172,28 @@ def exchange_kernel(out_ptr, BREAK: gl.constexpr):
         [(turn_writer, (tile, out_ptr, BREAK)), (turn_reader, (tile, out_ptr, BREAK))],
         [4], [256 if BREAK != "registers" else 20],
     )  # fmt: skip
+
+
+@gluon.jit
+def sender(ready, BREAK: gl.constexpr):
+    mbarrier.arrive(ready.index(0), count=1)
+    if BREAK != "phase overtaken":
+        mbarrier.wait(ready.index(1), 0)
+    mbarrier.arrive(ready.index(0), count=1)
+
+
+@gluon.jit
+def receiver(ready):
+    mbarrier.wait(ready.index(0), 0)
+    mbarrier.arrive(ready.index(1), count=1)
+    mbarrier.wait(ready.index(0), 1)
+
+
+@gluon.jit
+def phases_kernel(BREAK: gl.constexpr):
+    """One partition waits for two phases of a barrier, which the other ends."""
+    ready = make_barriers(2)
+    gl.warp_specialize([(sender, (ready, BREAK)), (receiver, (ready,))], [1], [24])
 
 
 @gluon.jit

@@ -93,8 +93,10 @@ def test_data_under_way_is_nan() -> None:
 def test_a_deadlock_report_says_who_waits_for_what() -> None:
     with pytest.raises(simulator.Deadlock) as caught:
         product("bytes that never come")
-    line = r"main, product_kernel line \d+, waits for phase 0 of ready.barriers\[0\], in phase 0 with 0 arrivals and 16 bytes"
-    assert caught.match(r"program \(0,\): nothing can go on:\n  " + line)
+    who = (
+        r"program \(0,\): nothing can go on:\n  main, product_kernel line \d+, waits for phase 0 of ready.barriers\[0\]"
+    )
+    assert caught.match(who + ", in phase 0 with 0 arrivals and 16 bytes due")
 
 
 def schedule_of(monkeypatch: pytest.MonkeyPatch, seed: int) -> list[str]:
@@ -160,6 +162,15 @@ def test_reductions_of_a_persistent_grid_and_tiles_of_rank_4(seed: int) -> None:
     torch.testing.assert_close(out[0, 0], padded.sum((0, 1, 2)))
 
 
+def test_a_phase_ends_after_the_waits_for_the_one_before() -> None:
+    for seed in SEEDS:
+        simulator.run(kernels.phases_kernel, (1,), "", seed=seed)
+        with pytest.raises(
+            simulator.Hazard, match=r"phase 1 .* which could miss it|waits for phase 0 of ready.barriers"
+        ):
+            simulator.run(kernels.phases_kernel, (1,), "phase overtaken", seed=seed)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_named_barriers(seed: int) -> None:
     out = torch.zeros(256)
@@ -220,9 +231,9 @@ def test_registers_of_partitions() -> None:
 
 
 def test_products_are_of_warpgroups() -> None:
+    a, b, out = randn(64, 64), randn(64, 128), torch.zeros(64, 128)
+    descriptors = tiles_of(a, 64, 64), tiles_of(b, 64, 128), tiles_of(out, 64, 64)
     with pytest.raises(simulator.Hazard, match="warpgroup_mma by multiplier, which has 2 warps"):
-        a, b, out = randn(64, 64), randn(64, 128), torch.zeros(64, 128)
-        descriptors = tiles_of(a, 64, 64), tiles_of(b, 64, 128), tiles_of(out, 64, 64)
         simulator.run(kernels.product_kernel, (1,), *descriptors, "", num_warps=2)
 
 

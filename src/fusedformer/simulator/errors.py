@@ -1,7 +1,7 @@
 """What the simulator says of a kernel."""
 
 
-class Hazard(Exception):
+class Hazard(Exception):  # noqa: N818, the field's word
     """What the kernel did is undefined on the GPU, or depends on timing there."""
 
 

@@ -33,7 +33,7 @@ def run(
 
     `args` and `kwargs` are what a launch on a GPU takes: CPU tensors and `TensorDescriptor`s of them, which are written
     to as there, numbers and None. `seed=None` takes FUSEDFORMER_EMULATION_SEED, else 0. `clocks=False` leaves out
-    the vector clocks: what is wrong is then noticed only where the schedule brings it out. `maxnreg` means nothing here.
+    the vector clocks: what is wrong is then noticed only where the schedule brings it out. `maxnreg` is not looked at.
 
     Raises `Hazard` (a `Deadlock` where nothing can go on) if the kernel breaks a rule of fusedformer.simulator's
     docstring, `UnsupportedError` if it uses what the simulator lacks, and what Gluon's compiler would refuse as

@@ -101,7 +101,7 @@ class Operations:
 
     def mbarrier_init(self, mbarrier: SharedView, count: int) -> None:
         partition = self._running.scheduler.step()
-        place = mbarrier.data.storage_offset()
+        place = mbarrier.offset
         if mbarrier.data.numel() != 1 or place in mbarrier.allocation.barriers:
             raise ValueError(f"{mbarrier.name}, of shape {mbarrier.shape}, is one mbarrier already or no single one")
         moment = (partition.timeline, partition.timeline.now)
@@ -110,7 +110,7 @@ class Operations:
     def mbarrier_invalidate(self, mbarrier: SharedView) -> None:
         self._running.scheduler.step()
         self._running.barrier_at(mbarrier)
-        del mbarrier.allocation.barriers[mbarrier.data.storage_offset()]
+        del mbarrier.allocation.barriers[mbarrier.offset]
 
     def mbarrier_arrive(self, mbarrier: SharedView, *, count: int = 1, pred: Any = True) -> None:
         partition = self._running.scheduler.step()

@@ -85,7 +85,7 @@ class Program:
 
     def barrier_at(self, view: SharedView, *, is_asynchronous: bool = False) -> MBarrier:
         """The mbarrier that `view` holds, for the partition that runs or a TMA load of it."""
-        barrier = view.allocation.barriers.get(view.data.storage_offset())
+        barrier = view.allocation.barriers.get(view.offset)
         if barrier is None or view.data.numel() != 1:
             raise Hazard(f"{view.name} is not an mbarrier that was initialised")
         if self.has_clocks:

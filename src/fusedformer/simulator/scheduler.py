@@ -62,7 +62,7 @@ class Partition:
 
     def where(self) -> str:
         """The kernel's function and line that it has reached."""
-        assert self.thread and self.thread.ident
+        assert self.thread is not None and self.thread.ident is not None  # noqa: PT018
         frame: FrameType | None = sys._current_frames().get(self.thread.ident)
         while frame and frame.f_code.co_filename.startswith(HERE):
             frame = frame.f_back

@@ -109,6 +109,11 @@ class SharedView:
         return list(self.data.shape)
 
     @property
+    def offset(self) -> int:
+        """The place of its first element in the allocation."""
+        return int(self.data.storage_offset())
+
+    @property
     def layout(self) -> None:
         """Layouts mean nothing here."""
         return None
