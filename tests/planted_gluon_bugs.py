@@ -101,8 +101,14 @@ RING_BUGS = [
     bug(
         "tiles of the first consumer alone", "dq", RING, "start_m + 2 * ROWS - 1 + upper", "start_m + ROWS - 1 + upper"
     ),
-    bug("diagonal off by one", "fwd", RING, "upper = diagonal + right + 1", "upper = diagonal + right"),
-    bug("window off by one", "fwd, window", RING, "lower = diagonal - left", "lower = diagonal - left + 1"),
+    bug("diagonal off by one", "fwd", RING, "gl.minimum(end, i + sight.upper)", "gl.minimum(end, i + sight.upper - 1)"),
+    bug(
+        "window off by one",
+        "fwd, window",
+        RING,
+        "j >= gl.expand_dims(i + sight.lower, 1)",
+        "j >= gl.expand_dims(i + sight.lower - 1, 1)",
+    ),
     bug(
         "first tile of a window skipped",
         "dq, window",
