@@ -225,6 +225,8 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         gl.store(x_ptr + i // 2, x)
     if WHAT == "unsupported":
         x = gl.associative_scan(x, 0, max)
+    if WHAT == "method":
+        gl.allocate_shared_memory(gl.float32, [64], layout)._reinterpret(gl.int32, [64], layout).load(LINE)
     if WHAT == "assembly":
         gl.inline_asm_elementwise("vote.sync.any.pred $0, $1, 0;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1)
     gl.store(x_ptr + 64 + i, x)

@@ -1,8 +1,10 @@
 """The simulator has teeth: it notices every bug planted in the Hopper attention kernels, whatever the schedule.
 
-In `make test` a bug of every few runs, on ten schedules; all of them run where `slow` tests do.
+In `make test` a bug of every few runs, on ten schedules; all of them run where `slow` tests do, and on
+FUSEDFORMER_HOPPER_SEEDS schedules if that is set.
 """
 
+import os
 from collections import Counter
 
 import pytest
@@ -12,7 +14,7 @@ import planted_gluon_bugs
 import planted_gluon_gradient_bugs
 from planted_gluon import CASES, GluonBug, edited, outcome, texts
 
-SEEDS = range(10)
+SEEDS = range(int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10")))
 EVERY = 15  # bugs, of which one is in `make test`
 BUGS = [*planted_gluon_bugs.BUGS, *planted_gluon_gradient_bugs.BUGS]
 HARMLESS = [*planted_gluon_bugs.HARMLESS, *planted_gluon_gradient_bugs.HARMLESS]

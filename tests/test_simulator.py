@@ -1,6 +1,7 @@
 """The Gluon simulator: each of its rules, by a kernel that keeps it and one that breaks it (simulated_kernels.py)."""
 
 import math
+import re
 import threading
 from random import Random
 
@@ -92,11 +93,18 @@ def test_data_under_way_is_nan() -> None:
 
 def test_a_deadlock_report_says_who_waits_for_what() -> None:
     with pytest.raises(simulator.Deadlock) as caught:
-        product("bytes that never come")
-    who = (
-        r"program \(0,\): nothing can go on:\n  main, product_kernel line \d+, waits for phase 0 of ready.barriers\[0\]"
-    )
-    assert caught.match(who + ", in phase 0 with 0 arrivals and 16 bytes due")
+        product("bytes that never come", seed=3)
+    head, waiting = str(caught.value).split("\n")
+    assert head == "product_kernel, program (0,), seed 3: nothing can go on:"
+    state = r"phase 0 of ready.barriers\[0\], in phase 0 with 0 arrivals and 16 bytes due"
+    assert re.fullmatch(rf"  main, product_kernel line \d+, waits for {state}", waiting)
+
+    with pytest.raises(simulator.Deadlock) as caught:
+        simulator.run(kernels.exchange_kernel, (1,), torch.zeros(1, 256), "different barriers")
+    _, *waiting = str(caught.value).split("\n")
+    for name, number, line in zip(("turn_writer", "turn_reader"), (5, 4), waiting, strict=True):
+        state = f"round 0 of named barrier {number}, in round 0 with 128 of 256 threads due"
+        assert re.fullmatch(rf"  {name}, meet line \d+, waits for {state}", line)
 
 
 def schedule_of(monkeypatch: pytest.MonkeyPatch, seed: int) -> list[str]:
@@ -205,6 +213,7 @@ def test_a_named_barrier_that_is_not_kept(rule: str, message: str) -> None:
         ("bounds", simulator.Hazard, "out of the bounds"),
         ("overlapping store", simulator.Hazard, "twice"),
         ("unsupported", simulator.UnsupportedError, "associative_scan"),
+        ("method", simulator.UnsupportedError, "_reinterpret of a SharedView"),
         ("assembly", simulator.UnsupportedError, "inline assembly 'vote.sync"),
     ],
 )

@@ -38,7 +38,7 @@ def run_assembly(program: Program, assembly: str, arguments: Sequence[Any], dtyp
             number, threads = (_operand(text, arguments) for text in match.groups()[1:])
             _arrive(program, number, threads, is_wait=match[1] == "sync")
         elif FENCE.fullmatch(instruction):
-            program.scheduler.step().past.fence()
+            program.partition.past.fence()
         elif match := UNARY.fullmatch(instruction):
             result = FUNCTIONS[match[1]](torch.as_tensor(data_of(arguments[0]), dtype=torch.float32))
         elif not ZERO.fullmatch(instruction):

@@ -47,7 +47,7 @@ class Program:
     def __init__(
         self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool
     ) -> None:
-        self.pid, self.grid, self.num_warps, self.has_clocks = tuple(pid), tuple(grid), num_warps, has_clocks
+        self.pid, self.grid, self.num_warps, self.has_clocks = pid, grid, num_warps, has_clocks
         self.scheduler = Scheduler(random)
         self.workers = 0  # partitions beside the first
         self._allocations: list[Allocation] = []
@@ -61,10 +61,7 @@ class Program:
     def run(self, body: Callable[[], None]) -> None:
         """Execute it to its end."""
         main = self.scheduler.add("main", self.num_warps, body, Past())
-        try:
-            self.scheduler.run()
-        except Hazard as hazard:
-            raise type(hazard)(f"program {self.pid}: {hazard}") from hazard
+        self.scheduler.run()
         if self.has_clocks:
             self._check_end(main)
 
@@ -72,7 +69,7 @@ class Program:
         for allocation in self._allocations:
             for access in allocation.accesses():
                 if access.is_write and access.time > main.past.seen[access.timeline]:
-                    raise Hazard(f"program {self.pid} ends with a {access} to {allocation.name} not waited for")
+                    raise Hazard(f"the program ends with a {access} to {allocation.name} not waited for")
 
     def allocate(self, dtype: torch.dtype, shape: Sequence[int]) -> SharedView:
         """A piece of shared memory, which lives as long as the program."""

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fusedformer.simulator.errors import Hazard
+from fusedformer.simulator.errors import Hazard, Refusing
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -78,7 +78,7 @@ def _define_integer_operators() -> None:
 _define_integer_operators()
 
 
-class Register:
+class Register(Refusing):
     """A tensor of a partition. Nothing changes it: `x += y` makes another, as in Gluon."""
 
     def __init__(self, data: torch.Tensor) -> None:
