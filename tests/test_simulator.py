@@ -101,8 +101,8 @@ def test_a_deadlock_report_says_who_waits_for_what() -> None:
 
     with pytest.raises(simulator.Deadlock) as caught:
         simulator.run(kernels.exchange_kernel, (1,), torch.zeros(1, 256), "different barriers")
-    _, *waiting = str(caught.value).split("\n")
-    for name, number, line in zip(("turn_writer", "turn_reader"), (5, 4), waiting, strict=True):
+    _, *lines = str(caught.value).split("\n")
+    for name, number, line in zip(("turn_writer", "turn_reader"), (5, 4), lines, strict=True):
         state = f"round 0 of named barrier {number}, in round 0 with 128 of 256 threads due"
         assert re.fullmatch(rf"  {name}, meet line \d+, waits for {state}", line)
 
