@@ -11,17 +11,17 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from fusedformer.benchmarks.static.cache import RECORD as PLAIN_RECORD
 from fusedformer.benchmarks.static.triton import sources
-from fusedformer.benchmarks.static_hopper import model
-from fusedformer.benchmarks.static_hopper.compile import compile_apart
+from fusedformer.benchmarks.static_hopper import compile, model
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
+from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
 RECORD = PLAIN_RECORD.with_name("static_hopper.json")
@@ -52,11 +52,11 @@ def collect(
     wanted = list(variants() if chosen is None else chosen)
     for done, variant in enumerate(wanted, 1):
         place = key(variant)
-        row = HopperRow.from_dict(known[place]) if place in known else compile_apart(variant)
+        row = HopperRow.from_dict(known[place]) if place in known else compile.compile_apart(variant)
         rows.append(row)
         if row.compiled:
             entries[place] = row.to_dict()
-        if record:
+        if record and row.compiled:
             _write(compiler, entries)
         if progress:
             progress(done, len(wanted))
@@ -70,18 +70,20 @@ def recorded(compiler: str) -> Entries:
 
 def key(variant: HopperVariant) -> str:
     """Changes with whatever the row of a variant depends on, but for the version of Triton."""
-    digest = hashlib.sha256(_sources(variant.row.kernel))
-    evidence = f"{variant.row.evidence!r}"  # what is written there comes from rows
-    digest.update(repr(variant).replace(evidence, "").encode())
+    row = replace(variant.row, evidence=tuning.UNKNOWN, recorded=False)  # what is known of it is no part of it
+    digest = hashlib.sha256(_sources(row.kernel))
+    digest.update(repr((replace(variant, row=row), tuning.REGISTERS)).encode())
     return digest.hexdigest()[:32]
 
 
 @functools.cache
 def _sources(kernel: str) -> bytes:
-    """The kernel, and the code that compiles it and describes the outcome."""
-    module = f"{_MODULES}.{'bwd' if kernel == 'dkdv' else kernel}_kernel"
-    here = sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != Path(__file__).name)
-    return b"".join(path.read_bytes() for path in [*sources(module), *here])
+    """The kernel, and the code that compiles it and describes the outcome; budgets judge rows later."""
+    module = f"{_MODULES}.{'bwd' if kernel in ('dkdv', 'fused') else kernel}_kernel"
+    folders = ("static", "static_hopper")
+    tools = [path for path in sources(compile.__name__) if path.parent.name in folders and path.name != "budgets.py"]
+    described = [path for path in sources(f"{_MODULES}.variants") if path.name == "variants.py"]
+    return b"".join(path.read_bytes() for path in (*sources(module), *tools, *described))
 
 
 def _read() -> dict[str, Entries]:

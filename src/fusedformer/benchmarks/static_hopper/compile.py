@@ -21,6 +21,7 @@ from fusedformer.benchmarks.static import loops, sass
 from fusedformer.benchmarks.static.row import measured, parse_warnings
 from fusedformer.benchmarks.static_hopper import model, protocol
 from fusedformer.benchmarks.static_hopper.row import HopperRow
+from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, Tile
 
 TIMEOUT_S = 600.0
@@ -53,7 +54,6 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     from fusedformer.kernels.attention.hopper.kernels import KERNELS
-    from fusedformer.kernels.attention.hopper.launch import REGISTERS
 
     triton.knobs.nvidia.dump_ptxas_log = True
     kernel = KERNELS[variant.row.kernel]
@@ -73,7 +73,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         compiled = triton.compile(
             GluonASTSource(kernel, signature, constants, attrs),
             target=GPUTarget("cuda", model.ARCH, 32),
-            options={"num_warps": 4, "maxnreg": REGISTERS},
+            options={"num_warps": 4, "maxnreg": tuning.REGISTERS},
         )
     (resources,) = build.parse_ptxas(printed.getvalue())
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
     loop = loops.steady_loop(disassembly, symbol)
     if loop is None:
         raise RuntimeError("no loop with matrix instructions")
-    found = model.bound(loop, variant.loaded_bytes)
+    found = model.bound(loop, variant.copied_bytes)
     figures = measured(resources, sass.instruction_mixes(disassembly)[symbol])
     figures["shared_bytes"] = compiled.metadata.shared
     return HopperRow(

@@ -1,6 +1,6 @@
 """The design space of the Hopper kernels, compiled: what the rows of tuning.py were chosen from.
 
-    python -m fusedformer.benchmarks.static_hopper.explore      writes results/hopper_design_space.md
+python -m fusedformer.benchmarks.static_hopper.explore      writes results/hopper_design_space.md
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,9 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
         if row.compiled:
             expected = f"{row.predicted_tflops:.0f} to {row.most_tflops:.0f}"
             figures = (row.spill_bytes, row.shared_bytes, row.bound, expected)
-        lines.append((*map(str, (*_names(design), *figures)), "shipped" if _design(design) in shipped else "", row.verdict))
+        lines.append(
+            (*map(str, (*_names(design), *figures)), "shipped" if _design(design) in shipped else "", row.verdict)
+        )
     header = ("kernel", "head dims", "block", "stages", "turns", "registers", "spills (B)", "shared (B)", "bound")
     return Table(
         f"Hopper attention, bfloat16, causal, compiled by Triton {version('triton')} for sm_{model.ARCH}a",

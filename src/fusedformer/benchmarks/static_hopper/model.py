@@ -29,17 +29,17 @@ class Bound:
     most_tflops: float
 
 
-def bound(loop: Loop, loaded_bytes: int) -> Bound:
+def bound(loop: Loop, copied_bytes: int) -> Bound:
     """The model of a loop of each of two consumers.
 
     Args:
         loop: the steady one.
-        loaded_bytes: what TMA brings to shared memory for an iteration of both.
+        copied_bytes: what TMA moves to and from shared memory in an iteration of both.
     """
     chip = model.CHIPS[ARCH]
     expected = model.predict(ARCH, loop, WARPS, CONSUMERS)
     cycles = {unit: CONSUMERS * count for unit, count in expected.cycles.items()}
-    cycles["shared"] = round(cycles.get("shared", 0.0) + loaded_bytes / model.SHARED_RATE, 1)
+    cycles["shared"] = round(cycles.get("shared", 0.0) + copied_bytes / model.SHARED_RATE, 1)
     unit = max(cycles, key=lambda name: cycles[name])
     flop = 2 * cycles["matrix"] * chip.matrix_rates["HGMMA"]
     most = round(flop / cycles[unit] * chip.sms * chip.clock_ghz / 1000, 1)

@@ -34,6 +34,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     claim,
     make_barriers,
     make_ring,
+    make_tiles,
     release,
     tile_of,
 )
@@ -245,7 +246,7 @@ def _make_exchange(dq_desc, dtype: gl.constexpr):
     BLOCK_M: gl.constexpr = dq_desc.block_type.shape[2]
     ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, BLOCK_M], dtype)
     ds = gl.allocate_shared_memory(dtype, [2, KEYS, BLOCK_M], ds_layout)
-    dq = gl.allocate_shared_memory(gl.float32, [2] + dq_desc.block_type.shape, dq_desc.layout)
+    dq = make_tiles(dq_desc, 2)
     ds_full = make_barriers(2, 2)
     dq_full = make_barriers(2, 1)
     dq_empty = make_barriers(2, 1)
@@ -256,15 +257,15 @@ def _make_exchange(dq_desc, dtype: gl.constexpr):
 def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES: gl.constexpr):
     dtype: gl.constexpr = q_desc.dtype
     k = gl.allocate_shared_memory(dtype, k_desc.block_type.shape, k_desc.layout)
-    v = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
+    v = make_tiles(v_desc, 2)
     keys_full = make_barriers(1, 1)
     q = make_ring(q_desc, STAGES, 2)
     dout = make_ring(dout_desc, STAGES, 2)
-    shift = gl.allocate_shared_memory(gl.float32, [STAGES] + shift_desc.block_type.shape, shift_desc.layout)
-    delta = gl.allocate_shared_memory(gl.float32, [STAGES] + delta_desc.block_type.shape, delta_desc.layout)
+    shift = make_tiles(shift_desc, STAGES)
+    delta = make_tiles(delta_desc, STAGES)
     dk = q.tiles
     if q_desc.block_type.shape[2] != ROWS or STAGES < 2:
-        dk = gl.allocate_shared_memory(dtype, [2] + v_desc.block_type.shape, v_desc.layout)
+        dk = make_tiles(v_desc, 2)
     zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     queries_done = make_barriers(1, 2)
     done = make_barriers(1, 2)

@@ -1,8 +1,10 @@
 """Whether the Hopper tier serves a launch, and if not, why: every other launch is plain Triton's.
 
-    FUSEDFORMER_HOPPER=1    it serves whatever it supports
-    FUSEDFORMER_HOPPER=0    it serves nothing
-    not set                 it serves the rows of tuning.py whose correctness on an H200 is on record in results/
+    FUSEDFORMER_HOPPER=1        it serves whatever it supports
+    FUSEDFORMER_HOPPER=fused    the same, and dQ is added up by atomics in the kernel of dK and dV: two products fewer,
+                                but its last bits may differ from one run to the next
+    FUSEDFORMER_HOPPER=0        it serves nothing
+    not set                     it serves the rows of tuning.py whose correctness on an H200 is on record in results/
 
 `preferred` does the same for a block of code. In the emulated world the kernels run in the simulator, where asked for.
 """
@@ -24,24 +26,34 @@ if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
 
 SWITCH = "FUSEDFORMER_HOPPER"
+KERNELS = "fusedformer.kernels.attention.hopper.kernels"
 ARCH = 90
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
 
-def _environment() -> bool | None:
-    setting = os.environ.get(SWITCH, "")
-    if setting not in ("", "0", "1"):
-        raise ValueError(f"{SWITCH} is {setting!r}, expected 0 or 1")
-    return None if setting == "" else setting == "1"
+
+def check(preference: str) -> str:
+    """A value of FUSEDFORMER_HOPPER, empty for none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if preference not in ("", "0", "1", "fused"):
+        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1 or fused")
+    return preference
 
 
-_preference = _environment()
+_preference = check(os.environ.get(SWITCH, ""))
 
 
 @contextlib.contextmanager
-def preferred(preference: bool | None) -> Iterator[None]:
-    """Inside the block, as FUSEDFORMER_HOPPER=1 for True, FUSEDFORMER_HOPPER=0 for False, and not set for None."""
+def preferred(preference: str) -> Iterator[None]:
+    """Inside the block, as if FUSEDFORMER_HOPPER had this value.
+
+    Raises:
+        ValueError: it is none of its values.
+    """
     global _preference
-    before, _preference = _preference, preference
+    before, _preference = _preference, check(preference)
     try:
         yield
     finally:
@@ -52,7 +64,7 @@ def preferred(preference: bool | None) -> Iterator[None]:
 def missing() -> str | None:
     """Why the kernels cannot be had with the Triton that is here; None if they can."""
     try:
-        importlib.import_module("fusedformer.kernels.attention.hopper.kernels")
+        importlib.import_module(KERNELS)
     except (ImportError, AttributeError) as error:
         return f"Triton's Gluon lacks what it needs: {error}"
     return None
@@ -62,8 +74,8 @@ def status() -> str:
     """What the tier does in this process, in words."""
     if reason := missing():
         return f"off: {reason}"
-    if _preference is not None:
-        return f"{'on' if _preference else 'off'}: {SWITCH}={int(_preference)}"
+    if _preference:
+        return f"{'off' if _preference == '0' else 'on'}: {SWITCH}={_preference}"
     recorded = sum(row.recorded for row in tuning.TABLE)
     return f"on for the {recorded} of {len(tuning.TABLE)} variants that are recorded as correct on an H200" + (
         f"; {SWITCH}=1 turns all of them on" if recorded < len(tuning.TABLE) else ""
@@ -71,8 +83,9 @@ def status() -> str:
 
 
 def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
-    """Why plain Triton launches `kernel` ("fwd", "dq" or "dkdv") of this problem; None where the Hopper tier does.
+    """Why the Hopper tier does not launch `kernel` of this problem; None where it does.
 
+    `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, or "fused".
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
     row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
@@ -101,10 +114,11 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "a softcap": extras.softcap != 0,
         "packed sequences": extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
-        "a left window in the gradients of k and v": kernel == "dkdv" and problem.left is not None,
+        "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
+        and problem.left is not None,
     }
     unfit = [name for name, is_given in given.items() if is_given]
-    return f"it has no {', '.join(unfit)}" if unfit else None
+    return f"it does not take {', '.join(unfit)}" if unfit else None
 
 
 def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
@@ -131,8 +145,10 @@ def _unfit_layout(x: Tensor) -> str | None:
 
 
 def _unwanted(row: tuning.Row) -> str | None:
-    if _preference is False:
+    if _preference == "0":
         return f"{SWITCH}=0"
-    if _preference is None and not row.recorded:
+    if row.kernel == "fused" and _preference != "fused":
+        return f"its result may differ from one run to the next: {SWITCH}=fused turns it on"
+    if not _preference and not row.recorded:
         return f"not yet on record as correct on an H200: {SWITCH}=1 turns it on"
     return None

@@ -27,6 +27,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     fill,
     make_barriers,
     make_ring,
+    make_tiles,
     note_finite,
     release,
     tile_of,
@@ -162,8 +163,8 @@ def attention_hopper_dq_kernel(
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
     sight = Sight(seqlen_k, lower, upper, first, tiles)
 
-    q = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
-    dout = gl.allocate_shared_memory(dout_desc.dtype, [2] + dout_desc.block_type.shape, dout_desc.layout)
+    q = make_tiles(q_desc, 2)
+    dout = make_tiles(dout_desc, 2)
     rows_full = make_barriers(2, 1)
     k = make_ring(k_desc, STAGES, 2)
     v = make_ring(v_desc, STAGES, 2)
@@ -172,10 +173,12 @@ def attention_hopper_dq_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m, 0,
+                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                0,
             )),
             (_consumer, (
-                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m, 1,
+                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                1,
             )),
             (_producer, (shared, sight, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m)),
         ],

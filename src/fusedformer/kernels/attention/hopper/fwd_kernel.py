@@ -32,6 +32,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     fill,
     make_barriers,
     make_ring,
+    make_tiles,
     note_finite,
     release,
     tile_of,
@@ -210,10 +211,10 @@ def attention_hopper_fwd_kernel(
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
 
-    q = gl.allocate_shared_memory(q_desc.dtype, [2] + q_desc.block_type.shape, q_desc.layout)
+    q = make_tiles(q_desc, 2)
     out = q
     if out_desc.block_type.shape[3] != q_desc.block_type.shape[3]:
-        out = gl.allocate_shared_memory(q_desc.dtype, [2] + out_desc.block_type.shape, out_desc.layout)
+        out = make_tiles(out_desc, 2)
     q_full = make_barriers(2, 1)
     k = make_ring(k_desc, STAGES, 2)
     v = make_ring(v_desc, STAGES, 2)

@@ -8,4 +8,5 @@ KERNELS = {
     "fwd": attention_hopper_fwd_kernel,
     "dq": attention_hopper_dq_kernel,
     "dkdv": attention_hopper_bwd_kernel,
+    "fused": attention_hopper_bwd_kernel,
 }

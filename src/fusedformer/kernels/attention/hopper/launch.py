@@ -17,24 +17,23 @@ if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
 
 _PROGRAM_ROWS = 2 * ROWS
-# Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
-# that its 12 warps have must be there from the start.
-REGISTERS = 168
 _GLUON = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
 
 def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tensor | None) -> None:
-    """Launch kernel "fwd", "dq" or "dkdv" of a problem that `dispatch.refusal` has nothing against.
+    """Launch kernel "fwd", "dq", "dkdv" or "fused" of a problem that `dispatch.refusal` has nothing against.
 
     Args:
         name: the kernel's.
         problem: q, k, v and settings.
-        finite: int8, a place for every 64 queries (in "dkdv" keys) of every head; None where nothing is hidden.
-        tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py.
+        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head; None where nothing is
+            hidden.
+        tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py; "fused", those of
+            "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale.
     """
     row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # dispatch.refusal has found one
-    side = problem.k if name == "dkdv" else problem.q
+    side = problem.k if name in ("dkdv", "fused") else problem.q
     programs = side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], _PROGRAM_ROWS)
     args = _ARGUMENTS[name](problem, row, finite, *tensors)
     constants: dict[str, Any] = {
@@ -52,7 +51,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         simulator.run(kernel, (programs,), *args, seed=seed, **constants)
         return
     with torch.cuda.device_of(problem.q):
-        kernel[(programs,)](*args, **constants, num_warps=4, maxnreg=REGISTERS)
+        kernel[(programs,)](*args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
 
 
 def _fwd(
@@ -89,7 +88,7 @@ def _dq(
 
 def _dkdv(
     problem: "Problem", row: tuning.Row, finite: Tensor | None,
-    dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor,
+    dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor, sums: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
     return (
@@ -99,7 +98,7 @@ def _dkdv(
         rows_of(dout, row.block, row.head_dim),
         numbers_of(delta, row.block),
         numbers_of(shift, row.block),
-        None,
+        None if sums is None else rows_of(sums, row.block, row.head_dim // 2),
         rows_of(dk, ROWS, row.head_dim),
         rows_of(dv, ROWS, row.head_dim),
         finite,
@@ -112,13 +111,22 @@ def _dkdv(
     )
 
 
-_ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "dq": _dq, "dkdv": _dkdv}
+_ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "dq": _dq, "dkdv": _dkdv, "fused": _dkdv}
+
+
+def finish_fused(problem: "Problem", finite: Tensor | None, sums: Tensor, dq: Tensor | None) -> None:
+    """dQ from what "fused" has added up; whether it is finite, the repair finds out."""
+    assert dq is not None  # it is wanted
+    dq.copy_(sums.mul_(problem.extras.scale))
+    if finite is not None:
+        finite.zero_()
 
 
 def _sizes(problem: "Problem") -> tuple[Any, ...]:
     """heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2."""
     heads, group, seqlen_q, seqlen_k, left, right = problem.sizes
-    assert seqlen_q is not None and seqlen_k is not None
+    assert seqlen_q is not None
+    assert seqlen_k is not None
     diagonal = seqlen_k - seqlen_q if problem.extras.bottom_right else 0
     return heads, group, seqlen_q, seqlen_k, diagonal, left, right, problem.scoring.scale_log2
 
@@ -126,7 +134,9 @@ def _sizes(problem: "Problem") -> tuple[Any, ...]:
 def rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Descriptor of tiles of `rows` rows of a head of a (B, S, H, D) tensor."""
     x = x.transpose(1, 2)
-    return _descriptor(x, [1, 1, rows, columns], gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], _GLUON[x.dtype]))
+    return _descriptor(
+        x, [1, 1, rows, columns], gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], _GLUON[x.dtype])
+    )
 
 
 def numbers_of(x: Tensor, count: int) -> TensorDescriptor:

@@ -52,9 +52,16 @@ def make_barriers(STAGES: gl.constexpr, COUNT: gl.constexpr):
 
 
 @gluon.jit
+def make_tiles(desc, COUNT: gl.constexpr):
+    """Shared memory for COUNT tiles as `desc` copies them."""
+    shape: gl.constexpr = [COUNT] + desc.block_type.shape  # noqa: RUF005  # Gluon has no stars
+    return gl.allocate_shared_memory(desc.dtype, shape, desc.layout)
+
+
+@gluon.jit
 def make_ring(desc, STAGES: gl.constexpr, READERS: gl.constexpr):
     """An empty ring of tiles as `desc` loads them."""
-    tiles = gl.allocate_shared_memory(desc.dtype, [STAGES] + desc.block_type.shape, desc.layout)
+    tiles = make_tiles(desc, STAGES)
     full = make_barriers(STAGES, 1)
     empty = make_barriers(STAGES, READERS)
     return Ring(tiles, full, empty)
@@ -98,7 +105,7 @@ def release(ring, t):
 
 @gluon.jit
 def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr):
-    """Of queries `start_m` to `start_m + 128`: the first tile of keys that any of them may see, and how many there are."""
+    """Of queries `start_m` to `start_m + 128`: the first tile of keys that any may see, and how many there are."""
     first = start_m * 0
     last = seqlen_k
     if lower is not None:

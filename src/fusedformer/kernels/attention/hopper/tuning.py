@@ -26,9 +26,9 @@ class Predicted:
 class Row:
     """How one kernel is built for head dimensions up to `head_dim` of q and k, and `head_dim_v` of v.
 
-    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv"; `stages` the tiles that are in
-    flight in each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/, which
-    is what puts it to use unasked.
+    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv" and "fused"; `stages` the tiles in flight in
+    each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/, which is what
+    puts it to use unasked.
     """
 
     kernel: str
@@ -44,17 +44,23 @@ class Row:
 
 
 UNKNOWN = Predicted(0, "nothing known")  # of a row that was not compiled
+# Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
+# that its 12 warps have must be there from the start.
+REGISTERS = 168
 SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
-    Row("fwd", 64, 64, 128, 2, Predicted(0, "")),
-    Row("fwd", 128, 128, 128, 2, Predicted(0, "")),
-    Row("fwd", 256, 256, 64, 2, Predicted(0, "")),
-    Row("dq", 64, 64, 128, 2, Predicted(0, "")),
-    Row("dq", 128, 128, 128, 2, Predicted(0, "")),
-    Row("dq", 256, 256, 32, 2, Predicted(0, "")),
-    Row("dkdv", 64, 64, 64, 2, Predicted(0, "")),
-    Row("dkdv", 128, 128, 64, 2, Predicted(0, "")),
+    Row("fwd", 64, 64, 128, 2, UNKNOWN),
+    Row("fwd", 128, 128, 128, 2, UNKNOWN),
+    Row("fwd", 256, 128, 64, 2, UNKNOWN),
+    Row("fwd", 256, 256, 64, 2, UNKNOWN),
+    Row("dq", 64, 64, 128, 2, UNKNOWN),
+    Row("dq", 128, 128, 128, 2, UNKNOWN),
+    Row("dq", 256, 256, 32, 2, UNKNOWN),
+    Row("dkdv", 64, 64, 64, 2, UNKNOWN),
+    Row("dkdv", 128, 128, 64, 2, UNKNOWN),
+    Row("fused", 64, 64, 64, 2, UNKNOWN),
+    Row("fused", 128, 128, 64, 2, UNKNOWN),
 )
 
 
@@ -63,7 +69,7 @@ def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
     """The row that serves; None where there is none.
 
     Args:
-        kernel: "fwd", "dq" or "dkdv".
+        kernel: "fwd", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
         head_dim: of q and k.
         head_dim_v: of v.
     """

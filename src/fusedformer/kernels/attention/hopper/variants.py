@@ -29,18 +29,25 @@ class HopperVariant:
         sizes = f"d{self.row.head_dim}"
         if self.row.head_dim_v != self.row.head_dim:
             sizes += f"/{self.row.head_dim_v}"
-        return " ".join([self.dtype, sizes, *self.features])
+        return " ".join([self.dtype, sizes, *["fused"] * (self.row.kernel == "fused"), *self.features])
+
+    @property
+    def _is_bwd(self) -> bool:
+        return self.row.kernel in ("dkdv", "fused")
 
     @property
     def kernel(self) -> str:
         """The kernel's function name."""
-        return f"attention_hopper_{'bwd' if self.row.kernel == 'dkdv' else self.row.kernel}_kernel"
+        return f"attention_hopper_{'bwd' if self._is_bwd else self.row.kernel}_kernel"
 
     @property
-    def loaded_bytes(self) -> int:
-        """What TMA brings to shared memory for an iteration of the steady loop, which both consumers read."""
+    def copied_bytes(self) -> int:
+        """What TMA moves to and from shared memory in an iteration of the steady loop, for both consumers."""
         columns = self.row.head_dim + self.row.head_dim_v
-        return 2 * self.row.block * columns + (8 * self.row.block if self.row.kernel == "dkdv" else 0)
+        numbers = 2 if self._is_bwd else 0
+        # The fused kernel's dQ leaves by TMA too.
+        sums = self.row.head_dim if self.row.kernel == "fused" else 0
+        return self.row.block * (2 * columns + 4 * numbers + 4 * sums)
 
     def arguments(self) -> dict[str, Any]:
         """By name, in no order: a Triton type, a `Tile`, or (by name in capitals, or None) a compile-time value."""
@@ -68,12 +75,13 @@ class HopperVariant:
         def tile(rows: int, columns: int) -> Tile:
             return Tile((1, 1, rows, columns), self.dtype)
 
-        if self.row.kernel == "dkdv":
+        if self._is_bwd:
+            sums = Tile((1, 1, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
             queries, keys = tile(block, columns), tile(64, columns)
             numbers = Tile((1, 1, block), "fp32")
             return {
                 "q_desc": queries, "k_desc": tile(128, columns), "v_desc": keys, "dout_desc": queries,
-                "delta_desc": numbers, "shift_desc": numbers, "dq_desc": None, "dk_desc": keys, "dv_desc": keys,
+                "delta_desc": numbers, "shift_desc": numbers, "dq_desc": sums, "dk_desc": keys, "dv_desc": keys,
             }  # fmt: skip
         rows, rows_v = tile(64, columns), tile(64, columns_v)
         tiles = {"q_desc": rows, "k_desc": tile(block, columns), "v_desc": tile(block, columns_v)}
@@ -85,16 +93,11 @@ _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": ((), ("causal",), ("window", "sinks")),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
+    "fused": ((), ("causal",)),
 }
 
 
 def variants() -> list[HopperVariant]:
-    """Every row of the tuning table in bfloat16 with each mask, and causal in float16."""
-    return [
-        variant
-        for row in tuning.TABLE
-        for variant in (
-            *(HopperVariant(row, features=features) for features in _FEATURES[row.kernel]),
-            HopperVariant(row, "fp16", ("causal",)),
-        )
-    ]
+    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16."""
+    found = [HopperVariant(row, features=features) for row in tuning.TABLE for features in _FEATURES[row.kernel]]
+    return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
