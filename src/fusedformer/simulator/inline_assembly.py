@@ -14,7 +14,7 @@ import torch
 
 from fusedformer.simulator.errors import UnsupportedError
 from fusedformer.simulator.program import WARP, Program
-from fusedformer.simulator.values import Register, data_of, wrap_scalar
+from fusedformer.simulator.values import data_of, wrap
 
 BARRIER = re.compile(r"bar(?:rier)?(?:\.cta)?\.(sync|arrive)(?:\.aligned)?\s+(\S+?)\s*,\s*(\S+)")
 FENCE = re.compile(r"fence\.proxy\.async(\.\S+)?")
@@ -43,7 +43,7 @@ def run_assembly(program: Program, assembly: str, arguments: Sequence[Any], dtyp
             result = FUNCTIONS[match[1]](torch.as_tensor(data_of(arguments[0]), dtype=torch.float32))
         elif not ZERO.fullmatch(instruction):
             raise UnsupportedError(f"inline assembly {instruction!r}")
-    return Register(result) if result.dim() else wrap_scalar(result)
+    return wrap(result)
 
 
 def _operand(text: str, arguments: Sequence[Any]) -> int:

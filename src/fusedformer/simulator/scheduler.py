@@ -119,6 +119,8 @@ class Scheduler:
 
     def step(self, is_ready: Callable[[], bool] | None = None, awaited: Callable[[], str] | None = None) -> Partition:
         """Let others go on, and at least until `is_ready`; the partition that called, one moment later."""
+        if self._failure:
+            raise _AbandonedError
         partition = self.current
         partition.is_ready, partition.awaited = is_ready, awaited
         chosen = self._choose()

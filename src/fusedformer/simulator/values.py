@@ -62,6 +62,11 @@ def wrap_scalar(x: torch.Tensor) -> Any:
     return (Int64 if x.dtype == torch.int64 else Int32)(x.item())
 
 
+def wrap(x: torch.Tensor) -> Any:
+    """A tensor as what it is in Gluon: of registers, or a number."""
+    return Register(x) if x.dim() else wrap_scalar(x)
+
+
 def _define_integer_operators() -> None:
     operations: dict[str, Callable[[int, int], int]] = {
         "floordiv": truncated_quotient,
@@ -173,6 +178,11 @@ class PendingProduct:
     def __init__(self, number: int) -> None:
         self.number = number  # among the products of its partition
         self.value: torch.Tensor | None = None
+
+    def finished(self) -> Register:
+        """The product, after a wait that covers it."""
+        assert self.value is not None
+        return Register(self.value)
 
     def use(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Whatever else a kernel does with it."""
