@@ -90,9 +90,7 @@ def product_kernel(a_desc, b_desc, out_desc, BREAK: gl.constexpr):
     async_load(b_desc, [0, 0], ready.index(0), b)
     if BREAK != "load not waited for":
         mbarrier.wait(ready.index(0), 0)
-    gl.warp_specialize(
-        [(multiplier, (a, b, a_desc, out_desc, ready, BREAK)), (doubler, (a, ready, BREAK))], [4], [152]
-    )
+    gl.warp_specialize([(multiplier, (a, b, a_desc, out_desc, ready, BREAK)), (doubler, (a, ready, BREAK))], [4], [152])
 
 
 @gluon.jit
@@ -123,7 +121,7 @@ def softmax_kernel(x_ptr, out_ptr, scale, columns, WIDTH: gl.constexpr):
 @gluon.jit
 def sum_kernel(x_desc, out_desc, tiles, STAGES: gl.constexpr):
     """Every program adds its share of the tiles of `x` (B, H, S, D) to `out` (1, 1, 16, D) by TMA reductions."""
-    x = gl.allocate_shared_memory(x_desc.dtype, [STAGES] + x_desc.block_type.shape, x_desc.layout)
+    x = gl.allocate_shared_memory(x_desc.dtype, [STAGES] + x_desc.block_type.shape, x_desc.layout)  # noqa: RUF005
     full = make_barriers(STAGES)
     fence_async_shared()
     heads = x_desc.shape[1]
@@ -166,13 +164,36 @@ def turn_reader(tile, out_ptr, BREAK: gl.constexpr):
 
 @gluon.jit
 def exchange_kernel(out_ptr, BREAK: gl.constexpr):
-    """Two partitions swap what they wrote, by a named barrier of inline assembly."""
+    """Two partitions swap what they wrote, by a named barrier of inline assembly. out (programs, 256)."""
+    out_ptr += gl.program_id(0) * 256
     layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     tile = gl.allocate_shared_memory(gl.float32, [2, 128], layout)
     gl.warp_specialize(
         [(turn_writer, (tile, out_ptr, BREAK)), (turn_reader, (tile, out_ptr, BREAK))],
         [4], [256 if BREAK != "registers" else 20],
     )  # fmt: skip
+
+
+@gluon.jit
+def sender(ready, BREAK: gl.constexpr):
+    mbarrier.arrive(ready.index(0), count=1)
+    if BREAK != "phase overtaken":
+        mbarrier.wait(ready.index(1), 0)
+    mbarrier.arrive(ready.index(0), count=1)
+
+
+@gluon.jit
+def receiver(ready):
+    mbarrier.wait(ready.index(0), 0)
+    mbarrier.arrive(ready.index(1), count=1)
+    mbarrier.wait(ready.index(0), 1)
+
+
+@gluon.jit
+def phases_kernel(BREAK: gl.constexpr):
+    """One partition waits for two phases of a barrier, which the other ends."""
+    ready = make_barriers(2)
+    gl.warp_specialize([(sender, (ready, BREAK)), (receiver, (ready,))], [1], [24])
 
 
 @gluon.jit
@@ -204,6 +225,8 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         gl.store(x_ptr + i // 2, x)
     if WHAT == "unsupported":
         x = gl.associative_scan(x, 0, max)
+    if WHAT == "method":
+        gl.allocate_shared_memory(gl.float32, [64], layout)._reinterpret(gl.int32, [64], layout).load(LINE)
     if WHAT == "assembly":
         gl.inline_asm_elementwise("vote.sync.any.pred $0, $1, 0;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1)
     gl.store(x_ptr + 64 + i, x)

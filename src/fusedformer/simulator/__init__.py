@@ -20,8 +20,9 @@ Proxies. What threads stored, or an mbarrier they initialised, is there for asyn
 fence_async_shared that lies behind the store and before the operation, in a partition that comes after the one and
 before the other.
 
-Barriers. An mbarrier takes as many arrivals a phase as its count says and no more; a wait names a phase by its parity,
-as the hardware does. Named barriers beyond those that Triton uses have one number of threads a round.
+Barriers. An mbarrier takes as many arrivals a phase as its count says and no more. A wait names a phase by its parity,
+as the hardware does, so the phase after it must not end before the wait returned, in the order above. A named barrier,
+beyond those that Triton uses, has one number of threads a round.
 
 Global memory. An element is written once a launch, or reduced into, and not read after that; nothing is out of bounds.
 

@@ -95,9 +95,7 @@ def multiply(
     def finish() -> None:
         value = a.data.float() @ b.data.float()
         if use_acc:
-            start = acc.value if isinstance(acc, PendingProduct) else acc.data
-            assert start is not None
-            value += start
+            value += (acc.finished() if isinstance(acc, PendingProduct) else acc).data
         product.value = value
 
     scheduler.start(queue, "warpgroup_mma", finish)

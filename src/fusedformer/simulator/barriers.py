@@ -12,15 +12,16 @@ class MBarrier:
     Whoever waits for a phase comes after all that its arrivals had behind them, and after the TMA loads that landed.
     """
 
-    def __init__(self, name: str, count: int, initialised: tuple[Timeline, int]) -> None:
+    def __init__(self, name: str, count: int, initialised: tuple[Timeline, int], has_clocks: bool) -> None:
         if count < 1:
             raise ValueError(f"{name} is initialised with a count of {count}, which must be 1 or more")
-        self.name, self.count = name, count
+        self.name, self.count, self.has_clocks = name, count, has_clocks
         self.timeline = Timeline(f"TMA load on {name}")  # its moments are the phases
         self.phase = 0
         self.arrivals_due, self.bytes_due = count, 0
         self.initialised = initialised  # when
         self._gathered, self.released = Past(), Past()
+        self._waits: list[tuple[Timeline, int]] = []  # when waits for the last phase that is over returned
 
     def arrive(self, past: Past, count: int = 1, bytes_expected: int = 0) -> None:
         """Take arrivals off, and let the phase await further bytes."""
@@ -42,10 +43,23 @@ class MBarrier:
     def _complete(self) -> None:
         if self.arrivals_due or self.bytes_due:
             return
+        self._check_waits()
         self.phase += 1
         self.arrivals_due = self.count
         self._gathered.seen[self.timeline] = self.phase
         self.released = self._gathered.copy()
+
+    def _check_waits(self) -> None:
+        """A wait that a further phase can overtake sees the parity of the one before, and misses its own."""
+        for timeline, time in self._waits if self.has_clocks else ():
+            if time > self._gathered.seen[timeline]:
+                wait = f"{timeline.name}'s wait for phase {self.phase - 1}"
+                raise Hazard(f"{self.name}: phase {self.phase} ends without order after {wait}, which could miss it")
+        self._waits.clear()
+
+    def note_wait(self, timeline: Timeline) -> None:
+        """A wait for the last phase that is over has returned."""
+        self._waits.append((timeline, timeline.now))
 
     def is_over(self, parity: int) -> bool:
         """Whether the phase of this parity is: the hardware knows no more of its number."""

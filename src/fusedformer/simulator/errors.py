@@ -1,7 +1,9 @@
 """What the simulator says of a kernel."""
 
+from typing import NoReturn
 
-class Hazard(Exception):
+
+class Hazard(Exception):  # noqa: N818, the field's word
     """What the kernel did is undefined on the GPU, or depends on timing there."""
 
 
@@ -11,3 +13,12 @@ class Deadlock(Hazard):
 
 class UnsupportedError(Exception):
     """The kernel uses a part of Gluon that the simulator lacks: this says nothing about the kernel."""
+
+
+class Refusing:
+    """A value of kernels that has further methods in Gluon."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedError(f".{name} of a {type(self).__name__}")

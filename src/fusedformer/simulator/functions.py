@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from fusedformer.simulator.errors import Hazard
-from fusedformer.simulator.values import Int32, Int64, Register, check_ranks, data_of, truncated_quotient, wrap_scalar
+from fusedformer.simulator.values import (
+    Int32,
+    Int64,
+    Register,
+    check_ranks,
+    data_of,
+    truncated_quotient,
+    wrap,
+    wrap_scalar,
+)
 
 
-def _wrap(x: torch.Tensor) -> Any:
-    return Register(x) if x.dim() else wrap_scalar(x)
+def _tensor(x: Any) -> torch.Tensor:
+    if isinstance(x, torch.Tensor):
+        return x
+    return torch.tensor(x, dtype=torch.int32 if isinstance(x, int) and not isinstance(x, bool) else None)
 
 
 def _elementwise(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-    def apply(x: Any, _semantic: object = None) -> Any:
-        data = data_of(x)
-        return _wrap(function(data if isinstance(data, torch.Tensor) else torch.tensor(data, dtype=torch.float32)))
+    def apply(x: Any) -> Any:
+        return wrap(function(_tensor(data_of(x))))
 
     return apply
 
@@ -27,10 +38,6 @@ def _same_kind(result: Any, *operands: Any) -> Any:
     """A run-time integer, if an operand is one."""
     kinds = [type(x) for x in operands if isinstance(x, Int32)]
     return (Int64 if Int64 in kinds else Int32)(result) if kinds and isinstance(result, int) else result
-
-
-def _tensor(x: Any) -> torch.Tensor:
-    return x if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=torch.int32 if type(x) is int else None)
 
 
 def _pairwise(
@@ -51,26 +58,28 @@ maximum = _pairwise(torch.fmax, max)
 minimum = _pairwise(torch.fmin, min)
 
 
-def _reduction(function: Callable[..., torch.Tensor], neutral: float | None = None) -> Callable[..., Any]:
+def _extreme(function: Callable[..., torch.Tensor], neutral: float) -> Callable[..., Any]:
     def apply(x: Register, axis: int | None = None, keep_dims: bool = False) -> Any:
         data = data_of(x)
-        if neutral is not None and data.is_floating_point():
-            data = torch.where(data.isnan(), neutral, data)
         dims = tuple(range(data.dim())) if axis is None else axis
-        return _wrap(function(data, dims, keepdim=keep_dims))
+        result = function(data, dims, keepdim=keep_dims)
+        if result.isnan().any():  # which torch gives for any NaN, the hardware where there is nothing else
+            numbers = function(data.where(~data.isnan(), neutral), dims, keepdim=keep_dims)
+            result = numbers.where(~data.isnan().all(dims, keepdim=keep_dims), math.nan)
+        return wrap(result)
 
     return apply
 
 
-max_ = _reduction(torch.amax, float("-inf"))
-min_ = _reduction(torch.amin, float("inf"))
+max_ = _extreme(torch.amax, -math.inf)
+min_ = _extreme(torch.amin, math.inf)
 
 
 def sum_(x: Register, axis: int | None = None, keep_dims: bool = False) -> Any:
     """The sum over an axis, in the type of `x`."""
     data = data_of(x)
     dims = tuple(range(data.dim())) if axis is None else axis
-    return _wrap(torch.sum(data, dims, keepdim=keep_dims, dtype=None if data.dtype == torch.bool else data.dtype))
+    return wrap(torch.sum(data, dims, keepdim=keep_dims, dtype=None if data.dtype == torch.bool else data.dtype))
 
 
 def where(condition: Any, x: Any, y: Any) -> Any:

@@ -134,7 +134,9 @@ class Descriptor:
         if descriptor.padding != "zero":
             raise UnsupportedError(f"padding {descriptor.padding!r} of a descriptor")
         if max(descriptor.block_shape) > LARGEST_BOX:
-            raise ValueError(f"a tile {list(descriptor.block_shape)} has more than {LARGEST_BOX} elements in a dimension")
+            raise ValueError(
+                f"a tile {list(descriptor.block_shape)} has more than {LARGEST_BOX} elements in a dimension"
+            )
         base = descriptor.base.detach()
         self._base = base.as_strided(tuple(descriptor.shape), tuple(descriptor.strides), base.storage_offset())
         self._written = written.of(self._base)

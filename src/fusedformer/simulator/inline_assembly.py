@@ -1,7 +1,7 @@
 """The instructions that kernels write as inline assembly: named barriers, the proxy fence, and approximations.
 
-    bar.sync 4, 256;    arrive at named barrier 4, which awaits 256 threads, and wait for the rest of them
-    bar.arrive 4, 256;  arrive, without the wait
+bar.sync 4, 256;    arrive at named barrier 4, which awaits 256 threads, and wait for the rest of them
+bar.arrive 4, 256;  arrive, without the wait
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from fusedformer.simulator.errors import UnsupportedError
 from fusedformer.simulator.program import WARP, Program
-from fusedformer.simulator.values import Register, data_of, wrap_scalar
+from fusedformer.simulator.values import data_of, wrap
 
 BARRIER = re.compile(r"bar(?:rier)?(?:\.cta)?\.(sync|arrive)(?:\.aligned)?\s+(\S+?)\s*,\s*(\S+)")
 FENCE = re.compile(r"fence\.proxy\.async(\.\S+)?")
@@ -38,12 +38,12 @@ def run_assembly(program: Program, assembly: str, arguments: Sequence[Any], dtyp
             number, threads = (_operand(text, arguments) for text in match.groups()[1:])
             _arrive(program, number, threads, is_wait=match[1] == "sync")
         elif FENCE.fullmatch(instruction):
-            program.scheduler.step().past.fence()
+            program.partition.past.fence()
         elif match := UNARY.fullmatch(instruction):
             result = FUNCTIONS[match[1]](torch.as_tensor(data_of(arguments[0]), dtype=torch.float32))
         elif not ZERO.fullmatch(instruction):
             raise UnsupportedError(f"inline assembly {instruction!r}")
-    return Register(result) if result.dim() else wrap_scalar(result)
+    return wrap(result)
 
 
 def _operand(text: str, arguments: Sequence[Any]) -> int:

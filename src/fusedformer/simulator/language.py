@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -30,7 +31,12 @@ DTYPES = {
     "int64": torch.int64, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64,
     "fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2,
 }  # fmt: skip
-DEVICE_BUILTINS = {**vars(builtins), "range": runtime_range, "min": FUNCTIONS["minimum"], "max": FUNCTIONS["maximum"]}
+DEVICE_BUILTINS = {
+    **vars(builtins),
+    "range": runtime_range,
+    "min": lambda *args: functools.reduce(FUNCTIONS["minimum"], args),
+    "max": lambda *args: functools.reduce(FUNCTIONS["maximum"], args),
+}
 PLAIN = (int, float, str, tuple, list, type(None), torch.dtype)
 
 
@@ -63,15 +69,15 @@ class Language:
 
     def __init__(self, operations: dict[str, Callable[..., Any]]) -> None:
         self._operations = {**FUNCTIONS, "constexpr": lambda value: value, **operations}
-        self._bound: dict[int, Any] = {}
+        self._bound: dict[int, tuple[Any, Any]] = {}
 
     def bind(self, x: Any) -> Any:
         """The counterpart of something that is known when the kernel is compiled."""
         if isinstance(x, PLAIN):
             return x
         if id(x) not in self._bound:
-            self._bound[id(x)] = self._counterpart(x)
-        return self._bound[id(x)]
+            self._bound[id(x)] = (x, self._counterpart(x))  # with x, whose id must not be given to another
+        return self._bound[id(x)][1]
 
     def _counterpart(self, x: Any) -> Any:
         if isinstance(x, tl.constexpr):
@@ -133,7 +139,8 @@ def runtime_argument(x: Any, written: Written) -> Any:
         return Descriptor(x, written)
     if isinstance(x, torch.Tensor):
         x = x.detach()
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        extent = 1 + reach if x.numel() else 0
         flat = x.as_strided((extent,), (1,), x.storage_offset())
         return Pointer(Piece(flat, written.of(flat)))
     if isinstance(x, float):

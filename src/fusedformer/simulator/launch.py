@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from triton.experimental.gluon._runtime import GluonJITFunction
 
-from fusedformer.simulator.errors import UnsupportedError
+from fusedformer.simulator.errors import Hazard, UnsupportedError
 from fusedformer.simulator.global_memory import Written
 from fusedformer.simulator.language import Language
 from fusedformer.simulator.operations import Operations
@@ -33,11 +33,11 @@ def run(
 
     `args` and `kwargs` are what a launch on a GPU takes: CPU tensors and `TensorDescriptor`s of them, which are written
     to as there, numbers and None. `seed=None` takes FUSEDFORMER_EMULATION_SEED, else 0. `clocks=False` leaves out
-    the vector clocks: what is wrong is then noticed only where the schedule brings it out. `maxnreg` means nothing here.
+    the vector clocks: what is wrong is then noticed only where the schedule brings it out. `maxnreg` is not looked at.
 
-    Raises `Hazard` (a `Deadlock` where nothing can go on) if the kernel breaks a rule of fusedformer.simulator's
-    docstring, `UnsupportedError` if it uses what the simulator lacks, and what Gluon's compiler would refuse as
-    `TypeError` or `ValueError`.
+    Raises `Hazard` (a `Deadlock` where nothing can go on), which names the seed, if the kernel breaks a rule of the
+    package's docstring, `UnsupportedError` if it uses what the simulator lacks, and what Gluon's compiler would refuse
+    as `TypeError` or `ValueError`.
     """
     if num_ctas != 1:
         raise UnsupportedError(f"clusters of {num_ctas} programs")
@@ -53,6 +53,9 @@ def run(
     try:
         for pid in pids:
             operations.program = Program(pid, grid, random, num_warps, clocks)
-            operations.program.run(lambda: body(**arguments))
+            try:
+                operations.program.run(lambda: body(**arguments))
+            except Hazard as hazard:
+                raise type(hazard)(f"{kernel.fn.__name__}, program {pid}, seed {seed}: {hazard}") from hazard
     finally:
         torch.set_num_threads(threads)

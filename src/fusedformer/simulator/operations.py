@@ -14,11 +14,7 @@ from fusedformer.simulator.global_memory import Descriptor, Pointer
 from fusedformer.simulator.inline_assembly import run_assembly
 from fusedformer.simulator.program import Program
 from fusedformer.simulator.shared_memory import SharedView
-from fusedformer.simulator.values import Int32, PendingProduct, Register, data_of, wrap_scalar
-
-
-def _wrap(x: torch.Tensor) -> Any:
-    return Register(x) if x.dim() else wrap_scalar(x)
+from fusedformer.simulator.values import Int32, PendingProduct, Register, wrap
 
 
 class Operations:
@@ -84,7 +80,7 @@ class Operations:
 
     def load(self, pointer: Pointer, mask: Any = True, other: Any = None, **hints: Any) -> Any:
         self._running.scheduler.step()
-        return _wrap(pointer.load(mask, other))
+        return wrap(pointer.load(mask, other))
 
     def store(self, pointer: Pointer, value: Any, mask: Any = True, **hints: Any) -> None:
         self._running.scheduler.step()
@@ -92,25 +88,25 @@ class Operations:
 
     def atomic_add(self, pointer: Pointer, val: Any, mask: Any = True, **hints: Any) -> Any:
         self._running.scheduler.step()
-        return _wrap(pointer.add(val, mask))
+        return wrap(pointer.add(val, mask))
 
     def fence_async_shared(self, cluster: bool = False) -> None:
-        self._running.scheduler.step().past.fence()
+        self._running.partition.past.fence()  # which no other partition could notice
 
     # mbarriers
 
     def mbarrier_init(self, mbarrier: SharedView, count: int) -> None:
         partition = self._running.scheduler.step()
-        place = mbarrier.data.storage_offset()
+        place = mbarrier.offset
         if mbarrier.data.numel() != 1 or place in mbarrier.allocation.barriers:
             raise ValueError(f"{mbarrier.name}, of shape {mbarrier.shape}, is one mbarrier already or no single one")
         moment = (partition.timeline, partition.timeline.now)
-        mbarrier.allocation.barriers[place] = MBarrier(mbarrier.name, count, moment)
+        mbarrier.allocation.barriers[place] = MBarrier(mbarrier.name, count, moment, self._running.has_clocks)
 
     def mbarrier_invalidate(self, mbarrier: SharedView) -> None:
         self._running.scheduler.step()
         self._running.barrier_at(mbarrier)
-        del mbarrier.allocation.barriers[mbarrier.data.storage_offset()]
+        del mbarrier.allocation.barriers[mbarrier.offset]
 
     def mbarrier_arrive(self, mbarrier: SharedView, *, count: int = 1, pred: Any = True) -> None:
         partition = self._running.scheduler.step()
@@ -130,6 +126,7 @@ class Operations:
             lambda: barrier.is_over(phase), lambda: f"phase {phase} of {barrier.name}, {barrier.state()}"
         )
         partition.past.join(barrier.released)
+        barrier.note_wait(partition.timeline)
 
     # TMA
 
@@ -181,13 +178,5 @@ class Operations:
         number = self._running.scheduler.wait(self._running.partition.products, num_outstanding)
         if not deps:
             raise ValueError("warpgroup_mma_wait needs the products that it waits for as deps")
-        results = tuple(
-            Register(data_of_product(x)) if isinstance(x, PendingProduct) and x.number <= number else x for x in deps
-        )
+        results = tuple(x.finished() if isinstance(x, PendingProduct) and x.number <= number else x for x in deps)
         return results[0] if len(results) == 1 else results
-
-
-def data_of_product(product: PendingProduct) -> torch.Tensor:
-    """What a product that was waited for is."""
-    assert product.value is not None
-    return data_of(Register(product.value))

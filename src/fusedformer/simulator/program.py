@@ -44,8 +44,10 @@ def assigned_name() -> str:
 class Program:
     """The state of one program, which the operations of operations.py change."""
 
-    def __init__(self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool) -> None:
-        self.pid, self.grid, self.num_warps, self.has_clocks = tuple(pid), tuple(grid), num_warps, has_clocks
+    def __init__(
+        self, pid: Sequence[int], grid: Sequence[int], random: Random, num_warps: int, has_clocks: bool
+    ) -> None:
+        self.pid, self.grid, self.num_warps, self.has_clocks = pid, grid, num_warps, has_clocks
         self.scheduler = Scheduler(random)
         self.workers = 0  # partitions beside the first
         self._allocations: list[Allocation] = []
@@ -59,10 +61,7 @@ class Program:
     def run(self, body: Callable[[], None]) -> None:
         """Execute it to its end."""
         main = self.scheduler.add("main", self.num_warps, body, Past())
-        try:
-            self.scheduler.run()
-        except Hazard as hazard:
-            raise type(hazard)(f"program {self.pid}: {hazard}") from hazard
+        self.scheduler.run()
         if self.has_clocks:
             self._check_end(main)
 
@@ -70,7 +69,7 @@ class Program:
         for allocation in self._allocations:
             for access in allocation.accesses():
                 if access.is_write and access.time > main.past.seen[access.timeline]:
-                    raise Hazard(f"program {self.pid} ends with a {access} to {allocation.name} not waited for")
+                    raise Hazard(f"the program ends with a {access} to {allocation.name} not waited for")
 
     def allocate(self, dtype: torch.dtype, shape: Sequence[int]) -> SharedView:
         """A piece of shared memory, which lives as long as the program."""
@@ -83,7 +82,7 @@ class Program:
 
     def barrier_at(self, view: SharedView, *, is_asynchronous: bool = False) -> MBarrier:
         """The mbarrier that `view` holds, for the partition that runs or a TMA load of it."""
-        barrier = view.allocation.barriers.get(view.data.storage_offset())
+        barrier = view.allocation.barriers.get(view.offset)
         if barrier is None or view.data.numel() != 1:
             raise Hazard(f"{view.name} is not an mbarrier that was initialised")
         if self.has_clocks:
@@ -134,7 +133,9 @@ class Program:
         if registers is None:
             return
         if any(count % 8 or not 24 <= count <= 256 for count in registers):
-            raise ValueError(f"registers {list(registers)} of partitions: setmaxnreg takes multiples of 8 from 24 to 256")
+            raise ValueError(
+                f"registers {list(registers)} of partitions: setmaxnreg takes multiples of 8 from 24 to 256"
+            )
         used = sum(WARP * count * of_thread for count, of_thread in zip(warps, registers, strict=True))
         if used + WARP * self.num_warps * 24 > REGISTERS:
             raise ValueError(f"{used} registers of worker partitions leave none of {REGISTERS} to the first")

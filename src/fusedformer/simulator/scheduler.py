@@ -62,7 +62,7 @@ class Partition:
 
     def where(self) -> str:
         """The kernel's function and line that it has reached."""
-        assert self.thread and self.thread.ident
+        assert self.thread is not None and self.thread.ident is not None  # noqa: PT018
         frame: FrameType | None = sys._current_frames().get(self.thread.ident)
         while frame and frame.f_code.co_filename.startswith(HERE):
             frame = frame.f_back
@@ -117,10 +117,10 @@ class Scheduler:
         if self._failure:
             raise self._failure
 
-    def step(
-        self, is_ready: Callable[[], bool] | None = None, awaited: Callable[[], str] | None = None
-    ) -> Partition:
+    def step(self, is_ready: Callable[[], bool] | None = None, awaited: Callable[[], str] | None = None) -> Partition:
         """Let others go on, and at least until `is_ready`; the partition that called, one moment later."""
+        if self._failure:
+            raise _AbandonedError
         partition = self.current
         partition.is_ready, partition.awaited = is_ready, awaited
         chosen = self._choose()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusedformer.simulator.clocks import Past, Timeline
-from fusedformer.simulator.errors import Hazard, UnsupportedError
+from fusedformer.simulator.errors import Hazard, Refusing, UnsupportedError
 from fusedformer.simulator.values import Register
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Allocation:
         return region
 
 
-class SharedView:
+class SharedView(Refusing):
     """What gl.allocate_shared_memory returns, and views of it. `data` shares the allocation's memory."""
 
     def __init__(self, program: Program, allocation: Allocation, data: torch.Tensor, name: str) -> None:
@@ -107,6 +107,11 @@ class SharedView:
     def shape(self) -> list[int]:
         """Its sizes."""
         return list(self.data.shape)
+
+    @property
+    def offset(self) -> int:
+        """The place of its first element in the allocation."""
+        return int(self.data.storage_offset())
 
     @property
     def layout(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fusedformer.simulator.errors import Hazard
+from fusedformer.simulator.errors import Hazard, Refusing
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -62,6 +62,11 @@ def wrap_scalar(x: torch.Tensor) -> Any:
     return (Int64 if x.dtype == torch.int64 else Int32)(x.item())
 
 
+def wrap(x: torch.Tensor) -> Any:
+    """A tensor as what it is in Gluon: of registers, or a number."""
+    return Register(x) if x.dim() else wrap_scalar(x)
+
+
 def _define_integer_operators() -> None:
     operations: dict[str, Callable[[int, int], int]] = {
         "floordiv": truncated_quotient,
@@ -78,7 +83,7 @@ def _define_integer_operators() -> None:
 _define_integer_operators()
 
 
-class Register:
+class Register(Refusing):
     """A tensor of a partition. Nothing changes it: `x += y` makes another, as in Gluon."""
 
     def __init__(self, data: torch.Tensor) -> None:
@@ -153,7 +158,9 @@ def _define_tensor_operators() -> None:
         left, right = data_of(left), data_of(right)
         check_ranks(left, right)
         if is_wide:
-            left, right = (x.long() if isinstance(x, torch.Tensor) and x.dtype == torch.int32 else x for x in (left, right))
+            left, right = (
+                x.long() if isinstance(x, torch.Tensor) and x.dtype == torch.int32 else x for x in (left, right)
+            )
         return Register(operation(left, right))
 
     for name, operation in {**operations, **comparisons}.items():
@@ -171,6 +178,11 @@ class PendingProduct:
     def __init__(self, number: int) -> None:
         self.number = number  # among the products of its partition
         self.value: torch.Tensor | None = None
+
+    def finished(self) -> Register:
+        """The product, after a wait that covers it."""
+        assert self.value is not None
+        return Register(self.value)
 
     def use(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Whatever else a kernel does with it."""
