@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -47,16 +47,15 @@ def collect(
         return [HopperRow(op="attention", arch=model.ARCH, skipped=reason)]
     compiler = version("triton")
     known = recorded(compiler)
-    entries: Entries = {}
+    entries = {place: known[place] for place in map(key, variants()) if place in known}
     rows = []
     wanted = list(variants() if chosen is None else chosen)
     for done, variant in enumerate(wanted, 1):
         place = key(variant)
         row = HopperRow.from_dict(known[place]) if place in known else compile.compile_apart(variant)
         rows.append(row)
-        if row.compiled:
-            entries[place] = row.to_dict()
         if record and row.compiled:
+            entries[place] = row.to_dict()
             _write(compiler, entries)
         if progress:
             progress(done, len(wanted))
@@ -70,9 +69,10 @@ def recorded(compiler: str) -> Entries:
 
 def key(variant: HopperVariant) -> str:
     """Changes with whatever the row of a variant depends on, but for the version of Triton."""
-    row = replace(variant.row, evidence=tuning.UNKNOWN, recorded=False)  # what is known of it is no part of it
-    digest = hashlib.sha256(_sources(row.kernel))
-    digest.update(repr((replace(variant, row=row), tuning.REGISTERS)).encode())
+    design = asdict(variant.row)
+    del design["evidence"], design["recorded"]  # what is known of a row is no part of it
+    digest = hashlib.sha256(_sources(variant.row.kernel))
+    digest.update(repr((design, variant.dtype, variant.features, tuning.REGISTERS)).encode())
     return digest.hexdigest()[:32]
 
 

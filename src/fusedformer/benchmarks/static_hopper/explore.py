@@ -10,8 +10,7 @@ from importlib.metadata import version
 from fusedformer.benchmarks.report.tables import Table
 from fusedformer.benchmarks.static.row import SHARED_LIMIT
 from fusedformer.benchmarks.static_hopper import model
-from fusedformer.benchmarks.static_hopper.collect import RECORD
-from fusedformer.benchmarks.static_hopper.compile import compile_apart
+from fusedformer.benchmarks.static_hopper.collect import RECORD, collect
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
 from fusedformer.kernels.attention.hopper import tuning
@@ -82,7 +81,7 @@ def main() -> None:
     """Compile all candidates, and write the table after each."""
     rows: dict[tuning.Row, HopperRow] = {}
     for row in candidates():
-        rows[row] = compile_apart(HopperVariant(row, features=FEATURES))
+        (rows[row],) = collect([HopperVariant(row, features=FEATURES)])
         with atomic_write(PATH) as partial:
             partial.write_text(table(rows).markdown() + "\n")
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 class Predicted:
     """Evidence of a row that was not timed: what a model says of its loop over whole tiles, from its machine code.
 
-    `tflops` is the rate of the matrix products in bfloat16, perfectly overlapped: the unit `bound` is never idle.
+    The model is fusedformer/benchmarks/static_hopper/model.py. `tflops` is the rate of the matrix products in bfloat16
+    that it expects, `most_tflops` the one if everything hides behind the unit `bound`.
     """
 
     tflops: int
+    most_tflops: int
     bound: str
 
     def __str__(self) -> str:
-        return f"predicted {self.tflops} TFLOP/s at most, bound by {self.bound}"
+        return f"predicted {self.tflops} to {self.most_tflops} TFLOP/s, bound by {self.bound}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Row:
     recorded: bool = False
 
 
-UNKNOWN = Predicted(0, "nothing known")  # of a row that was not compiled
+UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
 # Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
 # that its 12 warps have must be there from the start.
 REGISTERS = 168
