@@ -14,6 +14,7 @@ from fusedformer.benchmarks.report import machine
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect
 from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.benchmarks.static_hopper import collect as hopper_world
 from fusedformer.kernels import library
 
 
@@ -104,6 +105,7 @@ def test_static_prints_and_writes_rows(
         spill_bytes=spilled,
     )
     monkeypatch.setattr(collect, "collect", lambda archs, progress, record: [row] if archs == [90] else [])
+    monkeypatch.setattr(hopper_world, "collect", lambda progress, record: [])
     result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))
     assert result.exit_code == status
     assert "softmax_fwd_kernel" in result.output
@@ -119,7 +121,8 @@ def test_static_records_all_architectures_only() -> None:
 
 def test_static_that_cannot_compile_says_so_and_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [StaticRow(op="softmax", arch=90, skipped="no nvcc"), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
-    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows)
+    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows[:1])
+    monkeypatch.setattr(hopper_world, "collect", lambda progress, record: rows[1:])
     result = invoke("static")
     assert result.exit_code == 3
     assert "2 of 2 not compiled" in result.output

@@ -36,7 +36,9 @@ from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static import collect as static_world
-from fusedformer.benchmarks.static.row import not_compiled
+from fusedformer.benchmarks.static.row import StaticRow, not_compiled
+from fusedformer.benchmarks.static_hopper import collect as hopper_world
+from fusedformer.benchmarks.static_hopper.model import ARCH as HOPPER
 from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify import run as verify_run
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
@@ -185,7 +187,7 @@ def static(
         typer.Option("--json", parser=option(file_path), metavar="FILE", help="Write the rows to this file."),
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Write what compiled to results/static.json: after a change of a kernel.")
+        bool, typer.Option("--record", help="Write what compiled to results/: after a change of a kernel.")
     ] = False,
     baseline: Annotated[
         Any,
@@ -200,9 +202,13 @@ def static(
     if record and (not cache.RECORD.parents[1].joinpath("csrc").is_dir() or tuple(arch) != static_world.ARCHS):
         raise typer.BadParameter("takes a checkout and all architectures", param_hint="--record")
     with Console() as console:
-        rows = static_world.collect(
-            arch, progress=lambda done, total: console.step(f"compiled {done} of {total}"), record=record
-        )
+
+        def progress(done: int, total: int) -> None:
+            console.step(f"compiled {done} of {total}")
+
+        rows: list[StaticRow] = static_world.collect(arch, progress=progress, record=record)
+        if HOPPER in arch:
+            rows += hopper_world.collect(progress=progress, record=record)
         console.table(tables.static_table(rows))
         if (times := tables.row_times_table(rows)).lines:
             console.table(times)

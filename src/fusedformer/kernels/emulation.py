@@ -2,6 +2,7 @@
 
     csrc/*.cu       the same sources, built by g++ over csrc/host, loaded as torch.ops.fusedformer_emulated
     Triton kernels  the same functions under Triton's interpreter
+    Gluon kernels   the same functions in fusedformer.simulator, which checks them under a schedule drawn from a seed
 
 `FUSEDFORMER_EMULATE=1`, set before import, turns it on for a whole program; `emulated()` for a block of code.
 Triton decides between compiler and interpreter when a kernel is defined, so a program that only uses `emulated()`

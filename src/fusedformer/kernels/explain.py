@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,11 @@ from torch.utils._pytree import tree_map_only
 from fusedformer.kernels import emulation, library
 from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.extras import Extras
+from fusedformer.kernels.attention.hopper import dispatch
+from fusedformer.kernels.attention.hopper import tuning as hopper_tuning
+
+if TYPE_CHECKING:
+    from fusedformer.kernels.attention.launch import Problem
 
 _active = False
 
@@ -88,7 +93,7 @@ def _step(func: Any, args: tuple[Any, ...], arch: int | None) -> Step:
     device = next(x for x in args if isinstance(x, Tensor)).device
     arch = arch or _arch_of(device)
     if op == "attention_fwd" and arch is not None:
-        return Step(op, f"Triton kernel for sm_{arch}", tuple(_attention_notes(arch, *args)))
+        return _attention_step(op, arch, *args)
     return Step(op, *implementation(op, device, arch=arch, is_emulated=emulation.is_active()))
 
 
@@ -119,10 +124,41 @@ def _without_kernel(device: torch.device, is_emulated: bool) -> tuple[str, tuple
     return f"plain PyTorch on {device.type}", (f"there is no kernel for {device.type}: a CUDA tensor would get one",)
 
 
-def _attention_notes(arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Iterator[str]:
-    from fusedformer.kernels.attention.launch import Problem, precision
+def _attention_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> Step:
+    from fusedformer.kernels.attention.launch import Problem
 
     problem = Problem(q, k, v, Extras(*settings), arch)
+    reason = problem.hopper_refusal("fwd")
+    if reason is None:
+        return Step(op, f"Gluon kernel for sm_{arch}", tuple(_hopper_notes(problem)))
+    notes = [*_attention_notes(arch, problem), *([f"not the Hopper tier: {reason}"] if arch == dispatch.ARCH else [])]
+    return Step(op, f"Triton kernel for sm_{arch}", tuple(notes))
+
+
+def _hopper_notes(problem: "Problem") -> Iterator[str]:
+    row = hopper_tuning.row_of("fwd", problem.q.shape[3], problem.v.shape[3])
+    assert row is not None  # it serves
+    yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
+    yield f"evidence of the tile: {row.evidence}" + ("" if row.recorded else " (compiled and simulated, never timed)")
+    yield from _padding_notes(problem, row.head_dim, row.head_dim_v)
+    yield from _repair_notes(problem)
+
+
+def _padding_notes(problem: "Problem", padded: int, padded_v: int) -> Iterator[str]:
+    for name, head_dim, size in (("q", problem.q.shape[3], padded), ("v", problem.v.shape[3], padded_v)):
+        if size != head_dim:
+            yield f"head dimension {head_dim} of {name} is computed as {size}"
+
+
+def _repair_notes(problem: "Problem") -> Iterator[str]:
+    if len(problem.launches) > 1:
+        yield "a second launch looks for NaN that came from hidden positions, and mends it"
+
+
+def _attention_notes(arch: int, problem: "Problem") -> Iterator[str]:
+    from fusedformer.kernels.attention.launch import precision
+
+    q, k, v = problem.q, problem.k, problem.v
     exact = problem.launches[0][0]
     tile = problem.tile("fwd", exact)
     yield f"tile of {tile.block_m} queries by {tile.block_n} keys, {tile.num_warps} warps, {tile.num_stages} stages"
@@ -138,16 +174,12 @@ def _attention_notes(arch: int, q: Tensor, k: Tensor, v: Tensor, *settings: Any)
         yield f"sm_{arch} has no tiles of its own: those of sm_{tuned} serve"
     if q.dtype == torch.float32 and precision() == "ieee":
         yield "float32 without tensor cores: use bfloat16 or float16, or allow TF32 (torch.backends.cuda.matmul)"
-    for name, head_dim in (("q", q.shape[3]), ("v", v.shape[3])):
-        padded = 1 << max(4, (head_dim - 1).bit_length())
-        if padded != head_dim:
-            yield f"head dimension {head_dim} of {name} is computed as {padded}"
+    yield from _padding_notes(problem, *(1 << max(4, (x.shape[3] - 1).bit_length()) for x in (q, v)))
     if problem.is_busy:
         yield "a smaller tile, for scores take more than scaling: mask, bias, ALiBi, softcap or dropout"
     if problem.extras.mask is not None:
         yield "the mask is read in every tile: causal, window and packed sequences skip tiles instead"
-    if len(problem.launches) > 1:
-        yield "a second launch looks for NaN that came from hidden positions, and mends it"
+    yield from _repair_notes(problem)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.stride(3) != 1 or any(stride * tensor.itemsize % 16 for stride in tensor.stride()[:3]):
             yield f"{name} has strides {tuple(tensor.stride())}: no 16-byte loads, which want dense rows of 16 bytes"

@@ -23,6 +23,7 @@ from fusedformer.benchmarks.report.tables import Table, environment_table
 from fusedformer.benchmarks.static.collect import TRITON_OPS
 from fusedformer.drop_in import registry, torch_hook
 from fusedformer.kernels import emulation, library
+from fusedformer.kernels.attention.hopper import dispatch
 
 ROOT = Path(__file__).parents[4]
 PACKAGES = ("fusedformer", "torch", "triton", "numpy", "matplotlib")
@@ -60,6 +61,7 @@ def implementation_table() -> Table:
     """What computes each op for CPU tensors, for CUDA tensors, and in the emulated world."""
     lines = [(name, _on_cpu(name), _on_cuda(name), _emulated(name)) for name in OPS]
     notes = [f"CUDA extension: {library.extension_status()}."]
+    notes.append(f"Attention on sm_{dispatch.ARCH} in Gluon, the Hopper tier: {dispatch.status()}.")
     if not torch.cuda.is_available():
         notes.append("No CUDA device here: the CUDA column is what one would get.")
     return Table("Implementations", ("op", "CPU", "CUDA", "CPU with FUSEDFORMER_EMULATE=1"), lines, notes)

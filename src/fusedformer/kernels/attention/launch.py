@@ -16,6 +16,7 @@ from fusedformer.kernels.attention.bwd_dq_kernel import attention_bwd_dq_kernel
 from fusedformer.kernels.attention.bwd_kernel import attention_bwd_rows_kernel
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.fwd_kernel import attention_fwd_kernel
+from fusedformer.kernels.attention.hopper import dispatch
 from fusedformer.kernels.attention.packing_kernel import pack
 from fusedformer.kernels.attention.scores import Scoring
 from fusedformer.kernels.attention.tiles import Packing
@@ -43,17 +44,20 @@ def attention_bwd(
     dq, dk, dv, dbias, dslopes, dsinks = (q.new_empty(0) for _ in range(6))
     wants_dq, wants_dkdv, wants_dbias, wants_dslopes, wants_dsinks = wanted
     delta, shift = query_rows(problem, dout, dlse, out, lse)
+    sums = None
+    if wants_dkdv:
+        dk, dv = problem.allocate(*k.shape, dtype=k.dtype), problem.allocate(*v.shape, dtype=v.dtype)
+        if wants_dq and not wants_dslopes and problem.hopper_refusal("fused", dout) is None:
+            sums = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        problem.launch("dkdv", attention_bwd_dkdv_kernel, dout, delta, shift, dk, dv, sums=sums)
     if wants_dq or wants_dslopes:
         dq = problem.allocate(*q.shape, dtype=q.dtype)
         slope_rows = problem.allocate(*lse.shape) if wants_dslopes else None
-        problem.launch("dq", attention_bwd_dq_kernel, dout, delta, shift, dq, slope_rows)
+        problem.launch("dq", attention_bwd_dq_kernel, dout, delta, shift, dq, slope_rows, sums=sums)
         if slope_rows is not None:
             dslopes = problem.extras.sum_rows(slope_rows)
         if not wants_dq:
             dq = q.new_empty(0)
-    if wants_dkdv:
-        dk, dv = problem.allocate(*k.shape, dtype=k.dtype), problem.allocate(*v.shape, dtype=v.dtype)
-        problem.launch("dkdv", attention_bwd_dkdv_kernel, dout, delta, shift, dk, dv)
     if wants_dbias:
         dbias = _bias(problem, dout, delta, shift)
     if wants_dsinks:
@@ -123,14 +127,13 @@ class Problem:
         packed = self.extras.is_packed
         return tuning.tile(name, self.arch, self.q.dtype, self.head_dim, self.is_busy, exact, packed)
 
-    def launch(self, name: str, kernel: Any, *tensors: Tensor | None) -> None:
-        """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them."""
-        first = self.tile(name, exact=self.launches[0][0])
-        starts, side, block = (
-            (self.extras.starts_k, self.k, first.block_n)
-            if name == "dkdv"
-            else (self.extras.starts_q, self.q, first.block_m)
-        )
+    def launch(self, name: str, kernel: Any, *tensors: Tensor | None, sums: Tensor | None = None) -> None:
+        """Launch a kernel over the tiles of keys if it is "dkdv", of queries otherwise; `tensors`: as it lists them.
+
+        `sums`: (B, Sq, H, D) float32, 0 before "dkdv", which on Hopper adds dQ to it, for "dq" to take from there.
+        """
+        on_hopper = sums is not None or self.hopper_refusal(name, *tensors) is None
+        starts, side, block = self._tiled(name, on_hopper)
         if starts is None:
             packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
         else:
@@ -141,10 +144,37 @@ class Problem:
         strides = [self._strides(x) for x in (self.q, self.k, self.v, *tensors) if x is not None and x.dim() == 4]
         lse_strides = (0 if self.extras.is_packed else self.q.shape[2] * self.q.shape[1], self.q.shape[1])
         for exact, repair in self.launches:
+            if on_hopper and not repair:
+                self._launch_on_hopper(name, finite, sums, *tensors)
+                continue
             run(
                 kernel, programs, self.tile(name, exact), self.values(exact, repair) | {"TILE": block},
                 self.q, self.k, self.v, self.scoring, packing, *tensors, finite, *self.sizes, *strides, lse_strides,
             )  # fmt: skip
+
+    def hopper_refusal(self, name: str, *tensors: Tensor | None) -> str | None:
+        """Why the Hopper tier does not launch this kernel; None where it does. `tensors`: as the kernel lists them."""
+        rows = [x for x in tensors if x is not None and x.dim() == 4]
+        return dispatch.refusal(name, self, *rows)
+
+    def _tiled(self, name: str, on_hopper: bool) -> tuple[Tensor | None, Tensor, int]:
+        """What the tiles of a kernel divide: where sequences start, if packed; keys or queries; and how many a tile."""
+        of_keys = name == "dkdv"
+        block = dispatch.ROWS
+        if not on_hopper:
+            tile = self.tile(name, exact=self.launches[0][0])
+            block = tile.block_n if of_keys else tile.block_m
+        return (self.extras.starts_k, self.k, block) if of_keys else (self.extras.starts_q, self.q, block)
+
+    def _launch_on_hopper(self, name: str, finite: Tensor | None, sums: Tensor | None, *tensors: Tensor | None) -> None:
+        from fusedformer.kernels.attention.hopper import launch  # not every Triton has what it needs
+
+        if sums is None:
+            launch.launch(name, self, finite, *tensors)
+        elif name == "dkdv":
+            launch.launch("fused", self, finite, *tensors, sums)
+        else:
+            launch.finish_fused(self, finite, sums, tensors[3])
 
     @property
     def sizes(self) -> tuple[int | None, ...]:

@@ -1,0 +1,90 @@
+"""The design space of the Hopper kernels, compiled: what the rows of tuning.py were chosen from.
+
+python -m fusedformer.benchmarks.static_hopper.explore      writes results/hopper_design_space.md
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+
+from fusedformer.benchmarks.report.tables import Table
+from fusedformer.benchmarks.static.row import SHARED_LIMIT
+from fusedformer.benchmarks.static_hopper import model
+from fusedformer.benchmarks.static_hopper.collect import RECORD, collect
+from fusedformer.benchmarks.static_hopper.row import HopperRow
+from fusedformer.files import atomic_write
+from fusedformer.kernels.attention.hopper import tuning
+from fusedformer.kernels.attention.hopper.variants import HopperVariant
+
+PATH = RECORD.with_name("hopper_design_space.md")
+FEATURES = ("causal",)
+# Kernel, head dimensions, then pairs of block and stages.
+_SPACE: tuple[tuple[str, int, int, tuple[tuple[int, int], ...]], ...] = (
+    ("fwd", 64, 64, ((64, 2), (128, 2), (128, 3), (256, 2))),
+    ("fwd", 128, 128, ((64, 2), (64, 3), (128, 2))),
+    ("fwd", 256, 128, ((32, 2), (64, 2))),
+    ("fwd", 256, 256, ((32, 2), (64, 2), (128, 1))),
+    ("dq", 64, 64, ((64, 2), (128, 2), (128, 3))),
+    ("dq", 128, 128, ((64, 2), (64, 3), (128, 2))),
+    ("dq", 256, 256, ((32, 2), (64, 1))),
+    ("dkdv", 64, 64, ((64, 2), (64, 3), (128, 2))),
+    ("dkdv", 128, 128, ((64, 1), (64, 2), (128, 1))),
+)
+
+
+def candidates() -> Iterator[tuning.Row]:
+    """Rows to compile; forward rows without turns too, and fewer registers for consumers once for each kernel."""
+    for kernel, head_dim, head_dim_v, tiles in _SPACE:
+        for block, stages in tiles:
+            row = tuning.Row(kernel, head_dim, head_dim_v, block, stages, tuning.UNKNOWN)
+            yield row
+            if kernel == "fwd" and (block, stages) == (128, 2):
+                yield replace(row, ping_pong=False)
+            if head_dim_v == 128 == head_dim and stages == 2:
+                yield replace(row, consumer_registers=224)
+
+
+def table(rows: dict[tuning.Row, HopperRow]) -> Table:
+    """What came of each candidate, and which are shipped."""
+    shipped = {_design(row) for row in tuning.TABLE}
+    lines = []
+    for design, row in rows.items():
+        figures: tuple[object, ...] = ("", "", "", "")
+        if row.compiled:
+            expected = f"{row.predicted_tflops:.0f} to {row.most_tflops:.0f}"
+            figures = (row.spill_bytes, row.shared_bytes, row.bound, expected)
+        lines.append(
+            (*map(str, (*_names(design), *figures)), "shipped" if _design(design) in shipped else "", row.verdict)
+        )
+    header = ("kernel", "head dims", "block", "stages", "turns", "registers", "spills (B)", "shared (B)", "bound")
+    return Table(
+        f"Hopper attention, bfloat16, causal, compiled by Triton {version('triton')} for sm_{model.ARCH}a",
+        (*header, "predicted TFLOP/s", "", "verdict"),
+        lines,
+        [
+            "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to",
+            f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
+        ],
+    )
+
+
+def _design(row: tuning.Row) -> tuning.Row:
+    return replace(row, evidence=tuning.UNKNOWN, recorded=False)
+
+
+def _names(row: tuning.Row) -> tuple[object, ...]:
+    turns = ("yes" if row.ping_pong else "no") if row.kernel == "fwd" else "-"
+    return (row.kernel, f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages, turns, row.consumer_registers)
+
+
+def main() -> None:
+    """Compile all candidates, and write the table after each."""
+    rows: dict[tuning.Row, HopperRow] = {}
+    for row in candidates():
+        (rows[row],) = collect([HopperVariant(row, features=FEATURES)])
+        with atomic_write(PATH) as partial:
+            partial.write_text(table(rows).markdown() + "\n")
+
+
+if __name__ == "__main__":
+    main()

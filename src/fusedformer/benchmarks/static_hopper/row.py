@@ -1,0 +1,53 @@
+"""One row of the Hopper kernels' static table: a `StaticRow`, and what only warp-specialized code can get wrong."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from fusedformer.benchmarks.static.row import StaticRow
+
+# The waits for matrix products in an iteration of the steady loop: each is for all but so many of the newest.
+WAITS = {
+    "attention_hopper_fwd_kernel": (1, 0),  # S(j), with P(j-1) V(j-1) under way; then that
+    "attention_hopper_dq_kernel": (1, 0, 0),  # S, with dP under way; dP; dQ
+    "attention_hopper_bwd_kernel": (1, 0, 1, 0),  # S, with dP under way; dP; dV, with dK under way; dK
+}
+
+
+FUSED_WAITS = (1, 0, 2, 1, 0)  # S, with dP under way; dP; dV, with dK and dQ under way; dK; dQ
+# One after the mbarriers are initialised, and one in each consumer after its tiles are in shared memory.
+FENCES, FUSED_FENCES = 3, 7  # the fused kernel's consumers hand over dS and dQ too, in the loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class HopperRow(StaticRow):
+    """A Hopper kernel compiled for sm_90a."""
+
+    triton: str = ""  # version that compiled it
+    waits: tuple[int, ...] = ()  # of the steady loop, see WAITS
+    early_arrivals: int = 0  # of mbarriers, with no barrier of the partition's threads since the last wgmma wait
+    unfenced_stores: int = 0  # by TMA, with no fence or no barrier since threads wrote to shared memory
+    fences: int = 0  # of the async proxy
+    most_tflops: float = 0.0  # if everything hides behind the unit `bound`; predicted_tflops is what a model expects
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every gate that the variant fails."""
+        is_fused = "fused" in self.variant.split()
+        waits = FUSED_WAITS if is_fused else WAITS.get(self.kernel)
+        fences = FUSED_FENCES if is_fused else FENCES
+        found = {
+            f"waits of the steady loop {self.waits}, designed {waits}": self.waits != waits,
+            f"{self.early_arrivals} arrivals that do not wait for all threads": self.early_arrivals > 0,
+            f"{self.unfenced_stores} TMA stores without a fence before them": self.unfenced_stores > 0,
+            f"{self.fences} fences of the async proxy, designed {fences}": self.fences != fences,
+        }
+        own = tuple(problem for problem, is_found in found.items() if is_found and self.compiled)
+        return super().problems + own
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "HopperRow":
+        """The row that `to_dict` described, also after a trip through JSON."""
+        row = super().from_dict(fields)
+        assert isinstance(row, HopperRow)
+        return dataclasses.replace(row, waits=tuple(row.waits))

@@ -1,0 +1,332 @@
+"""Attention backward for Hopper, the gradients of k and v, and that of q where it may be added up in any order.
+
+    p = exp(s - lse)    dp = dO v^T    ds = p * (dp - delta)    dv = p^T dO    dk = scale * ds^T q    dq = scale * ds k
+
+A program has two consumer warpgroups of 64 keys each, and a warp each to load and to store. It passes over the queries
+of all heads that read its keys, so that dK and dV stay in registers, and repeat bit for bit. A consumer computes S^T
+and dP^T of its keys, adds P^T dO to dV and dS^T Q to dK from registers, and, FUSED, hands dS^T over through shared
+memory: dQ = dS K takes the keys of both, and each consumer computes half of its columns. The writer warp adds dQ to
+global memory by TMA reductions, one for each tile and half. Their order is not fixed, so neither is dQ's last bit:
+dq_kernel.py is for those who want it fixed.
+
+Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py. Queries past the end have a dO and a delta of 0,
+and so do not count; keys past the end are hidden by a mask, or by `right`. FLOPs: 2 B H Sq Sk (2 D + 2 Dv), FUSED half
+as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
+Source: Shah et al., "FlashAttention-3", 2024, section B.1, but for the exchange of dS, which halves dQ's traffic.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from fusedformer.kernels.attention.hopper.ring import (
+    LN_2,
+    ROWS,
+    await_tile,
+    claim,
+    make_barriers,
+    make_ring,
+    make_tiles,
+    release,
+    tile_of,
+)
+from fusedformer.kernels.gluon_compat import async_atomic_add, async_load, async_store, barrier
+
+KEYS = gl.constexpr(128)  # of a program
+
+
+class Shared(NamedTuple):
+    """What the warps of a program share."""
+
+    k: Any  # (1, 1, 128, D)
+    v: Any  # (2, 1, 1, 64, D): a tile for each consumer; then that of dV
+    keys_full: Any  # (1, 1) mbarrier: both are there
+    q: Any  # Ring of (BLOCK_M, D)
+    shift: Any  # (stages, 1, 1, BLOCK_M) float32, which comes with q
+    dout: Any  # Ring of (BLOCK_M, D)
+    delta: Any  # (stages, 1, 1, BLOCK_M) float32, which comes with dout
+    dk: Any  # (2, 1, 1, 64, D), of q where that has the room
+    queries_done: Any  # (1, 1) mbarrier: both consumers have read the last of q
+    zeros: Any  # (2, 64) float32: NaN for a key whose dK or dV is not finite, else 0
+    done: Any  # (1, 1) mbarrier: both consumers have written dK, dV and zeros
+
+
+class Exchange(NamedTuple):
+    """What the consumers share of dQ; all None where another kernel computes it.
+
+    dS has two buffers, so that a consumer that got the other's dS(t) knows that the other's dQ(t - 2) is done with the
+    buffer of dS(t - 2) and dS(t).
+    """
+
+    ds: Any  # (2, 128, BLOCK_M): transposed
+    ds_full: Any  # (2, 1) mbarriers: both consumers have written their half
+    dq: Any  # (2, 1, 1, BLOCK_M, D / 2) float32: a half for each consumer
+    dq_full: Any  # (2, 1) mbarriers
+    dq_empty: Any  # (2, 1) mbarriers: the writer has sent it off
+
+
+@gluon.jit
+def _weights(s, shared, t, scale_log2, hidden, CAUSAL: gl.constexpr, layout: gl.constexpr):
+    """p^T of tile t. Key row i counts if i < `hidden`; if CAUSAL, for queries of the tile from i - hidden on."""
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    columns: gl.constexpr = gl.SliceLayout(0, layout)
+    shift = shared.shift.index(t % shared.shift.shape[0]).reshape([BLOCK_M]).load(columns)
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 0))
+    if hidden < (ROWS - 1 if CAUSAL else ROWS):  # a branch in one loop: two loops, the second without masks, spill
+        rows = gl.arange(0, ROWS, gl.SliceLayout(1, layout)) - hidden
+        if CAUSAL:  # the query in two parts, for the compiler: of the thread, and constant
+            query = gl.expand_dims(gl.arange(0, BLOCK_M, columns), 0)
+            visible = gl.expand_dims(rows, 1) - (query & 6) <= (query & -7)
+        else:
+            visible = gl.expand_dims(rows < 0, 1)
+        p = gl.where(visible, p, 0.0)
+    return p
+
+
+@gluon.jit
+def _bwd_step(
+    t, dk, dv, k, v, shared, exchange, scale_log2, hidden,
+    wid: gl.constexpr, CAUSAL: gl.constexpr,
+    s_layout: gl.constexpr, dk_layout: gl.constexpr, dq_layout: gl.constexpr,
+):  # fmt: skip
+    """Take tile t of queries into dK, before its scale, and dV; and hand on its dQ."""
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    D: gl.constexpr = shared.q.tiles.shape[4]
+    FUSED: gl.constexpr = exchange.ds is not None
+    operand: gl.constexpr = gl.DotOperandLayout(0, dk_layout, 2)
+    dtype: gl.constexpr = shared.q.tiles.dtype
+    q = tile_of(shared.q, t)
+    dout = tile_of(shared.dout, t)
+    zero = gl.full([ROWS, BLOCK_M], 0.0, gl.float32, s_layout)
+    await_tile(shared.q, t)
+    s = warpgroup_mma(k.slice(ROWS * wid, ROWS), q.permute((1, 0)), zero, use_acc=False, is_async=True)
+    await_tile(shared.dout, t)
+    dp = warpgroup_mma(v, dout.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(1, [s])
+    p = _weights(s, shared, t, scale_log2, hidden, CAUSAL, s_layout)
+    dp = warpgroup_mma_wait(0, [dp])
+    delta = shared.delta.index(t % shared.delta.shape[0]).reshape([BLOCK_M]).load(gl.SliceLayout(0, s_layout))
+    dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), dout, dv, is_async=True)
+    ds = (p * (dp - gl.expand_dims(delta, 0))).to(dtype)
+    if FUSED:
+        exchange.ds.index(t % 2).slice(ROWS * wid, ROWS).store(ds)
+        fence_async_shared()
+        barrier()
+        mbarrier.arrive(exchange.ds_full.index(t % 2), count=1)
+    dk = warpgroup_mma(gl.convert_layout(ds, operand), q, dk, is_async=True)
+    if FUSED:
+        mbarrier.wait(exchange.ds_full.index(t % 2), (t // 2) & 1)
+        half = gl.full([BLOCK_M, D // 2], 0.0, gl.float32, dq_layout)
+        columns = k.slice(wid * (D // 2), D // 2, dim=1)
+        dq = warpgroup_mma(exchange.ds.index(t % 2).permute((1, 0)), columns, half, use_acc=False, is_async=True)
+    dv = warpgroup_mma_wait(2 if FUSED else 1, [dv])
+    release(shared.dout, t)
+    dk = warpgroup_mma_wait(1 if FUSED else 0, [dk])
+    release(shared.q, t)
+    if FUSED:
+        dq = warpgroup_mma_wait(0, [dq])
+        mbarrier.wait(exchange.dq_empty.index(wid), (t & 1) ^ 1)
+        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).store(dq)
+        fence_async_shared()
+        barrier()
+        mbarrier.arrive(exchange.dq_full.index(wid), count=1)
+    return dk, dv
+
+
+@gluon.jit
+def _consumer(
+    shared, exchange, scale_log2, hidden, group, tiles,
+    wid: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    """Computes dK and dV of 64 keys."""
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    D: gl.constexpr = shared.q.tiles.shape[4]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
+    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
+    dtype: gl.constexpr = shared.q.tiles.dtype
+    dk = gl.full([ROWS, D], 0.0, gl.float32, dk_layout)
+    dv = gl.full([ROWS, D], 0.0, gl.float32, dk_layout)
+    k = shared.k.reshape([KEYS, D])
+    v = shared.v.index(wid).reshape([ROWS, D])
+    mbarrier.wait(shared.keys_full.index(0), 0)
+    hidden -= wid * ROWS
+    ahead = hidden
+    for t in range(group * tiles):
+        dk, dv = _bwd_step(
+            t, dk, dv, k, v, shared, exchange, scale_log2, ahead, wid, CAUSAL, s_layout, dk_layout, dq_layout
+        )
+        if CAUSAL:  # on to the next tile, or the next head's first
+            ahead += BLOCK_M
+            if ahead == hidden + tiles * BLOCK_M:
+                ahead = hidden
+
+    mbarrier.arrive(shared.queries_done.index(0), count=1)
+    v.store(dv.to(dtype))
+    dk = dk * (scale_log2 * LN_2)
+    shared.zeros.index(wid).store(gl.sum((dk + dv) * 0.0, 1))
+    mbarrier.wait(shared.queries_done.index(0), 0)  # the other has read the last of q, where dK may go
+    shared.dk.index(wid).reshape([ROWS, D]).store(dk.to(dtype))
+    fence_async_shared()
+    barrier()
+    mbarrier.arrive(shared.done.index(0), count=1)
+
+
+@gluon.jit
+def _producer(
+    shared, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last, batch, kv_head, start_n
+):
+    """Loads what the consumers read."""
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    keys_full = shared.keys_full.index(0)
+    mbarrier.expect(keys_full, k_desc.block_type.nbytes + 2 * v_desc.block_type.nbytes)
+    async_load(k_desc, [batch, kv_head, start_n, 0], keys_full, shared.k)
+    for wid in gl.static_range(2):
+        async_load(v_desc, [batch, kv_head, start_n + wid * ROWS, 0], keys_full, shared.v.index(wid))
+    t = first * 0
+    for member in range(group):
+        head = kv_head * group + member
+        for tile in range(first, last):
+            start_m = tile * BLOCK_M
+            stage = claim(shared.q, t, q_desc.block_type.nbytes + shift_desc.block_type.nbytes)
+            full = shared.q.full.index(stage)
+            async_load(q_desc, [batch, head, start_m, 0], full, shared.q.tiles.index(stage))
+            async_load(shift_desc, [batch, head, start_m], full, shared.shift.index(stage))
+            stage = claim(shared.dout, t, dout_desc.block_type.nbytes + delta_desc.block_type.nbytes)
+            full = shared.dout.full.index(stage)
+            async_load(dout_desc, [batch, head, start_m, 0], full, shared.dout.tiles.index(stage))
+            async_load(delta_desc, [batch, head, start_m], full, shared.delta.index(stage))
+            t += 1
+
+
+@gluon.jit
+def _writer(
+    shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
+    plane, seqlen_k,
+):  # fmt: skip
+    """Adds the consumers' halves of dQ to global memory, and stores dK and dV, and whether they are finite."""
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    if exchange.dq is not None:
+        t = first * 0
+        for member in range(group):
+            head = kv_head * group + member
+            for tile in range(first, last):
+                for wid in gl.static_range(2):
+                    mbarrier.wait(exchange.dq_full.index(wid), t & 1)
+                    column = wid * exchange.dq.shape[4]
+                    async_atomic_add(dq_desc, [batch, head, tile * BLOCK_M, column], exchange.dq.index(wid))
+                tma.store_wait(0)
+                for wid in gl.static_range(2):
+                    mbarrier.arrive(exchange.dq_empty.index(wid), count=1)
+                t += 1
+    mbarrier.wait(shared.done.index(0), 0)
+    for wid in gl.static_range(2):
+        async_store(dk_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.dk.index(wid))
+        async_store(dv_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.v.index(wid))
+    if finite_ptr is not None:  # here, for the consumers have no registers left
+        for wid in gl.static_range(2):
+            tile = start_n // ROWS + wid  # as ../bwd_dkdv_kernel.py counts them, which repairs those that are not
+            if tile * ROWS < seqlen_k:
+                zeros = shared.zeros.index(wid).load(gl.BlockedLayout([2], [32], [1], [0]))
+                place = plane * gl.cdiv(seqlen_k, ROWS) + tile
+                gl.store(finite_ptr + place, gl.sum(zeros, 0) == 0.0)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _make_exchange(dq_desc, dtype: gl.constexpr):
+    BLOCK_M: gl.constexpr = dq_desc.block_type.shape[2]
+    ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, BLOCK_M], dtype)
+    ds = gl.allocate_shared_memory(dtype, [2, KEYS, BLOCK_M], ds_layout)
+    dq = make_tiles(dq_desc, 2)
+    ds_full = make_barriers(2, 2)
+    dq_full = make_barriers(2, 1)
+    dq_empty = make_barriers(2, 1)
+    return Exchange(ds, ds_full, dq, dq_full, dq_empty)
+
+
+@gluon.jit
+def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES: gl.constexpr):
+    dtype: gl.constexpr = q_desc.dtype
+    k = gl.allocate_shared_memory(dtype, k_desc.block_type.shape, k_desc.layout)
+    v = make_tiles(v_desc, 2)
+    keys_full = make_barriers(1, 1)
+    q = make_ring(q_desc, STAGES, 2)
+    dout = make_ring(dout_desc, STAGES, 2)
+    shift = make_tiles(shift_desc, STAGES)
+    delta = make_tiles(delta_desc, STAGES)
+    dk = q.tiles
+    if q_desc.block_type.shape[2] != ROWS or STAGES < 2:
+        dk = make_tiles(v_desc, 2)
+    zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    queries_done = make_barriers(1, 2)
+    done = make_barriers(1, 2)
+    return Shared(k, v, keys_full, q, shift, dout, delta, dk, queries_done, zeros, done)
+
+
+@gluon.jit(do_not_specialize=["kv_heads", "group", "seqlen_q", "seqlen_k", "right"])
+def attention_hopper_bwd_kernel(
+    q_desc,  # (B, H, Sq, D), tiles (1, 1, BLOCK_M, D)
+    k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, 128, D)
+    v_desc,  # (B, Hkv, Sk, Dv), tiles (1, 1, 64, D)
+    dout_desc,  # (B, H, Sq, Dv), tiles (1, 1, BLOCK_M, D)
+    delta_desc,  # (B, H, Sq) float32, tiles (1, 1, BLOCK_M)
+    shift_desc,  # (B, H, Sq) float32, tiles (1, 1, BLOCK_M): lse in base 2, and +inf for a query that sees no key
+    dq_desc,  # (B, H, Sq, D) float32, 0 at the start and without its scale at the end; tiles (1, 1, BLOCK_M, D / 2);
+    # None where another kernel computes dQ
+    dk_desc,  # (B, Hkv, Sk, D), tiles (1, 1, 64, D)
+    dv_desc,  # (B, Hkv, Sk, Dv), tiles (1, 1, 64, D)
+    finite_ptr,  # (B, Hkv, tiles of 64) int8: whether these keys' gradients are finite; None where nothing is hidden
+    kv_heads,
+    group,
+    seqlen_q,
+    seqlen_k,
+    right,  # query i sees keys to i + right; None: all
+    scale_log2,  # scale * log2(e), positive
+    STAGES: gl.constexpr,  # of the rings of queries
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    """One program computes dK and dV of 128 keys of one key head, and their share of dQ."""
+    BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
+    CAUSAL: gl.constexpr = right is not None
+    tiles_n = gl.cdiv(seqlen_k, KEYS)
+    plane = gl.program_id(0) // tiles_n
+    start_n = gl.program_id(0) % tiles_n * KEYS  # the first keys first: when causal, they take longest
+    batch = plane // kv_heads
+    kv_head = plane % kv_heads
+    last = gl.cdiv(seqlen_q, BLOCK_M)
+    first = start_n * 0
+    hidden = seqlen_k - start_n
+    if CAUSAL:  # the queries before this tile see none of the program's keys
+        first = gl.minimum(gl.maximum(start_n - right, 0) // BLOCK_M, last)
+        hidden = first * BLOCK_M + right - start_n
+    shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES)
+    exchange = Exchange(None, None, None, None, None)
+    if dq_desc is not None:
+        exchange = _make_exchange(dq_desc, q_desc.dtype)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 0, CAUSAL)),
+            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 1, CAUSAL)),
+            (_producer, (
+                shared, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
+                batch, kv_head, start_n,
+            )),
+            (_writer, (
+                shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
+                plane, seqlen_k,
+            )),
+        ],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip

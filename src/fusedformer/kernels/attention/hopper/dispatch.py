@@ -1,0 +1,154 @@
+"""Whether the Hopper tier serves a launch, and if not, why: every other launch is plain Triton's.
+
+    FUSEDFORMER_HOPPER=1        it serves whatever it supports
+    FUSEDFORMER_HOPPER=fused    the same, and dQ is added up by atomics in the kernel of dK and dV: two products fewer,
+                                but its last bits may differ from one run to the next
+    FUSEDFORMER_HOPPER=0        it serves nothing
+    not set                     it serves the rows of tuning.py whose correctness on an H200 is on record in results/
+
+`preferred` does the same for a block of code. In the emulated world the kernels run in the simulator, where asked for.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fusedformer.kernels.attention.hopper import tuning
+
+if TYPE_CHECKING:
+    from fusedformer.kernels.attention.launch import Problem
+
+SWITCH = "FUSEDFORMER_HOPPER"
+KERNELS = "fusedformer.kernels.attention.hopper.kernels"
+ARCH = 90
+ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
+
+
+def check(preference: str) -> str:
+    """A value of FUSEDFORMER_HOPPER, empty for none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if preference not in ("", "0", "1", "fused"):
+        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1 or fused")
+    return preference
+
+
+_preference = check(os.environ.get(SWITCH, ""))
+
+
+@contextlib.contextmanager
+def preferred(preference: str) -> Iterator[None]:
+    """Inside the block, as if FUSEDFORMER_HOPPER had this value.
+
+    Raises:
+        ValueError: it is none of its values.
+    """
+    global _preference
+    before, _preference = _preference, check(preference)
+    try:
+        yield
+    finally:
+        _preference = before
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why the kernels cannot be had with the Triton that is here; None if they can."""
+    try:
+        importlib.import_module(KERNELS)
+    except (ImportError, AttributeError) as error:
+        return f"Triton's Gluon lacks what it needs: {error}"
+    return None
+
+
+def status() -> str:
+    """What the tier does in this process, in words."""
+    if reason := missing():
+        return f"off: {reason}"
+    if _preference:
+        return f"{'off' if _preference == '0' else 'on'}: {SWITCH}={_preference}"
+    recorded = sum(row.recorded for row in tuning.TABLE)
+    return f"on for the {recorded} of {len(tuning.TABLE)} variants that are recorded as correct on an H200" + (
+        f"; {SWITCH}=1 turns all of them on" if recorded < len(tuning.TABLE) else ""
+    )
+
+
+def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
+    """Why the Hopper tier does not launch `kernel` of this problem; None where it does.
+
+    `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, or "fused".
+    `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
+    """
+    row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
+    reasons = (
+        _unfit_place(problem.arch),
+        _unfit_features(kernel, problem),
+        _unfit_shape(problem, row),
+        next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None),
+        None if row is None else _unwanted(row),
+        missing(),
+    )
+    return next(filter(None, reasons), None)
+
+
+def _unfit_place(arch: int | None) -> str | None:
+    return None if arch in (None, ARCH) else f"it is for sm_{ARCH}, this is sm_{arch}"
+
+
+def _unfit_features(kernel: str, problem: "Problem") -> str | None:
+    extras = problem.extras
+    given = {
+        "a mask": extras.mask is not None,
+        "a bias": extras.bias is not None,
+        "ALiBi": extras.slopes is not None,
+        "dropout": extras.seed is not None,
+        "a softcap": extras.softcap != 0,
+        "packed sequences": extras.is_packed,
+        "a scale that is not positive": extras.scale <= 0,
+        "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
+        and problem.left is not None,
+    }
+    unfit = [name for name, is_given in given.items() if is_given]
+    return f"it does not take {', '.join(unfit)}" if unfit else None
+
+
+def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
+    q, k, v = problem.q, problem.k, problem.v
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"it is for float16 and bfloat16, not {q.dtype}"
+    if not (q.numel() and k.numel()):
+        return "there is nothing to compute"
+    if row is None:
+        return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
+    return None
+
+
+def _unfit_layout(x: Tensor) -> str | None:
+    """Rows must be dense, and everything else at multiples of 16 bytes, for TMA to find its way."""
+    size = x.element_size()
+    strides = [stride for stride, length in zip(x.stride()[:-1], x.shape) if length > 1]
+    # A fake tensor has no address, but PyTorch's own memory begins at a multiple of 16.
+    start = x.storage_offset() * size if isinstance(x, FakeTensor) else x.data_ptr()
+    is_dense = x.stride(-1) == 1 or x.shape[-1] == 1
+    if is_dense and start % 16 == 0 and all(stride > 0 and stride * size % 16 == 0 for stride in strides):
+        return None
+    return f"it reads dense rows at multiples of 16 bytes, not strides {tuple(x.stride())} at byte {start % 16}"
+
+
+def _unwanted(row: tuning.Row) -> str | None:
+    if _preference == "0":
+        return f"{SWITCH}=0"
+    if row.kernel == "fused" and _preference != "fused":
+        return f"its result may differ from one run to the next: {SWITCH}=fused turns it on"
+    if not _preference and not row.recorded:
+        return f"not yet on record as correct on an H200: {SWITCH}=1 turns it on"
+    return None

@@ -1,0 +1,187 @@
+"""Attention backward for Hopper, the gradient of q: a TMA producer warp and two consumer warpgroups of 64 queries each.
+
+    p = exp(s - lse)    dp = dO v^T    ds = p * (dp - delta)    dq = scale * ds k
+
+dQ is summed in registers by one consumer in one order, so it repeats bit for bit. Formulas: ../bwd_kernel.py; legend,
+rings and ragged edges: ring.py. FLOPs: 2 B H Sq Sk (2 D + Dv), half when causal. Memory: Q, dO and dQ once, K and V
+once for every 128 queries.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from fusedformer.kernels.attention.hopper.ring import (
+    LN_2,
+    ROWS,
+    Sight,
+    await_tile,
+    fill,
+    make_barriers,
+    make_ring,
+    make_tiles,
+    note_finite,
+    release,
+    tile_of,
+    visible_keys,
+    visited_tiles,
+    whole_tiles,
+)
+from fusedformer.kernels.gluon_compat import async_load, async_store
+
+
+class Shared(NamedTuple):
+    """What the warps of a program share."""
+
+    q: Any  # (2, 1, 1, 64, D): a tile for each consumer; then that of dQ
+    dout: Any  # (2, 1, 1, 64, Dv)
+    rows_full: Any  # (2, 1) mbarriers: of both
+    k: Any  # Ring of (BLOCK_N, D)
+    v: Any  # Ring of (BLOCK_N, Dv)
+
+
+@gluon.jit
+def _dq_step(
+    t, dq, q, dout, shift, delta, shared, sight, i, scale_log2,
+    MASKED: gl.constexpr, s_layout: gl.constexpr, dq_layout: gl.constexpr,
+):  # fmt: skip
+    """Take tile t of keys into dQ, before its scale."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
+    await_tile(shared.k, t)
+    s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    await_tile(shared.v, t)
+    dp = warpgroup_mma(dout, tile_of(shared.v, t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(1, [s])
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
+    if MASKED:
+        p = gl.where(visible_keys(i, t, sight, BLOCK_N, s_layout), p, 0.0)
+    dp = warpgroup_mma_wait(0, [dp])
+    release(shared.v, t)
+    ds = p * (dp - gl.expand_dims(delta, 1))
+    ds = gl.convert_layout(ds.to(shared.k.tiles.dtype), gl.DotOperandLayout(0, dq_layout, 2))
+    dq = warpgroup_mma(ds, tile_of(shared.k, t), dq, is_async=True)
+    dq = warpgroup_mma_wait(0, [dq])
+    release(shared.k, t)
+    return dq
+
+
+@gluon.jit
+def _consumer(
+    shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+    wid: gl.constexpr,
+):  # fmt: skip
+    """Computes dQ of 64 queries."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    D: gl.constexpr = shared.q.shape[4]
+    DV: gl.constexpr = shared.dout.shape[4]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    start_m += wid * ROWS
+    i = start_m + gl.arange(0, ROWS, gl.SliceLayout(1, s_layout))
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 0)
+    offsets = plane.to(gl.int64) * seqlen_q + i
+    shift = gl.load(shift_ptr + offsets, mask=i < seqlen_q, other=0.0)
+    delta = gl.load(delta_ptr + offsets, mask=i < seqlen_q, other=0.0)
+    dq = gl.full([ROWS, D], 0.0, gl.float32, dq_layout)
+
+    q = shared.q.index(wid).reshape([ROWS, D])
+    dout = shared.dout.index(wid).reshape([ROWS, DV])
+    mbarrier.wait(shared.rows_full.index(wid), 0)
+    if sight.lower is not None:
+        for t in range(0, whole_first):
+            dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, True, s_layout, dq_layout)
+    for t in range(whole_first, whole_last):
+        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, False, s_layout, dq_layout)
+    for t in range(whole_last, sight.tiles):
+        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, True, s_layout, dq_layout)
+
+    dq = dq * (scale_log2 * LN_2)
+    q.store(dq.to(shared.q.dtype))
+    fence_async_shared()
+    async_store(dq_desc, [plane // heads, plane % heads, start_m, 0], shared.q.index(wid))
+    if finite_ptr is not None:
+        note_finite(finite_ptr, dq, start_m, seqlen_q, plane)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _producer(shared, sight, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m):
+    """Loads what the consumers read."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    batch = plane // heads
+    head = plane % heads
+    for wid in gl.static_range(2):
+        full = shared.rows_full.index(wid)
+        mbarrier.expect(full, q_desc.block_type.nbytes + dout_desc.block_type.nbytes)
+        rows = start_m + wid * ROWS
+        async_load(q_desc, [batch, head, rows, 0], full, shared.q.index(wid))
+        async_load(dout_desc, [batch, head, rows, 0], full, shared.dout.index(wid))
+    for t in range(sight.tiles):
+        start_n = (sight.first + t) * BLOCK_N
+        fill(shared.k, k_desc, batch, head // group, start_n, t)
+        fill(shared.v, v_desc, batch, head // group, start_n, t)
+
+
+@gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
+def attention_hopper_dq_kernel(
+    q_desc,  # (B, H, Sq, D), tiles (1, 1, 64, D)
+    k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, BLOCK_N, D)
+    v_desc,  # (B, Hkv, Sk, Dv), tiles (1, 1, BLOCK_N, Dv)
+    dout_desc,  # (B, H, Sq, Dv), tiles (1, 1, 64, Dv)
+    delta_ptr,  # (B, H, Sq) float32, contiguous
+    shift_ptr,  # (B, H, Sq) float32, contiguous: lse in base 2, and +inf for a query that sees no key
+    dq_desc,  # (B, H, Sq, D), tiles (1, 1, 64, D)
+    finite_ptr,  # (B, H, tiles of 64) int8: whether these queries' dQ is finite; None where nothing is hidden
+    heads,
+    group,
+    seqlen_q,
+    seqlen_k,
+    diagonal,  # the key that query 0 faces
+    left,  # or None
+    right,  # or None
+    scale_log2,  # scale * log2(e), positive
+    STAGES: gl.constexpr,  # of the rings of keys and of values
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    """One program computes dQ of 128 queries of one head."""
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
+    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+    plane = gl.program_id(0) // tiles_m
+    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    lower = None if left is None else diagonal - left
+    upper = None if right is None else diagonal + right + 1
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
+    sight = Sight(seqlen_k, lower, upper, first, tiles)
+
+    q = make_tiles(q_desc, 2)
+    dout = make_tiles(dout_desc, 2)
+    rows_full = make_barriers(2, 1)
+    k = make_ring(k_desc, STAGES, 2)
+    v = make_ring(v_desc, STAGES, 2)
+    shared = Shared(q, dout, rows_full, k, v)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consumer, (
+                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                0,
+            )),
+            (_consumer, (
+                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                1,
+            )),
+            (_producer, (shared, sight, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip

@@ -1,0 +1,240 @@
+"""Attention forward for Hopper: a TMA producer warp and two consumer warpgroups of 64 queries each.
+
+A consumer issues S(j) = Q K(j)^T before O += P(j-1) V(j-1) and takes the softmax of S(j) while the latter runs; the two
+consumers take turns at issuing products (PING_PONG), so that the softmax of one runs under the products of the other.
+P goes from registers to the tensor core. Masks are in the loops over boundary tiles only; the first tile, which has no
+product before it, counts as one of them.
+
+Legend, rings and ragged edges: ring.py. Scores are in base 2 before the exponential: q k^T * scale * log2(e). FLOPs:
+2 B H Sq Sk (D + Dv), half when causal. Memory: as ../fwd_kernel.py, whose second launch repairs what a hidden NaN got
+into: each consumer notes whether its rows are finite.
+Source: Shah et al., "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", 2024.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from fusedformer.kernels.attention.hopper.ring import (
+    INF,
+    LN_2,
+    ROWS,
+    Sight,
+    await_tile,
+    fill,
+    make_barriers,
+    make_ring,
+    make_tiles,
+    note_finite,
+    release,
+    tile_of,
+    visible_keys,
+    visited_tiles,
+    whole_tiles,
+)
+from fusedformer.kernels.gluon_compat import async_load, async_store
+
+LOWEST = gl.constexpr(-3.4028234663852886e38)
+LOG2_E = gl.constexpr(1.4426950408889634)
+
+
+class Shared(NamedTuple):
+    """What the warps of a program share."""
+
+    q: Any  # (2, 1, 1, 64, D): a tile for each consumer
+    q_full: Any  # (2, 1) mbarriers
+    k: Any  # Ring of (BLOCK_N, D)
+    v: Any  # Ring of (BLOCK_N, Dv)
+    out: Any  # (2, 1, 1, 64, Dv), of q where that has as many columns
+    turn: Any  # (2, 1) mbarriers: this consumer may issue products
+
+
+@gluon.jit
+def _softmax(s, peak, total, i, t, sight, scale_log2, MASKED: gl.constexpr, layout: gl.constexpr):
+    """The weights of one tile; highest score and total weight after it, and what shrinks the sums before it."""
+    if MASKED:
+        s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)
+    new_peak = gl.maximum(peak, gl.max(s, 1) * scale_log2)
+    p = gl.exp2(s * scale_log2 - gl.expand_dims(new_peak, 1))
+    shrink = gl.exp2(peak - new_peak)
+    return p, new_peak, total * shrink + gl.sum(p, 1), shrink
+
+
+@gluon.jit
+def _fwd_step(
+    t, acc, peak, total, p, q, shared, sight, i, scale_log2,
+    wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
+):  # fmt: skip
+    """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    await_tile(shared.k, t)
+    if PING_PONG:
+        mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
+    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
+    s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    await_tile(shared.v, t - 1)
+    acc = warpgroup_mma(p, tile_of(shared.v, t - 1), acc, is_async=True)
+    if PING_PONG:
+        mbarrier.arrive(shared.turn.index(1 - wid), count=1)
+    s = warpgroup_mma_wait(1, [s])
+    release(shared.k, t)
+    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scale_log2, MASKED, s_layout)
+    acc = warpgroup_mma_wait(0, [acc])
+    release(shared.v, t - 1)
+    acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
+    p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
+    return acc, peak, total, p
+
+
+@gluon.jit
+def _consumer(
+    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+    wid: gl.constexpr, PING_PONG: gl.constexpr,
+):  # fmt: skip
+    """Computes 64 queries."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    D: gl.constexpr = shared.q.shape[4]
+    DV: gl.constexpr = shared.v.tiles.shape[4]
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
+    row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    start_m += wid * ROWS
+    i = start_m + gl.arange(0, ROWS, row_layout)
+    tiles = sight.tiles
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1)
+    acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
+    # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
+    peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
+    total = gl.full([ROWS], 0.0, gl.float32, row_layout)
+
+    q = shared.q.index(wid).reshape([ROWS, D])
+    mbarrier.wait(shared.q_full.index(wid), 0)
+    await_tile(shared.k, 0)
+    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
+    s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma_wait(0, [s])
+    release(shared.k, 0)
+    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scale_log2, True, s_layout)
+    p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
+    if sight.lower is not None:
+        for t in range(1, whole_first):
+            acc, peak, total, p = _fwd_step(
+                t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+            )
+    for t in range(whole_first, whole_last):
+        acc, peak, total, p = _fwd_step(
+            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, False, PING_PONG, s_layout, out_layout
+        )
+    for t in range(whole_last, tiles):
+        acc, peak, total, p = _fwd_step(
+            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+        )
+    await_tile(shared.v, tiles - 1)
+    acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, [acc])
+
+    if sinks_ptr is not None:
+        sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
+        new_peak = gl.maximum(peak, sink)
+        shrink = gl.exp2(peak - new_peak)
+        total = total * shrink + gl.exp2(sink - new_peak)
+        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
+        peak = new_peak
+    # A total of 0 with a key in sight: the scores are too large for float32 to tell apart. NaN says so, 0 would not.
+    sees_none = (total == 0.0) & (peak == LOWEST)
+    total = gl.where(total == 0.0, gl.where(sees_none, 1.0, float("nan")), total)
+    acc = acc / gl.expand_dims(gl.convert_layout(total, gl.SliceLayout(1, out_layout)), 1)
+    out = shared.out.index(wid)
+    out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
+    fence_async_shared()
+    async_store(out_desc, [plane // heads, plane % heads, start_m, 0], out)
+    if finite_ptr is not None:
+        note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
+    lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
+    gl.store(lse_ptr + (plane.to(gl.int64) * seqlen_q + i), lse, mask=i < seqlen_q)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m):
+    """Loads what the consumers read."""
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    batch = plane // heads
+    head = plane % heads
+    for wid in gl.static_range(2):
+        mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
+        rows = start_m + wid * ROWS
+        async_load(q_desc, [batch, head, rows, 0], shared.q_full.index(wid), shared.q.index(wid))
+    for t in range(sight.tiles):
+        start_n = (sight.first + t) * BLOCK_N
+        fill(shared.k, k_desc, batch, head // group, start_n, t)
+        fill(shared.v, v_desc, batch, head // group, start_n, t)
+
+
+@gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
+def attention_hopper_fwd_kernel(
+    q_desc,  # (B, H, Sq, D), tiles (1, 1, 64, D)
+    k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, BLOCK_N, D)
+    v_desc,  # (B, Hkv, Sk, Dv), tiles (1, 1, BLOCK_N, Dv)
+    sinks_ptr,  # (H,) float32, or None
+    out_desc,  # (B, H, Sq, Dv), tiles (1, 1, 64, Dv)
+    lse_ptr,  # (B, H, Sq) float32, contiguous
+    finite_ptr,  # (B, H, tiles of 64) int8: whether these queries are finite; None where nothing is hidden
+    heads,
+    group,
+    seqlen_q,
+    seqlen_k,
+    diagonal,  # the key that query 0 faces
+    left,  # or None
+    right,  # or None
+    scale_log2,  # scale * log2(e), positive
+    STAGES: gl.constexpr,  # of the rings of keys and of values
+    PING_PONG: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr,
+    PRODUCER_REGISTERS: gl.constexpr,
+):
+    """One program computes 128 queries of one head."""
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
+    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+    plane = gl.program_id(0) // tiles_m
+    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    lower = None if left is None else diagonal - left
+    upper = None if right is None else diagonal + right + 1
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
+    sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
+
+    q = make_tiles(q_desc, 2)
+    out = q
+    if out_desc.block_type.shape[3] != q_desc.block_type.shape[3]:
+        out = make_tiles(out_desc, 2)
+    q_full = make_barriers(2, 1)
+    k = make_ring(k_desc, STAGES, 2)
+    v = make_ring(v_desc, STAGES, 2)
+    turn = make_barriers(2, 1)
+    shared = Shared(q, q_full, k, v, out, turn)
+    fence_async_shared()
+    if PING_PONG:
+        mbarrier.arrive(turn.index(0), count=1)
+    gl.warp_specialize(
+        [
+            (_consumer, (
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                0, PING_PONG,
+            )),
+            (_consumer, (
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                1, PING_PONG,
+            )),
+            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )  # fmt: skip

@@ -1,0 +1,12 @@
+"""The kernels by name: importing this needs a Triton whose Gluon has all that they use."""
+
+from fusedformer.kernels.attention.hopper.bwd_kernel import attention_hopper_bwd_kernel
+from fusedformer.kernels.attention.hopper.dq_kernel import attention_hopper_dq_kernel
+from fusedformer.kernels.attention.hopper.fwd_kernel import attention_hopper_fwd_kernel
+
+KERNELS = {
+    "fwd": attention_hopper_fwd_kernel,
+    "dq": attention_hopper_dq_kernel,
+    "dkdv": attention_hopper_bwd_kernel,
+    "fused": attention_hopper_bwd_kernel,
+}

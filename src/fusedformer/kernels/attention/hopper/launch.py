@@ -1,0 +1,156 @@
+"""Launchers of the Hopper attention kernels: on an sm_90 GPU, or on CPU tensors in the simulator."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from fusedformer.kernels.attention.hopper import tuning
+from fusedformer.kernels.attention.hopper.dispatch import ROWS
+from fusedformer.kernels.attention.hopper.kernels import KERNELS
+
+if TYPE_CHECKING:
+    from fusedformer.kernels.attention.launch import Problem
+
+_PROGRAM_ROWS = 2 * ROWS
+_GLUON = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
+
+
+def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tensor | None) -> None:
+    """Launch kernel "fwd", "dq", "dkdv" or "fused" of a problem that `dispatch.refusal` has nothing against.
+
+    Args:
+        name: the kernel's.
+        problem: q, k, v and settings.
+        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head; None where nothing is
+            hidden.
+        tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py; "fused", those of
+            "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale.
+    """
+    row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
+    assert row is not None  # dispatch.refusal has found one
+    side = problem.k if name in ("dkdv", "fused") else problem.q
+    programs = side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], _PROGRAM_ROWS)
+    args = _ARGUMENTS[name](problem, row, finite, *tensors)
+    constants: dict[str, Any] = {
+        "STAGES": row.stages,
+        "CONSUMER_REGISTERS": row.consumer_registers,
+        "PRODUCER_REGISTERS": row.producer_registers,
+    }
+    if name == "fwd":
+        constants["PING_PONG"] = row.ping_pong
+    kernel = KERNELS[name]
+    if problem.arch is None:
+        from fusedformer import simulator
+
+        seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
+        simulator.run(kernel, (programs,), *args, seed=seed, **constants)
+        return
+    with torch.cuda.device_of(problem.q):
+        kernel[(programs,)](*args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
+
+
+def _fwd(
+    problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Any, ...]:
+    return (
+        rows_of(problem.q, ROWS, row.head_dim),
+        rows_of(problem.k, row.block, row.head_dim),
+        rows_of(problem.v, row.block, row.head_dim_v),
+        sinks,
+        rows_of(out, ROWS, row.head_dim_v),
+        lse,
+        finite,
+        *_sizes(problem),
+    )
+
+
+def _dq(
+    problem: "Problem", row: tuning.Row, finite: Tensor | None,
+    dout: Tensor, delta: Tensor, shift: Tensor, dq: Tensor, slope_rows: None,
+) -> tuple[Any, ...]:  # fmt: skip
+    return (
+        rows_of(problem.q, ROWS, row.head_dim),
+        rows_of(problem.k, row.block, row.head_dim),
+        rows_of(problem.v, row.block, row.head_dim_v),
+        rows_of(dout, ROWS, row.head_dim_v),
+        delta,
+        shift,
+        rows_of(dq, ROWS, row.head_dim),
+        finite,
+        *_sizes(problem),
+    )
+
+
+def _dkdv(
+    problem: "Problem", row: tuning.Row, finite: Tensor | None,
+    dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor, sums: Tensor | None = None,
+) -> tuple[Any, ...]:  # fmt: skip
+    heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
+    return (
+        rows_of(problem.q, row.block, row.head_dim),
+        rows_of(problem.k, _PROGRAM_ROWS, row.head_dim),
+        rows_of(problem.v, ROWS, row.head_dim),
+        rows_of(dout, row.block, row.head_dim),
+        numbers_of(delta, row.block),
+        numbers_of(shift, row.block),
+        None if sums is None else rows_of(sums, row.block, row.head_dim // 2),
+        rows_of(dk, ROWS, row.head_dim),
+        rows_of(dv, ROWS, row.head_dim),
+        finite,
+        heads // group,
+        group,
+        seqlen_q,
+        seqlen_k,
+        None if right is None else diagonal + right,
+        scale_log2,
+    )
+
+
+_ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "dq": _dq, "dkdv": _dkdv, "fused": _dkdv}
+
+
+def finish_fused(problem: "Problem", finite: Tensor | None, sums: Tensor, dq: Tensor | None) -> None:
+    """dQ from what "fused" has added up; whether it is finite, the repair finds out."""
+    assert dq is not None  # it is wanted
+    dq.copy_(sums.mul_(problem.extras.scale))
+    if finite is not None:
+        finite.zero_()
+
+
+def _sizes(problem: "Problem") -> tuple[Any, ...]:
+    """heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2."""
+    heads, group, seqlen_q, seqlen_k, left, right = problem.sizes
+    assert seqlen_q is not None
+    assert seqlen_k is not None
+    diagonal = seqlen_k - seqlen_q if problem.extras.bottom_right else 0
+    return heads, group, seqlen_q, seqlen_k, diagonal, left, right, problem.scoring.scale_log2
+
+
+def rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Descriptor of tiles of `rows` rows of a head of a (B, S, H, D) tensor."""
+    x = x.transpose(1, 2)
+    return _descriptor(
+        x, [1, 1, rows, columns], gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], _GLUON[x.dtype])
+    )
+
+
+def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
+    """Descriptor of tiles of `count` numbers of a head of a contiguous (B, H, S) float32 tensor.
+
+    TMA wants each head to begin at a multiple of 16 bytes: where the length is no multiple of 4, it reads a copy.
+    """
+    padding = -x.shape[2] % 4
+    if padding:
+        x = torch.nn.functional.pad(x, (0, padding))[:, :, :-padding]
+    return _descriptor(x, [1, 1, count], gl.NVMMASharedLayout(0, 32, 3))
+
+
+def _descriptor(x: Tensor, block: list[int], layout: gl.NVMMASharedLayout) -> TensorDescriptor:
+    """A dimension of size 1 may have any stride in PyTorch; TMA gets one that it accepts."""
+    strides = [stride if size > 1 else 16 for size, stride in zip(x.shape[:-1], x.stride())]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)

@@ -1,0 +1,83 @@
+"""Tile sizes of the Hopper attention kernels: a table, each row with its evidence.
+
+Nothing but the kernel, the head dimensions and the dtype may choose a row: a result must not depend on what else is in
+its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0.
+"""
+
+import functools
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Evidence of a row that was not timed: what a model says of its loop over whole tiles, from its machine code.
+
+    The model is fusedformer/benchmarks/static_hopper/model.py. `tflops` is the rate of the matrix products in bfloat16
+    that it expects, `most_tflops` the one if everything hides behind the unit `bound`.
+    """
+
+    tflops: int
+    most_tflops: int
+    bound: str
+
+    def __str__(self) -> str:
+        return f"predicted {self.tflops} to {self.most_tflops} TFLOP/s, bound by {self.bound}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one kernel is built for head dimensions up to `head_dim` of q and k, and `head_dim_v` of v.
+
+    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv" and "fused"; `stages` the tiles in flight in
+    each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/, which is what
+    puts it to use unasked.
+    """
+
+    kernel: str
+    head_dim: int
+    head_dim_v: int
+    block: int
+    stages: int
+    evidence: Predicted
+    consumer_registers: int = 240
+    producer_registers: int = 24
+    ping_pong: bool = True  # in "fwd": the consumers take turns at issuing products
+    recorded: bool = False
+
+
+UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
+# Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
+# that its 12 warps have must be there from the start.
+REGISTERS = 168
+SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
+
+TABLE = (
+    Row("fwd", 64, 64, 128, 2, UNKNOWN),
+    Row("fwd", 128, 128, 128, 2, UNKNOWN),
+    Row("fwd", 256, 128, 64, 2, UNKNOWN),
+    Row("fwd", 256, 256, 64, 2, UNKNOWN),
+    Row("dq", 64, 64, 128, 2, UNKNOWN),
+    Row("dq", 128, 128, 128, 2, UNKNOWN),
+    Row("dq", 256, 256, 32, 2, UNKNOWN),
+    Row("dkdv", 64, 64, 64, 2, UNKNOWN),
+    Row("dkdv", 128, 128, 64, 2, UNKNOWN),
+    Row("fused", 64, 64, 64, 2, UNKNOWN),
+    Row("fused", 128, 128, 64, 2, UNKNOWN),
+)
+
+
+@functools.cache
+def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
+    """The row that serves; None where there is none.
+
+    Args:
+        kernel: "fwd", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
+        head_dim: of q and k.
+        head_dim_v: of v.
+    """
+    if min(head_dim, head_dim_v) < SHORTEST:
+        return None
+    fitting = [
+        row for row in TABLE if row.kernel == kernel and head_dim <= row.head_dim and head_dim_v <= row.head_dim_v
+    ]  # fmt: skip
+    return min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)

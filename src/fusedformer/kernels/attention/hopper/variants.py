@@ -1,0 +1,103 @@
+"""The Hopper kernels as they are shipped: what the static world compiles, ahead of time, for sm_90a."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fusedformer.kernels.attention.hopper import tuning
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A descriptor of tiles of this shape and Triton type."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class HopperVariant:
+    """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
+
+    `features` are of "causal", "window" and "sinks".
+    """
+
+    row: tuning.Row
+    dtype: str = "bf16"
+    features: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = f"d{self.row.head_dim}"
+        if self.row.head_dim_v != self.row.head_dim:
+            sizes += f"/{self.row.head_dim_v}"
+        return " ".join([self.dtype, sizes, *["fused"] * (self.row.kernel == "fused"), *self.features])
+
+    @property
+    def _is_bwd(self) -> bool:
+        return self.row.kernel in ("dkdv", "fused")
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's function name."""
+        return f"attention_hopper_{'bwd' if self._is_bwd else self.row.kernel}_kernel"
+
+    @property
+    def copied_bytes(self) -> int:
+        """What TMA moves to and from shared memory in an iteration of the steady loop, for both consumers."""
+        columns = self.row.head_dim + self.row.head_dim_v
+        numbers = 2 if self._is_bwd else 0
+        # The fused kernel's dQ leaves by TMA too.
+        sums = self.row.head_dim if self.row.kernel == "fused" else 0
+        return self.row.block * (2 * columns + 4 * numbers + 4 * sums)
+
+    def arguments(self) -> dict[str, Any]:
+        """By name, in no order: a Triton type, a `Tile`, or (by name in capitals, or None) a compile-time value."""
+        hides = bool({"causal", "window"} & set(self.features))
+        common: dict[str, Any] = {
+            "sinks_ptr": "*fp32" if "sinks" in self.features else None,
+            "lse_ptr": "*fp32",
+            "delta_ptr": "*fp32",
+            "shift_ptr": "*fp32",
+            "finite_ptr": "*i8" if hides else None,
+            **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
+            "left": "i32" if "window" in self.features else None,
+            "right": "i32" if hides else None,
+            "scale_log2": "fp32",
+            "STAGES": self.row.stages,
+            "PING_PONG": self.row.ping_pong,
+            "CONSUMER_REGISTERS": self.row.consumer_registers,
+            "PRODUCER_REGISTERS": self.row.producer_registers,
+        }
+        return common | self._tiles()
+
+    def _tiles(self) -> dict[str, Any]:
+        block, columns, columns_v = self.row.block, self.row.head_dim, self.row.head_dim_v
+
+        def tile(rows: int, columns: int) -> Tile:
+            return Tile((1, 1, rows, columns), self.dtype)
+
+        if self._is_bwd:
+            sums = Tile((1, 1, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
+            queries, keys = tile(block, columns), tile(64, columns)
+            numbers = Tile((1, 1, block), "fp32")
+            return {
+                "q_desc": queries, "k_desc": tile(128, columns), "v_desc": keys, "dout_desc": queries,
+                "delta_desc": numbers, "shift_desc": numbers, "dq_desc": sums, "dk_desc": keys, "dv_desc": keys,
+            }  # fmt: skip
+        rows, rows_v = tile(64, columns), tile(64, columns_v)
+        tiles = {"q_desc": rows, "k_desc": tile(block, columns), "v_desc": tile(block, columns_v)}
+        return tiles | {"out_desc": rows_v, "dout_desc": rows_v, "dq_desc": rows}
+
+
+# By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
+_FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "fwd": ((), ("causal",), ("window", "sinks")),
+    "dq": ((), ("causal",), ("window",)),
+    "dkdv": ((), ("causal",)),
+    "fused": ((), ("causal",)),
+}
+
+
+def variants() -> list[HopperVariant]:
+    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16."""
+    found = [HopperVariant(row, features=features) for row in tuning.TABLE for features in _FEATURES[row.kernel]]
+    return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]

@@ -1,0 +1,297 @@
+"""Bugs planted in the Hopper attention kernels, as data, and what the simulator says of a kernel that has one.
+
+A bug is an edit of the kernels' text. Edited kernels run in this process, from copies of their files: Gluon reads a
+kernel's source from its file. They are launched as they stand, without the repair of hidden NaN that attention adds.
+"""
+
+import functools
+import importlib
+import itertools
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedformer import simulator
+from fusedformer.kernels.attention import hopper
+from fusedformer.kernels.attention.hopper.launch import numbers_of, rows_of
+
+FOLDER = Path(hopper.__file__).parent
+RING, FWD, BWD, DQ = "ring", "fwd_kernel", "bwd_kernel", "dq_kernel"
+LOG2_E = math.log2(math.e)
+# Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
+BUDGET, LSE_BUDGET = 2e-3, 1e-5
+REGISTERS: dict[str, Any] = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
+_copies = itertools.count()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Another text in one of the kernels' files."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class GluonBug:
+    """Edits of the kernels, and the case of CASES that shows them."""
+
+    name: str
+    case: str
+    edits: tuple[Edit, ...]
+
+
+def bug(name: str, case: str, file: str, old: str, new: str, *more: tuple[str, str]) -> GluonBug:
+    """An edit of a file, and further ones of (old, new)."""
+    return GluonBug(f"{file}: {name}", case, tuple(Edit(file, *edit) for edit in ((old, new), *more)))
+
+
+def without(name: str, case: str, file: str, line: str) -> GluonBug:
+    """A line that is not there."""
+    return bug(name, case, file, line, "")
+
+
+def swapped(name: str, case: str, file: str, first: str, second: str) -> GluonBug:
+    """Two passages, one after the other, in the other order."""
+    return bug(name, case, file, first + second, second + first)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch of a kernel: the smallest shapes that have ragged tails, several tiles, and heads that share keys."""
+
+    kernel: str
+    seqlen_q: int = 150
+    seqlen_k: int = 290
+    heads: int = 2
+    group: int = 2
+    head_dim: int = 64
+    head_dim_v: int = 64
+    left: int | None = None
+    right: int | None = 0  # relative to the key that a query faces, counted from the ends of both
+    stages: int = 2
+    block: int = 64
+    has_sinks: bool = False
+    has_flags: bool = False
+    is_fused: bool = False
+    dtype: torch.dtype = torch.float16
+
+
+CASES = {
+    "fwd": Case(FWD),
+    "fwd, full": Case(FWD, right=None),
+    "fwd, window": Case(FWD, left=130, right=20, stages=3),
+    "fwd, wide values": Case(FWD, head_dim=64, head_dim_v=128, has_sinks=True, seqlen_q=80),
+    "fwd, flags": Case(FWD, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "dq": Case(DQ),
+    "dq, window": Case(DQ, left=130, right=20),
+    "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "dkdv": Case(BWD, seqlen_k=200),
+    "dkdv, flags": Case(BWD, has_flags=True, seqlen_k=130, seqlen_q=70),
+    "bwd": Case(BWD, seqlen_k=200, is_fused=True),
+    "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
+}  # fmt: skip
+
+
+def texts(edits: tuple[Edit, ...]) -> dict[str, str]:
+    """The text of the kernels' files with the edits made, each of which has one place."""
+    result = {name: (FOLDER / f"{name}.py").read_text() for name in (RING, FWD, BWD, DQ)}
+    for edit in edits:
+        count = result[edit.file].count(edit.old)
+        assert count == 1, f"{edit.old!r} stands {count} times in {edit.file}.py"
+        result[edit.file] = result[edit.file].replace(edit.old, edit.new)
+    return result
+
+
+@contextmanager
+def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
+    """The kernels' modules, by their files' names, with the edits made."""
+    package = f"planted_kernels_{next(_copies)}"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / package).mkdir()
+        for name, text in texts(edits).items():
+            (Path(folder) / package / f"{name}.py").write_text(
+                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join((RING, FWD, BWD, DQ))}) )", f"{package}.", text)
+            )
+        sys.path.insert(0, folder)
+        try:
+            yield {name: importlib.import_module(f"{package}.{name}") for name in (FWD, BWD, DQ)}
+        finally:
+            sys.path.remove(folder)
+            for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+                del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a case computes on, and what must come out, in float64."""
+
+    q: Tensor  # (B, Sq, H, D)
+    k: Tensor  # (B, Sk, Hkv, D)
+    v: Tensor  # (B, Sk, Hkv, Dv)
+    dout: Tensor  # (B, Sq, H, Dv)
+    sinks: Tensor | None  # (H,)
+    delta: Tensor  # (B, H, Sq) float32
+    shift: Tensor  # (B, H, Sq) float32
+    expected: dict[str, Tensor]
+
+
+@functools.cache
+def problem_of(case: Case) -> Problem:
+    """The numbers of a case."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(case.dtype)
+
+    q = randn(1, case.seqlen_q, case.heads, case.head_dim)
+    if case.has_flags and case.kernel != BWD:
+        q[:, -1] = math.nan  # of the last tile alone
+    k = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim)
+    v = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim_v)
+    dout = randn(1, case.seqlen_q, case.heads, case.head_dim_v)
+    sinks = torch.randn(case.heads, generator=generator) if case.has_sinks else None
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        out, lse = reference(case, (leaves[0], leaves[1], leaves[2]), sinks)
+        dq, dk, dv = torch.autograd.grad(out, leaves, dout.double())
+    delta = (out.detach() * dout).sum(-1).transpose(1, 2).float().contiguous()
+    shift = torch.where(lse.isinf(), math.inf, lse.detach() * LOG2_E).float().contiguous()
+    expected = {"out": out.detach(), "lse": lse.detach(), "dq": dq, "dk": dk, "dv": dv}
+    return Problem(q, k, v, dout, sinks, delta, shift, expected)
+
+
+def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """out (B, Sq, H, Dv) and lse (B, H, Sq); a query that sees no key gives 0 and -inf."""
+    q = qkv[0].transpose(1, 2)
+    k, v = (x.transpose(1, 2).repeat_interleave(case.group, 1) for x in qkv[1:])
+    scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
+    distance = torch.arange(case.seqlen_k) - torch.arange(case.seqlen_q)[:, None] - (case.seqlen_k - case.seqlen_q)
+    is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (
+        distance <= (case.seqlen_k if case.right is None else case.right)
+    )
+    scores = scores.masked_fill(~is_visible, -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
+    sees_any = (scores != -math.inf).any(-1, keepdim=True)
+    weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
+    return (weights[..., : case.seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
+
+
+def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
+    """Launch the forward kernel."""
+    problem = problem_of(case)
+    q, k, v = problem.q, problem.k, problem.v
+    out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=case.dtype)
+    results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
+    flags = _flags(case, case.heads, case.seqlen_q)
+    simulator.run(
+        kernel, (_programs(case.seqlen_q) * case.heads,),
+        rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
+        problem.sinks, rows_of(out, 64, case.head_dim_v), results["lse"], flags, *_sizes(case),
+        STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
+    )  # fmt: skip
+    return results | _named(flags)
+
+
+def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
+    """Launch the kernel of dQ alone."""
+    problem = problem_of(case)
+    dq = torch.full_like(problem.q, math.nan)
+    flags = _flags(case, case.heads, case.seqlen_q)
+    simulator.run(
+        kernel, (_programs(case.seqlen_q) * case.heads,),
+        rows_of(problem.q, 64, case.head_dim), rows_of(problem.k, case.block, case.head_dim),
+        rows_of(problem.v, case.block, case.head_dim_v), rows_of(problem.dout, 64, case.head_dim_v),
+        problem.delta, problem.shift, rows_of(dq, 64, case.head_dim), flags, *_sizes(case),
+        STAGES=case.stages, **REGISTERS, **options,
+    )  # fmt: skip
+    return {"dq": dq} | _named(flags)
+
+
+def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
+    """Launch the kernel of dK and dV, and of dQ if the case is fused."""
+    problem = problem_of(case)
+    d, block = case.head_dim, case.block
+    dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
+    dq = torch.zeros(problem.q.shape) if case.is_fused else None
+    flags = _flags(case, case.heads // case.group, case.seqlen_k)
+    right = None if case.right is None else case.seqlen_k - case.seqlen_q + case.right
+    simulator.run(
+        kernel, (_programs(case.seqlen_k) * case.heads // case.group,),
+        rows_of(problem.q, block, d), rows_of(problem.k, 128, d), rows_of(problem.v, 64, d),
+        rows_of(problem.dout, block, d), numbers_of(problem.delta, block), numbers_of(problem.shift, block),
+        None if dq is None else rows_of(dq, block, d // 2), rows_of(dk, 64, d), rows_of(dv, 64, d), flags,
+        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, right, d**-0.5 * LOG2_E,
+        STAGES=case.stages, **REGISTERS, **options,
+    )  # fmt: skip
+    results = {"dk": dk, "dv": dv} | _named(flags)
+    return results if dq is None else results | {"dq": dq * d**-0.5}
+
+
+RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
+    FWD: (run_fwd, "attention_hopper_fwd_kernel"),
+    DQ: (run_dq, "attention_hopper_dq_kernel"),
+    BWD: (run_bwd, "attention_hopper_bwd_kernel"),
+}
+
+
+def _programs(length: int) -> int:
+    return -(-length // 128)
+
+
+def _sizes(case: Case) -> tuple[Any, ...]:
+    """heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2."""
+    diagonal = case.seqlen_k - case.seqlen_q
+    lengths = (case.heads, case.group, case.seqlen_q, case.seqlen_k)
+    return (*lengths, diagonal, case.left, case.right, case.head_dim**-0.5 * LOG2_E)
+
+
+def _flags(case: Case, heads: int, length: int) -> Tensor | None:
+    return torch.full((1, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
+
+
+def _named(flags: Tensor | None) -> dict[str, Tensor]:
+    return {} if flags is None else {"flags": flags}
+
+
+def error(name: str, x: Tensor, case: Case) -> float:
+    """The largest difference to float64, relative above 1; infinite where only one of the two is finite."""
+    if name == "flags":
+        return 0.0 if x.tolist() == expected_flags(case, x.shape[2]) else math.inf
+    expected = problem_of(case).expected[name]
+    if (expected.isfinite() != x.isfinite()).any():
+        return math.inf
+    difference = (x.double() - expected).abs() / expected.abs().clamp(min=1)
+    return difference[expected.isfinite()].max().item() * (BUDGET / LSE_BUDGET if name == "lse" else 1)
+
+
+def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
+    """Which tiles of 64 rows are finite: all but that of the NaN in q, which the kernels count first."""
+    return [
+        [[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]]
+        * (case.heads // (case.group if case.kernel == BWD else 1))
+    ]
+
+
+def outcome(modules: dict[str, ModuleType], case: Case, seed: int, *, clocks: bool = True) -> str:
+    """What is noticed of the kernels under a schedule: a hazard's text, a result with its error, or "right"."""
+    run, name = RUN[case.kernel]
+    try:
+        results = run(getattr(modules[case.kernel], name), case, seed=seed, clocks=clocks)
+    except simulator.Hazard as hazard:
+        return f"{type(hazard).__name__}: {hazard}"
+    errors = {name: error(name, x, case) for name, x in results.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    return "right" if errors[worst] < BUDGET else f"{worst} is {errors[worst]:.1e} off"

@@ -1,0 +1,203 @@
+"""The Hopper tier: its kernels in the simulator, or on an sm_90 GPU; when it serves, and what it says when it does not.
+
+The feature matrix is held against float64 by the error budget, under the schedules of several seeds; results must not
+depend on the schedule by a single bit.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from attention_cases import Case, check, check_inputs, make_inputs, run
+from conftest import HAS_GPU, emulated_world
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fusedformer.kernels.attention import launch
+from fusedformer.kernels.attention.extras import Extras
+from fusedformer.kernels.attention.hopper import dispatch
+from fusedformer.kernels.attention.op import attention
+from fusedformer.kernels.explain import explain
+
+pytestmark = pytest.mark.op("attention")
+
+H, B = torch.float16, torch.bfloat16
+IS_SM_90 = HAS_GPU and torch.cuda.get_device_capability() == (9, 0)
+SEEDS = int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10"))
+ALL, WITHOUT_DKDV = {"fwd", "dq", "dkdv"}, {"fwd", "dq"}
+CASES = [
+    (Case(130, 200, 64, dtype=B), ALL),
+    (Case(70, 140, 64, dtype=H, heads=4, kv_heads=2, batch=2, causal=True), ALL),
+    (Case(200, 70, 128, dtype=B, heads=1, causal=True), ALL),  # the first queries see nothing
+    (Case(70, 300, 128, dtype=H, heads=1), ALL),
+    (Case(1, 150, 96, dtype=B, causal=True), ALL),
+    (Case(129, 1, 64, dtype=H), ALL),
+    (Case(150, 260, 64, dtype=B, heads=1, window=(40, 20), sinks=True), WITHOUT_DKDV),
+    (Case(140, 140, 64, dtype=H, heads=1, window=(None, 3)), ALL),
+    (Case(70, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True), WITHOUT_DKDV),
+    (Case(70, 70, 256, dtype=H, heads=1, causal=True, sinks=True), WITHOUT_DKDV),
+]
+SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the kernels run, with the tier on."""
+    with dispatch.preferred("1"):
+        if request.param == "gpu":
+            if not IS_SM_90:
+                pytest.skip("gpu world: no sm_90 here")
+            yield torch.device("cuda")
+        else:
+            with emulated_world("attention") as world:
+                yield world.device
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Which kernels the tier has launched."""
+    if reason := dispatch.missing():
+        pytest.skip(reason)
+    names: set[str] = set()
+    do_launch = launch.Problem._launch_on_hopper
+
+    def noted(problem: launch.Problem, name: str, finite: Tensor | None, sums: Tensor | None, *tensors: Tensor) -> None:
+        names.add(name if sums is None else f"{name} fused")
+        do_launch(problem, name, finite, sums, *tensors)
+
+    monkeypatch.setattr(launch.Problem, "_launch_on_hopper", noted)
+    return names
+
+
+@pytest.mark.parametrize(("case", "kernels"), CASES, ids=str)
+def test_values_and_gradients(case: Case, kernels: set[str], device: torch.device, served: set[str]) -> None:
+    check(case, device)
+    assert served == kernels
+
+
+@pytest.mark.parametrize(
+    "case",
+    [Case(70, 140, 64, dtype=B, heads=4, kv_heads=2, causal=True), Case(130, 70, 96, dtype=H, heads=1)],
+    ids=str,
+)
+def test_fused_gradients(case: Case, device: torch.device, served: set[str]) -> None:
+    with dispatch.preferred("fused"):
+        check(case, device)
+    assert served == {"fwd", "dq fused", "dkdv fused"}
+
+
+def test_no_bit_depends_on_the_schedule(
+    device: torch.device, served: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = make_inputs(SMALL, device)
+
+    def results(seed: int) -> dict[str, Tensor]:
+        monkeypatch.setenv("FUSEDFORMER_EMULATION_SEED", str(seed))
+        return run(lambda **tensors: attention(**tensors, causal=True, return_lse=True), inputs)
+
+    first = results(1)
+    for seed in range(2, SEEDS + 1):
+        again = results(seed)
+        assert all(torch.equal(again[name], first[name]) for name in first)
+    assert served == ALL
+
+
+def test_strides_are_read_in_place(device: torch.device, served: set[str]) -> None:
+    inputs = make_inputs(SMALL, device)
+    q, k, v = (inputs[name] for name in "qkv")
+    wide = torch.randn(k.shape[0], k.shape[2], k.shape[1], 2 * k.shape[3], device=device).to(k.dtype)
+    strided = {"q": q.transpose(1, 2).contiguous().transpose(1, 2), "k": wide[..., :64].transpose(1, 2), "v": v}
+    check_inputs(SMALL, strided)
+    assert served == ALL
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_hidden_does_not_leak(value: float, device: torch.device, served: set[str]) -> None:
+    inputs = make_inputs(SMALL, device)
+    clean = _last_rows(inputs, device)
+    for name in "kv":
+        inputs[name][:, -1] = value  # the last query alone sees it
+    found = _last_rows(inputs, device)
+    for name in ("out", "lse", "dq"):  # what was repaired is summed in another order
+        torch.testing.assert_close(found[name][..., :-1, :], clean[name][..., :-1, :], atol=2e-3, rtol=2e-3)
+    assert served == ALL
+
+
+def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Results by query, the queries in the last dimension but one; gradients of all but the last query's output."""
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    out, lse = attention(**leaves, causal=True, return_lse=True)
+    dout = torch.ones_like(out)
+    dout[:, -1] = 0
+    (dq,) = torch.autograd.grad(out, [leaves["q"]], dout)
+    return {"out": out.transpose(1, 2), "lse": lse[..., None], "dq": dq.transpose(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"softcap": 5.0}, "it does not take a softcap"),
+        ({"alibi_slopes": torch.ones(2)}, "it does not take ALiBi"),
+        ({"scale": -1.0}, "a scale that is not positive"),
+        ({"q": torch.zeros(1, 8, 2, 64)}, "float16 and bfloat16, not torch.float32"),
+        ({"q": torch.zeros(1, 8, 2, 32, dtype=H)}, "no tile for head dimensions 32 and 32"),
+        ({"q": torch.zeros(1, 8, 2, 68, dtype=H)[..., 4:]}, "not strides (1088, 136, 68, 1) at byte 8"),
+        ({"q": torch.zeros(1, 1, 1, 64, dtype=H).expand(1, 8, 2, 64)}, "not strides"),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_serve_is_said(change: dict[str, object], reason: str) -> None:
+    settings = {"q": torch.zeros(1, 8, 2, 64, dtype=H)} | change
+    q = settings.pop("q")
+    with dispatch.preferred("1"):
+        (step,) = explain(attention, q, q, q, arch=90, **settings).steps
+    assert step.implementation == "Triton kernel for sm_90"
+    assert step.notes[-1].startswith("not the Hopper tier: ")
+    assert reason in step.notes[-1]
+
+
+def test_it_is_for_one_architecture() -> None:
+    q = torch.zeros(1, 8, 2, 64, dtype=H)
+    with dispatch.preferred("1"):
+        for arch in (80, 100, 120):
+            (step,) = explain(attention, q, q, q, arch=arch).steps
+            assert step.implementation == f"Triton kernel for sm_{arch}"
+
+
+def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
+    q = torch.zeros(1, 8, 2, 64, dtype=H)
+    texts = {}
+    for preference in ("1", "0", ""):
+        with dispatch.preferred(preference):
+            texts[preference] = str(explain(attention, q, q, q, arch=90)), dispatch.status()
+    assert "Gluon kernel for sm_90" in texts["1"][0]
+    assert "128 queries by 128 keys" in texts["1"][0]
+    assert "FUSEDFORMER_HOPPER=0" in texts["0"][0]
+    assert "FUSEDFORMER_HOPPER=1 turns it on" in texts[""][0]
+    assert texts["1"][1].startswith("on: ")
+    assert texts["0"][1].startswith("off: ")
+
+
+def test_a_wrong_setting_is_refused() -> None:
+    with (
+        pytest.raises(ValueError, match="FUSEDFORMER_HOPPER is 'yes', expected 0, 1 or fused"),
+        dispatch.preferred("yes"),
+    ):
+        pass
+
+
+def test_a_triton_without_gluon_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.zeros(1, 8, 2, 64, dtype=H)
+    problem = launch.Problem(
+        q, q, q, Extras(None, None, None, None, None, None, None, 0.125, 0.0, 0.0, None, None, True), 90
+    )
+    monkeypatch.setattr(dispatch, "KERNELS", "fusedformer.kernels.attention.hopper.no_such_module")
+    dispatch.missing.cache_clear()
+    try:
+        with dispatch.preferred("1"):
+            assert "Triton's Gluon lacks what it needs" in str(problem.hopper_refusal("fwd"))
+            assert dispatch.status().startswith("off: Triton's Gluon lacks")
+    finally:
+        dispatch.missing.cache_clear()

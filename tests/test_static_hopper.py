@@ -1,0 +1,165 @@
+"""The Hopper kernels in the static world: what is on record passes every gate, and each gate sees what it is for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fusedformer.benchmarks.static import loops
+from fusedformer.benchmarks.static_hopper import collect, explore, model, protocol
+from fusedformer.benchmarks.static_hopper.row import FENCES, WAITS, HopperRow
+from fusedformer.kernels.attention.hopper import tuning
+from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
+
+pytestmark = pytest.mark.op("attention")
+
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
+GPU_RECORD = collect.RECORD.with_name("hopper_h200.json")
+FWD = "attention_hopper_fwd_kernel"
+GOOD = HopperRow(op="attention", kernel=FWD, arch=90, registers=168, waits=WAITS[FWD], fences=FENCES)
+
+PTX = """
+	wgmma.wait_group.sync.aligned 1;
+	bar.sync 	2, 128;
+	@%p1 mbarrier.arrive.shared::cta.b64 _, [%r1], 1;
+	stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r2 + 0], {%r3, %r4, %r5, %r6};
+	fence.proxy.async.shared::cta;
+	bar.sync 	2, 128;
+	@%p2 cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%rd2, {%r4, %r5, %r6, %r7}], [%r8];
+$L__BB0_1:
+	st.shared.b32 [ %r9 + 0 ], %r10;
+	bra.uni 	$L__BB0_2;
+	st.shared.v2.b32 	[global_smem+67576], {%r1, %r2};
+	mbarrier.arrive.shared::cta.b64 _, [%r1], 1;
+"""
+SASS = """
+	.section	.text.kernel,"ax",@progbits
+.L_x_0:
+        /*0000*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT ;
+        /*0010*/                   HGMMA.64x128x16.F32.BF16 R88, R152, gdesc[UR8].tnspB, R88 ;
+        /*0020*/                   MUFU.EX2 R3, R4 ;
+        /*0030*/              @P0  BRA `(.L_x_0) ;
+        /*0040*/                   EXIT ;
+"""
+
+
+def _rows(compiler: str) -> dict[str, HopperRow]:
+    known = collect.recorded(compiler)
+    return {key: HopperRow.from_dict(row) for key, row in known.items()}
+
+
+@pytest.mark.static
+@pytest.mark.parametrize("compiler", VERSIONS)
+def test_every_shipped_variant_is_on_record_and_passes(compiler: str) -> None:
+    """Who changes a kernel records it anew: python -m fusedformer.benchmarks.static_hopper.collect, by each Triton."""
+    if not collect.RECORD.exists():
+        pytest.skip("no record: not a checkout")
+    rows = _rows(compiler)
+    missing = [f"{variant.row.kernel} {variant}" for variant in variants() if collect.key(variant) not in rows]
+    assert missing == []
+    assert {f"{row.kernel} {row.variant}": row.verdict for row in rows.values() if not row.passed} == {}
+    assert {row.triton for row in rows.values()} == {compiler}
+
+
+@pytest.mark.slow
+@pytest.mark.static
+def test_the_record_is_what_the_compiler_gives() -> None:
+    variant = HopperVariant(tuning.TABLE[0], features=("causal",))
+    (row,) = collect.collect([variant])
+    recorded = collect.recorded(row.triton)
+    assert collect.key(variant) in recorded, f"Triton {row.triton} has no record"
+    assert collect.compile.compile_apart(variant) == row
+
+
+def test_the_table_says_what_is_on_record() -> None:
+    """Of each row: the model's figures of the variant that hides least, by the Triton that is developed with."""
+    if not collect.RECORD.exists():
+        pytest.skip("no record: not a checkout")
+    rows = _rows("3.7.1")
+    for row in tuning.TABLE:
+        found = rows[collect.key(HopperVariant(row))]
+        expected = tuning.Predicted(round(found.predicted_tflops), round(found.most_tflops), found.bound)
+        assert row.evidence == expected, f"{row.kernel} {row.head_dim}/{row.head_dim_v}"
+
+
+def test_a_row_is_in_use_unasked_only_if_it_is_on_record_as_correct_on_an_h200() -> None:
+    recorded = {(row.kernel, row.head_dim, row.head_dim_v) for row in tuning.TABLE if row.recorded}
+    known = json.loads(GPU_RECORD.read_text()) if GPU_RECORD.exists() else []
+    assert recorded <= {tuple(entry) for entry in known}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"waits": (0, 0)}, "waits of the steady loop (0, 0), designed (1, 0)"),
+        ({"early_arrivals": 2}, "2 arrivals that do not wait for all threads"),
+        ({"unfenced_stores": 1}, "1 TMA stores without a fence before them"),
+        ({"fences": 2}, "2 fences of the async proxy, designed 3"),
+        ({"spill_bytes": 8}, "8 bytes spilled"),
+        ({"shared_bytes": 232_449}, "232449 bytes of shared memory, sm_90 has 232448"),
+        ({"warnings": ("(C7511) Potential Performance Loss",)}, "(C7511) Potential Performance Loss"),
+        ({"error": "no such thing"}, "no such thing"),
+    ],
+    ids=str,
+)
+def test_every_gate_sees_what_it_is_for(change: dict[str, object], problem: str) -> None:
+    assert GOOD.passed
+    row = HopperRow.from_dict(json.loads(json.dumps(GOOD.to_dict() | change)))
+    assert row.problems == (problem,)
+
+
+def test_order_is_read_in_ptx() -> None:
+    assert (protocol.early_arrivals(PTX), protocol.unfenced_stores(PTX), protocol.fences(PTX)) == (0, 0, 1)
+    assert protocol.early_arrivals(PTX.replace("bar.sync", "nop", 1)) == 1
+    assert protocol.unfenced_stores(PTX.replace("fence.proxy.async", "nop")) == 1
+    late = PTX.replace("\tfence.proxy.async.shared::cta;\n\tbar.sync \t2, 128;", "\tfence.proxy.async.shared::cta;")
+    assert protocol.unfenced_stores(late) == 1
+
+
+def test_the_busiest_unit_bounds_a_loop() -> None:
+    loop = loops.steady_loop(SASS, "kernel")
+    assert loop is not None
+    found = model.bound(loop, copied_bytes=0)
+    # Two consumers: 2 products of 64 x 128 x 16 each, at 2048 multiply-adds a cycle for 4 warps of each.
+    assert found.cycles["matrix"] == 2 * 2 * 64 * 128 * 16 / 2048
+    # B of both products, and A of the one that does not take it from registers, at 128 bytes a cycle.
+    assert found.cycles["shared"] == 2 * (2 * 128 + 64) * 16 * 2 / 128
+    assert (found.unit, found.most_tflops) == ("matrix", pytest.approx(989, rel=0.001))
+    more = model.bound(loop, copied_bytes=128 * 1000)
+    assert more.cycles["shared"] == found.cycles["shared"] + 1000
+    assert more.unit == "shared"
+    assert more.most_tflops == pytest.approx(989 * more.cycles["matrix"] / more.cycles["shared"], rel=0.001)
+
+
+def test_a_variant_that_does_not_compile_carries_its_error() -> None:
+    row = tuning.Row("fwd", 64, 64, 48, 2, tuning.UNKNOWN)  # no power of two
+    found = collect.compile.compile_apart(HopperVariant(row))
+    assert not found.compiled
+    assert found.problems == (found.error,)
+    assert "power of 2" in found.error
+
+
+def test_the_record_is_written_a_version_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(collect.compile, "compile_apart", lambda variant: GOOD)
+    seen = []
+    chosen = variants()[:2]
+    for compiler in ("1.0", "2.0", "2.0"):
+        monkeypatch.setattr(collect, "version", lambda package, compiler=compiler: compiler)
+        rows = collect.collect(chosen, progress=lambda done, total: seen.append((done, total)), record=True)
+        assert rows == [GOOD, GOOD]
+        monkeypatch.setattr(collect.compile, "compile_apart", lambda variant: GOOD)
+    assert seen == [(1, 2), (2, 2)] * 3
+    assert {compiler: len(collect.recorded(compiler)) for compiler in ("1.0", "2.0", "3.0")} == {
+        "1.0": 2,
+        "2.0": 2,
+        "3.0": 0,
+    }
+
+
+def test_the_design_space_holds_what_is_shipped() -> None:
+    shipped = {(row.kernel, row.head_dim, row.head_dim_v, row.block, row.stages) for row in tuning.TABLE}
+    explored = {(row.kernel, row.head_dim, row.head_dim_v, row.block, row.stages) for row in explore.candidates()}
+    assert {design for design in shipped if design[0] != "fused"} <= explored
+    table = explore.table({tuning.TABLE[0]: GOOD})
+    assert "shipped" in table.lines[0]
