@@ -194,7 +194,7 @@ def static(
         typer.Option(
             parser=option(parse_baseline),
             metavar="FILE",
-            help="What --json wrote before, or results/static.json: fail if any variant is worse.",
+            help="What --json wrote before, or the folder results: fail if any variant is worse.",
         ),
     ] = None,
 ) -> None:

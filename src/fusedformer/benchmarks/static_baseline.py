@@ -1,6 +1,6 @@
 """`fusedformer static --baseline FILE`: what has become worse or better than the rows of a file, figure by figure.
 
-The file is what `--json` wrote, or the record of a checkout, results/static.json. Figures are compared by what they
+The file is what `--json` wrote, or the folder of a checkout's records, results/. Figures are compared by what they
 cost a launch: registers by the warps that they leave room for, shared memory by the blocks, matrix instructions by
 their generation. Equal sources and compilers give equal rows, so any change is one of a kernel or of a compiler.
 """
@@ -8,12 +8,16 @@ their generation. Equal sources and compilers give equal rows, so any change is 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from fusedformer.benchmarks.report.tables import Table
 from fusedformer.benchmarks.static.model import programs_per_sm
 from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.benchmarks.static_hopper.row import HopperRow
 
 RATE_TOLERANCE = 0.005  # of a predicted rate, which is rounded
 _GENERATIONS = {"HMMA": 1, "HGMMA": 2, "UTCHMMA": 2}  # of matrix instructions: Ampere's, and each later GPU's own
@@ -70,15 +74,16 @@ class Change:
 
 
 def load(path: Path) -> list[StaticRow]:
-    """The rows of a baseline.
+    """The rows of a baseline: a file, or all records of a folder. Of Gluon kernels those of the Triton that is here.
 
     Raises:
         ValueError: there is no such file, or it holds no rows of the static world.
     """
     try:
-        content = json.loads(path.read_bytes())
-        found = chain.from_iterable(content.values()) if isinstance(content, dict) else content
-        rows = [StaticRow.from_dict(fields) for fields in found]
+        files = sorted(path.glob("static*.json")) if path.is_dir() else [path]
+        found = chain.from_iterable(_entries(json.loads(file.read_bytes())) for file in files)
+        rows = [(HopperRow if "waits" in fields else StaticRow).from_dict(fields) for fields in found]
+        rows = [row for row in rows if not isinstance(row, HopperRow) or row.triton == _triton()]
     except OSError as error:
         raise ValueError(f"cannot read the baseline {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -86,6 +91,17 @@ def load(path: Path) -> list[StaticRow]:
     if not rows:
         raise ValueError(f"the baseline {path} is empty")
     return rows
+
+
+def _entries(content: Any) -> list[dict[str, Any]]:
+    """Rows, out of the lists and dictionaries that records keep them in."""
+    if isinstance(content, dict):
+        return [content] if "kernel" in content else list(chain.from_iterable(map(_entries, content.values())))
+    return content
+
+
+def _triton() -> str:
+    return version("triton") if find_spec("triton") else ""
 
 
 def changes(rows: Sequence[StaticRow], baseline: Sequence[StaticRow]) -> list[Change]:
