@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from fusedformer.benchmarks import commands, static_baseline
 from fusedformer.benchmarks.static import cache, collect
 from fusedformer.benchmarks.static.row import StaticRow
+from fusedformer.benchmarks.static_hopper import collect as hopper_world
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 
 ROW = StaticRow(
@@ -78,6 +79,7 @@ def test_new_and_gone_variants_are_told_but_not_where_nothing_was_compiled() -> 
 
 def run(monkeypatch: pytest.MonkeyPatch, rows: list[StaticRow], baseline: Path) -> Result:
     monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows)
+    monkeypatch.setattr(hopper_world, "collect", lambda progress, record: [])
     environment = {"COLUMNS": "300", "NO_COLOR": "1"}
     return CliRunner(env=environment).invoke(commands.app, ["static", "--baseline", str(baseline)])
 
