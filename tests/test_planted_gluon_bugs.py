@@ -18,6 +18,7 @@ SEEDS = range(int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10")))
 EVERY = 15  # bugs, of which one is in `make test`
 BUGS = [*planted_gluon_bugs.BUGS, *planted_gluon_gradient_bugs.BUGS]
 HARMLESS = [*planted_gluon_bugs.HARMLESS, *planted_gluon_gradient_bugs.HARMLESS]
+# Which random schedules alone let pass on some seeds.
 NEED_CLOCKS = [
     "fwd_kernel: O over the other consumer's Q",
     "fwd_kernel: V of the wrong tile released",
@@ -32,9 +33,9 @@ def parameters(edits: list[GluonBug]) -> list[object]:
     ]
 
 
-def outcomes(bug: GluonBug, *, clocks: bool = True) -> list[str]:
+def outcomes(bug: GluonBug, seeds: range = SEEDS, *, clocks: bool = True) -> list[str]:
     with edited(bug.edits) as modules:
-        return [outcome(modules, CASES[bug.case], seed, clocks=clocks) for seed in SEEDS]
+        return [outcome(modules, CASES[bug.case], seed, clocks=clocks) for seed in seeds]
 
 
 def test_there_are_a_hundred_bugs_of_different_names() -> None:
@@ -60,7 +61,7 @@ def test_the_kernels_as_they_are(case: str) -> None:
 @pytest.mark.parametrize("name", NEED_CLOCKS)
 def test_random_schedules_alone_let_bugs_pass(name: str) -> None:
     (bug,) = (bug for bug in BUGS if bug.name == name)
-    assert "right" in outcomes(bug, clocks=False)
+    assert "right" in outcomes(bug, range(10), clocks=False)
 
 
 def test_every_edit_has_one_place() -> None:

@@ -110,6 +110,7 @@ class Language:
         names: dict[str, Any] = {"__builtins__": DEVICE_BUILTINS}
         rebuilt = types.FunctionType(code, names, function.__name__, None, function.__closure__)
         rebuilt.__defaults__ = tuple(map(self.bind, function.__defaults__ or ()))
+        rebuilt.__kwdefaults__ = {name: self.bind(value) for name, value in (function.__kwdefaults__ or {}).items()}
         read = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
         names.update({name: self.bind(scope[name]) for name in sorted(read) if name in scope})
         return rebuilt

@@ -76,7 +76,8 @@ class Scheduler:
     """Runs the partitions of one program until all have ended."""
 
     def __init__(self, random: Random) -> None:
-        self.partitions: list[Partition] = []
+        self.partitions: list[Partition] = []  # that have not ended
+        self._threads: list[threading.Thread] = []
         self.events: list[Event] = []
         self._random = random
         self._weights: dict[str, float] = defaultdict(lambda: 2 ** random.uniform(-SPREAD, SPREAD))
@@ -95,25 +96,23 @@ class Scheduler:
         partition = Partition(name, num_warps, body, past)
         partition.baton.acquire()
         partition.thread = threading.Thread(target=self._live, args=(partition,), name=name, daemon=True)
+        self._threads.append(partition.thread)
         self.partitions.append(partition)
         partition.thread.start()
         return partition
 
     def run(self) -> None:
         """Let the partitions go on until all have ended; raises what one of them raised."""
-        threads = [partition.thread for partition in self.partitions]
         self._finished.acquire()
         try:
             self._hand_over()
             self._finished.acquire()
         finally:
-            threads += [partition.thread for partition in self.partitions]
             self._failure = self._failure or (_AbandonedError() if self.partitions else None)
             for partition in self.partitions:
                 partition.baton.release()
-            for thread in threads:
-                if thread:
-                    thread.join()
+            for thread in self._threads:
+                thread.join()
         if self._failure:
             raise self._failure
 
