@@ -88,10 +88,14 @@ def test_fused_gradients(case: Case, device: torch.device, served: set[str]) -> 
     assert served == {"fwd", "dq fused", "dkdv fused"}
 
 
-def test_fused_gradients_leave_out_what_spills(device: torch.device, served: set[str]) -> None:
+def test_what_spills_is_not_served(device: torch.device, served: set[str]) -> None:
     with dispatch.preferred("fused"):
         run(lambda **tensors: attention(**tensors, return_lse=True), make_inputs(Case(1, 1, 128, dtype=B), device))
     assert served == ALL
+    served.clear()
+    case = Case(1, 70, 128, dtype=B, window=(3, 0))
+    run(lambda **tensors: attention(**tensors, **case.settings, return_lse=True), make_inputs(case, device))
+    assert served == {"fwd"}
 
 
 def test_no_bit_depends_on_the_schedule(

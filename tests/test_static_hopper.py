@@ -16,7 +16,11 @@ pytestmark = pytest.mark.op("attention")
 # What each version of Triton has to have on record: with the one to develop with everything, with others each row.
 VERSIONS = {"3.6.0": ("causal",), "3.7.1": None, "3.9.0": ("causal",)}
 # Right, but slower than it could be: a few bytes do not fit into registers there.
-SPILLING = {("3.9.0", "attention_hopper_fwd_kernel bf16 d64 window sinks")}
+SPILLING = {
+    ("3.9.0", "attention_hopper_fwd_kernel bf16 d64 window sinks"),
+    ("3.9.0", "attention_hopper_fwd_kernel bf16 d256 causal"),
+    ("3.9.0", "attention_hopper_dq_kernel bf16 d256 causal"),
+}
 GPU_RECORD = collect.RECORD.with_name("hopper_h200.json")
 FWD = "attention_hopper_fwd_kernel"
 GOOD = HopperRow(op="attention", kernel=FWD, arch=90, registers=168, waits=WAITS[FWD], fences=FENCES)

@@ -138,8 +138,9 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
         return "there is nothing to compute"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    if not row.is_for_all and problem.right is None:
-        return f"its registers do not suffice for head dimension {q.shape[3]} without a causal mask"
+    kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
+    if kind in row.spills:
+        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {kind}"
     return None
 
 

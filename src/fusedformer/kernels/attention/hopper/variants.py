@@ -103,6 +103,6 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
-        if features or row.is_for_all
+        if not {*(features or ("whole",))} & {*row.spills}
     ]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
