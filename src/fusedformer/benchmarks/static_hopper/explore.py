@@ -65,8 +65,9 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
         [
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
             f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
-            "Shipped are, of those that pass every gate, the ones with the highest rates; of equals the one with less "
-            "shared memory, and turns, which the model does not see: they keep the consumers out of step.",
+            "Shipped are rows that pass every gate. Where rates are equal, the larger tile, which has fewer iterations, "
+            "and turns, which keep the consumers out of step: the model sees neither. What is better here and not "
+            "shipped has not been compiled with every mask yet.",
         ],
     )
 
