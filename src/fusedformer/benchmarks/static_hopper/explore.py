@@ -65,7 +65,7 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
         [
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
             f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
-            "Shipped are rows that pass every gate. Where rates are equal, the larger tile, which has fewer iterations, "
+            "Shipped are rows that pass every gate. Where rates are equal, the larger tile, of fewer iterations, "
             "and turns, which keep the consumers out of step: the model sees neither. What is better here and not "
             "shipped has not been compiled with every mask yet.",
         ],
