@@ -79,13 +79,23 @@ def test_values_and_gradients(case: Case, kernels: set[str], device: torch.devic
 
 @pytest.mark.parametrize(
     "case",
-    [Case(70, 140, 64, dtype=B, heads=4, kv_heads=2, causal=True), Case(130, 70, 96, dtype=H, heads=1)],
+    [Case(70, 140, 96, dtype=B, heads=2, causal=True), Case(130, 70, 64, dtype=H, heads=1)],
     ids=str,
 )
 def test_fused_gradients(case: Case, device: torch.device, served: set[str]) -> None:
     with dispatch.preferred("fused"):
         check(case, device)
     assert served == {"fwd", "dq fused", "dkdv fused"}
+
+
+def test_what_spills_is_not_served(device: torch.device, served: set[str]) -> None:
+    with dispatch.preferred("fused"):
+        run(lambda **tensors: attention(**tensors, return_lse=True), make_inputs(Case(1, 1, 128, dtype=B), device))
+    assert served == ALL
+    served.clear()
+    case = Case(1, 70, 128, dtype=B, window=(3, 0))
+    run(lambda **tensors: attention(**tensors, **case.settings, return_lse=True), make_inputs(case, device))
+    assert served == {"fwd"}
 
 
 def test_no_bit_depends_on_the_schedule(

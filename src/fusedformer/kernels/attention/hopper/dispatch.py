@@ -89,19 +89,28 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
     row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
-    reasons = (
-        _unfit_place(problem.arch),
-        _unfit_features(kernel, problem),
-        _unfit_shape(problem, row),
-        next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None),
-        None if row is None else _unwanted(row),
-        missing(),
+    return (  # the cheapest first: every launch comes by here
+        _unfit_place(problem.arch)
+        or _unwanted(kernel, row)
+        or _unfit_features(kernel, problem)
+        or _unfit_shape(problem, row)
+        or next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None)
+        or missing()
     )
-    return next(filter(None, reasons), None)
 
 
 def _unfit_place(arch: int | None) -> str | None:
     return None if arch in (None, ARCH) else f"it is for sm_{ARCH}, this is sm_{arch}"
+
+
+def _unwanted(kernel: str, row: tuning.Row | None) -> str | None:
+    if _preference == "0":
+        return f"{SWITCH}=0"
+    if kernel == "fused" and _preference != "fused":
+        return f"its result may differ from one run to the next: {SWITCH}=fused turns it on"
+    if not _preference and not (row and row.recorded):
+        return f"not yet on record as correct on an H200: {SWITCH}=1 turns it on"
+    return None
 
 
 def _unfit_features(kernel: str, problem: "Problem") -> str | None:
@@ -129,6 +138,9 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
         return "there is nothing to compute"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
+    kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
+    if kind in row.spills:
+        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {kind}"
     return None
 
 
@@ -142,13 +154,3 @@ def _unfit_layout(x: Tensor) -> str | None:
     if is_dense and start % 16 == 0 and all(stride > 0 and stride * size % 16 == 0 for stride in strides):
         return None
     return f"it reads dense rows at multiples of 16 bytes, not strides {tuple(x.stride())} at byte {start % 16}"
-
-
-def _unwanted(row: tuning.Row) -> str | None:
-    if _preference == "0":
-        return f"{SWITCH}=0"
-    if row.kernel == "fused" and _preference != "fused":
-        return f"its result may differ from one run to the next: {SWITCH}=fused turns it on"
-    if not _preference and not row.recorded:
-        return f"not yet on record as correct on an H200: {SWITCH}=1 turns it on"
-    return None

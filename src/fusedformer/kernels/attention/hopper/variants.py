@@ -99,5 +99,10 @@ _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 def variants() -> list[HopperVariant]:
     """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16."""
-    found = [HopperVariant(row, features=features) for row in tuning.TABLE for features in _FEATURES[row.kernel]]
+    found = [
+        HopperVariant(row, features=features)
+        for row in tuning.TABLE
+        for features in _FEATURES[row.kernel]
+        if not {*(features or ("whole",))} & {*row.spills}
+    ]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
