@@ -71,7 +71,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("case", "kernels"), CASES, ids=lambda value: str(value) if isinstance(value, Case) else str(len(value)))
+@pytest.mark.parametrize(("case", "kernels"), CASES, ids=[str(case) for case, _ in CASES])
 def test_values_and_gradients(case: Case, kernels: set[str], device: torch.device, served: set[str]) -> None:
     check(case, device)
     assert served == kernels
