@@ -1,5 +1,6 @@
 """Without a kernel a patched model costs what it did. `pytest tests/test_patch_speed.py` prints what a call costs."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 import fusedformer
 
-LIMIT = 1.03
+# Other workers of pytest-xdist take the caches away: `.ci/run` runs this file by itself too, at the limit that is promised.
+LIMIT = 1.2 if "PYTEST_XDIST_WORKER" in os.environ else 1.03
 SECONDS = 30.0  # for a ratio to be found below its limit, among the noise of a busy machine
 
 

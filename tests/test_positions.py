@@ -163,11 +163,11 @@ def test_packed_is_padded_is_single(pooling: str, positions: str) -> None:
     packed, embedded = model(tokens, cu_seqlens=cu_seqlens), model.embed(tokens, cu_seqlens=cu_seqlens)
     mask = torch.arange(12) < torch.tensor([[3], [12], [1], [7]])
     padded = torch.zeros(4, 12, dtype=torch.long).masked_scatter(mask, tokens)
-    torch.testing.assert_close(packed, model(padded, mask)[mask], rtol=0, atol=1e-6)
-    torch.testing.assert_close(embedded, model.embed(padded, mask), rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed, model(padded, mask)[mask], rtol=0, atol=2e-6)
+    torch.testing.assert_close(embedded, model.embed(padded, mask), rtol=0, atol=2e-6)
     for row, alone, vector in zip(rows, packed.split([3, 12, 1, 7]), embedded, strict=True):
-        torch.testing.assert_close(alone, model(row[None])[0], rtol=0, atol=1e-6)
-        torch.testing.assert_close(vector, model.embed(row[None])[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone, model(row[None])[0], rtol=0, atol=2e-6)
+        torch.testing.assert_close(vector, model.embed(row[None])[0], rtol=0, atol=2e-6)
 
 
 def test_packed_token_types_and_gradients() -> None:
@@ -176,7 +176,7 @@ def test_packed_token_types_and_gradients() -> None:
     types = (tokens > 9).long()
     packed = model(tokens, token_type_ids=types, cu_seqlens=cu_seqlens)
     alone = [model(t[None], token_type_ids=s[None])[0] for t, s in zip(tokens.split([4, 6]), types.split([4, 6]))]
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=2e-6)
     parameters = list(model.parameters())
     ours = torch.autograd.grad(packed.square().mean(), parameters)
     theirs = torch.autograd.grad(torch.cat(alone).square().mean(), parameters)

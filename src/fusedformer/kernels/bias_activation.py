@@ -56,12 +56,17 @@ def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _bias_activation(function: str, x: Tensor, bias: Tensor, activation: int) -> Tensor:
-    is_usual = library.are_alike(x, bias) and x.dim() > 0 and bias.dim() == 1 and bias.size(0) == x.size(-1)
-    if not is_usual:
+    if not _are_usual(x, bias):
         _check(function, x, bias)
     if bias.dtype not in (x.dtype, torch.float32):  # the kernels take these two
         bias = bias.to(reference.accumulate_dtype(x.dtype))
     return bias_activation_fwd(x, bias, activation)
+
+
+def _are_usual(x: Tensor, bias: Tensor) -> bool:
+    if bias is None or not library.are_alike(x, bias) or x.dim() == 0:
+        return False
+    return bias.dim() == 1 and bias.size(0) == x.size(-1)
 
 
 def _check(function: str, x: Tensor, bias: Tensor) -> None:
