@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fusedformer
 
-# Other workers of pytest-xdist take the caches away: `.ci/run` runs this file by itself too, at the limit that is promised.
+# Other workers of pytest-xdist take the caches away; `.ci/run` runs this file by itself too, at the limit promised.
 LIMIT = 1.2 if "PYTEST_XDIST_WORKER" in os.environ else 1.03
 SECONDS = 30.0  # for a ratio to be found below its limit, among the noise of a busy machine
 
