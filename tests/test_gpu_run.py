@@ -41,6 +41,15 @@ def test_the_budget_stops_a_step_and_what_follows(tmp_path: Path) -> None:
     assert not (tmp_path / "late.log").exists()
 
 
+def test_a_step_that_may_hang_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    plan = [
+        gpu.Step("endless", python("import time; time.sleep(60)"), most=1),
+        gpu.Step("last", python("print('ran')")),
+    ]
+    assert gpu.run(plan, tmp_path, budget=20) == ["endless"]
+    assert (tmp_path / "last.log").read_text() == "ran\n"
+
+
 def test_the_tests_leave_the_benchmark_its_time(tmp_path: Path) -> None:
     plan = [
         gpu.Step("endless", python("import time; time.sleep(60)"), reserve=8),
@@ -48,7 +57,7 @@ def test_the_tests_leave_the_benchmark_its_time(tmp_path: Path) -> None:
     ]
     assert gpu.run(plan, tmp_path, budget=10) == ["endless"]
     assert (tmp_path / "last.log").read_text().startswith("left ")
-    _, tests, bench, *_ = gpu.steps("python3", "9.0", tmp_path, budget=400)
+    _, tests, _, bench, *_ = gpu.steps("python3", "9.0", tmp_path, budget=400)
     assert (tests.reserve, bench.reserve) == (280, 60)
 
 
@@ -68,10 +77,12 @@ def test_no_step_that_imports_runs_where_the_links_are(tmp_path: Path) -> None:
 
 
 def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
-    build, tests, bench, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
+    build, tests, hopper, bench, report, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
     assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
     assert "gpu" in tests.command
+    assert any(part.endswith(gpu.HOPPER_TESTS) for part in hopper.command)
     assert str(tmp_path / "bench") in bench.command
+    assert report.command[-4:] == ("report", str(tmp_path / "bench"), "--output", str(tmp_path / "report"))
     assert (sanitizer.command[0], sanitizer.needs) == ("compute-sanitizer", "compute-sanitizer")
     assert all((gpu.ROOT / test).exists() for test in gpu.SANITIZED)
     assert [step.name for step in tuning] == ["tune-fwd-128", "tune-dq-128", "tune-dkdv-128", "tune-fwd-64"]
