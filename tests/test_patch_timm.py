@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from drop_in_models import counts, loss_and_gradients, serve_everywhere
-from test_timm import timm  # noqa: F401  (a fixture)
 from torch import Tensor, nn
 
 import fusedformer
@@ -42,7 +41,7 @@ class WithLoss(nn.Module):
 
 @pytest.mark.parametrize("served", [True, False], ids=["served", "original"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_before(timm: Any, kind: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_as_before(timm: Any, kind: str, served: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = WithLoss(timm.models.vision_transformer.VisionTransformer(**SIZES, **KINDS[kind]))
     for parameter in model.parameters():
@@ -64,14 +63,14 @@ def test_as_before(timm: Any, kind: str, served: bool, monkeypatch: pytest.Monke
     assert [type(module) for module in model.modules()] == before
 
 
-def test_every_digest_is_of_a_class_of_this_version(timm: Any) -> None:  # noqa: F811
+def test_every_digest_is_of_a_class_of_this_version(timm: Any) -> None:
     layers = timm.layers
     block = timm.models.vision_transformer.Block
     classes = (layers.Attention, block, layers.LayerNorm, layers.RmsNorm, layers.GELU, layers.GELUTanh)
     assert {digest(cls.forward) for cls in classes} == {key[0] for key in timm_rules.BY_SOURCE}
 
 
-def test_fast_norm_is_left(timm: Any) -> None:  # noqa: F811
+def test_fast_norm_is_left(timm: Any) -> None:
     norm = timm.layers.LayerNorm(8)
     norm._fast_norm = True
     (left,) = fusedformer.patch(norm).left

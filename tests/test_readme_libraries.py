@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_timm import timm  # noqa: F401  (a fixture)
 
 from fusedformer.drop_in import calls
 from fusedformer.kernels import emulation
@@ -41,7 +40,7 @@ def test_patched_bert() -> None:
     assert names["bert"].config._attn_implementation == "sdpa"
 
 
-def test_patched_vit(timm: Any) -> None:  # noqa: F811
+def test_patched_vit(timm: Any) -> None:
     found = calls.of(run("fusedformer.patch(vit)")["vit"].modules())
     assert [found.count(op) for op in ("attention", "gelu", "layer_norm")] == [2, 2, 5]
 
@@ -65,7 +64,7 @@ def test_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls.forget([None])
 
 
-def test_timm(timm: Any) -> None:  # noqa: F811
+def test_timm(timm: Any) -> None:
     model = run("timm_layers")["model"].eval()
     model.blocks = model.blocks[:1]
     model(torch.randn(1, 3, 224, 224))

@@ -1,32 +1,11 @@
 """Equal to timm's vision transformers, random weights copied over: outputs in float32 to 1e-5."""
 
-import sys
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import nn
 
 from fusedformer.transformer.huggingface.load import from_huggingface
-
-TORCHVISION = (
-    "", ".transforms", ".transforms.functional", ".transforms.v2", ".models", ".models.feature_extraction", ".ops",
-    ".ops.misc", ".datasets", ".datasets.utils", ".io", ".utils",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def timm() -> Any:
-    """timm, with something in place of torchvision: the index's does not work beside a PyTorch for the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in TORCHVISION:
-            module = MagicMock()
-            module.__spec__, module.__path__, module.__name__ = None, [], f"torchvision{name}"
-            patch.setitem(sys.modules, f"torchvision{name}", module)
-        patch.setattr(sys.modules["torchvision.ops.misc"], "FrozenBatchNorm2d", nn.Module)  # isinstance asks for it
-        yield pytest.importorskip("timm", reason="timm is not installed")
-
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},

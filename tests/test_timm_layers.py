@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import World
-from test_timm import timm  # noqa: F401  (a fixture)
 
 from fusedformer.drop_in import calls
 
@@ -20,14 +19,14 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def layers(timm: Any) -> Any:  # noqa: F811
+def layers(timm: Any) -> Any:
     """Our layers; they import timm."""
     from fusedformer.drop_in import timm_layers
 
     return timm_layers
 
 
-def make_pair(timm: Any, ours: dict[str, Any], theirs: dict[str, Any], **settings: Any) -> tuple[Any, Any]:  # noqa: F811
+def make_pair(timm: Any, ours: dict[str, Any], theirs: dict[str, Any], **settings: Any) -> tuple[Any, Any]:
     """A model with our layers and stock timm's, of the same random weights."""
     create = partial(timm.create_model, "vit_tiny_patch16_224", **SIZES, **settings)
     torch.manual_seed(0)
@@ -52,7 +51,7 @@ def assert_same(model: Any, stock: Any, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vision_transformers(timm: Any, layers: Any, world: World, kind: str) -> None:  # noqa: F811
+def test_vision_transformers(timm: Any, layers: Any, world: World, kind: str) -> None:
     if world.name == "emulated" and kind != "qk_norm":
         pytest.skip("emulated world: the one with most layers, for time")
     model, stock = make_pair(timm, layers.ALL, {}, **KINDS[kind])
@@ -64,7 +63,7 @@ def test_vision_transformers(timm: Any, layers: Any, world: World, kind: str) ->
     assert found.count("layer_norm") >= 5
 
 
-def test_rms_norm_and_gelu_with_tanh(timm: Any, layers: Any) -> None:  # noqa: F811
+def test_rms_norm_and_gelu_with_tanh(timm: Any, layers: Any) -> None:
     ours = {"norm_layer": layers.RmsNorm, "act_layer": layers.GELUTanh, "attn_layer": layers.Attention}
     theirs = {"norm_layer": "rmsnorm", "act_layer": "gelu_tanh"}
     model, stock = make_pair(timm, ours, theirs)
@@ -74,14 +73,14 @@ def test_rms_norm_and_gelu_with_tanh(timm: Any, layers: Any) -> None:  # noqa: F
     assert found.count("gelu") == 2
 
 
-def test_classes_are_timms_own(timm: Any, layers: Any) -> None:  # noqa: F811
+def test_classes_are_timms_own(timm: Any, layers: Any) -> None:
     for name in ("Attention", "LayerNorm", "RmsNorm", "GELU", "GELUTanh"):
         assert issubclass(getattr(layers, name), getattr(timm.layers, name))
 
 
 @pytest.mark.parametrize("settings", [{}, {"gated": True}, {"attn_head_dim": 4, "dim_out": 12}])
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "causal"])
-def test_attention_alone(timm: Any, layers: Any, mask: str, settings: dict[str, Any]) -> None:  # noqa: F811
+def test_attention_alone(timm: Any, layers: Any, mask: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     ours, theirs = layers.Attention(16, 2, **settings), timm.layers.Attention(16, 2, **settings)
     theirs.load_state_dict(ours.state_dict())
@@ -96,7 +95,7 @@ def test_attention_alone(timm: Any, layers: Any, mask: str, settings: dict[str, 
     torch.testing.assert_close(ours(x, **given), theirs(x, **given))
 
 
-def test_dropout_is_for_training(timm: Any, layers: Any) -> None:  # noqa: F811
+def test_dropout_is_for_training(timm: Any, layers: Any) -> None:
     layer = layers.Attention(16, 2, attn_drop=0.5)
     x = torch.randn(2, 5, 16)
     assert not torch.equal(layer(x), layer(x))

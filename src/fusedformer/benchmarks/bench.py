@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fusedformer.benchmarks import machines, models, resuming
+from fusedformer.benchmarks import machines, models, patched, resuming
 from fusedformer.benchmarks import sweep as sweeping
 from fusedformer.benchmarks.harness import op as op_harness
 from fusedformer.benchmarks.harness import worlds
@@ -28,7 +28,7 @@ from fusedformer.benchmarks.harness.instruments import Instruments
 from fusedformer.benchmarks.harness.op import Case, Op
 from fusedformer.benchmarks.harness.timing import Interval, Plan
 from fusedformer.benchmarks.harness.verdicts import Noise
-from fusedformer.benchmarks.ops import ARCHITECTURES, OPS, SUBJECTS, TIMED_OPS
+from fusedformer.benchmarks.ops import ARCHITECTURES, OPS, PATCHED, SUBJECTS, TIMED_OPS
 from fusedformer.benchmarks.report import machine, run_folder, tables
 from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.rows import Row, Status
@@ -79,7 +79,7 @@ class Options:
         """
         if self.sweep is None:
             return [op for name, op in TIMED_OPS.items() if name in (self.subjects or SUBJECTS)]
-        named = [name for name in self.subjects if name in ARCHITECTURES]
+        named = [name for name in self.subjects if name in ARCHITECTURES or name in PATCHED]
         if named:
             raise ValueError(f"a sweep is of ops: {', '.join(named)} cannot be swept")
         fitting = [op for op in TIMED_OPS.values() if self.sweep.suits(op, device_type)]
@@ -121,9 +121,19 @@ class Task:
 
     @property
     def architectures(self) -> list[models.Architecture]:
-        """The models to measure."""
-        subjects = self.options.subjects or (() if self.options.sweep else SUBJECTS)
-        return [model for name, model in ARCHITECTURES.items() if name in subjects]
+        """Our models to measure."""
+        return [model for name, model in ARCHITECTURES.items() if name in self._models]
+
+    @property
+    def patched(self) -> list[patched.PatchedModel]:
+        """Models of other libraries to measure: in a quick run those that are named."""
+        if self.options.quick and not self.options.subjects:
+            return []
+        return [model for name, model in PATCHED.items() if name in self._models]
+
+    @property
+    def _models(self) -> Sequence[str]:
+        return self.options.subjects or (() if self.options.sweep else SUBJECTS)
 
     def comparisons(self) -> list[Comparison]:
         """Of times, all of them, the most valuable first; nothing is allocated for them yet.
@@ -136,6 +146,8 @@ class Task:
                 found += op_harness.comparisons(op, case, self.device, seed)
         for architecture in self.architectures:
             found += models.comparisons(architecture, self.device, seed)
+        for model in self.patched:
+            found += patched.comparisons(model, self.device, seed)
         return [comparison.against_itself() for comparison in found] if self.options.self_test else found
 
     def _cases(self, op: Op) -> Sequence[Case]:

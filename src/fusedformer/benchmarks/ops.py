@@ -1,4 +1,4 @@
-"""What the benchmarks measure: every op and architecture, by name, the most valuable first."""
+"""What the benchmarks measure: ops, our models and patched ones, by name, the most valuable first."""
 
 from fusedformer.benchmarks import (
     add_layer_norm,
@@ -18,6 +18,7 @@ from fusedformer.benchmarks import (
     softmax,
 )
 from fusedformer.benchmarks.models import ARCHITECTURES
+from fusedformer.benchmarks.patched import PATCHED
 
 _NORMS = (layer_norm, rms_norm, add_layer_norm, add_rms_norm)
 _MODULES = (*_NORMS, softmax, log_softmax, masked_softmax, cross_entropy, gelu, bias_activation, glu, attention)
@@ -27,4 +28,4 @@ _VARIANTS = (attention, attention_decode, attention_varlen, attention_bias)
 TIMED_OPS = {module.OP.name: module.OP for module in _VARIANTS} | {
     name: op for name, op in OPS.items() if name != attention.OP.name
 }
-SUBJECTS = (*TIMED_OPS, *ARCHITECTURES)
+SUBJECTS = (*TIMED_OPS, *ARCHITECTURES, *PATCHED)
