@@ -17,14 +17,14 @@ SECONDS = 30.0  # for a ratio to be found below its limit, among the noise of a 
 
 
 def make_encoder() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    layer = nn.TransformerEncoderLayer(128, 4, 512, activation=nn.GELU(), batch_first=True)
-    return nn.TransformerEncoder(layer, 2), (torch.randn(4, 64, 128),)
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, activation=nn.GELU(), batch_first=True)
+    return nn.TransformerEncoder(layer, 2), (torch.randn(4, 128, 256),)
 
 
 def make_bert() -> tuple[nn.Module, tuple[Tensor, ...]]:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return transformers.BertModel(transformers.BertConfig(vocab_size=99, **sizes)), (torch.randint(99, (4, 64)),)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return transformers.BertModel(transformers.BertConfig(vocab_size=99, **sizes)), (torch.randint(99, (4, 128)),)
 
 
 def step(model: nn.Module, inputs: tuple[Tensor, ...], training: bool) -> None:
