@@ -21,6 +21,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     "layer_norm without weight": lambda x: fusedformer.layer_norm(x),
     "rms_norm": lambda x: fusedformer.rms_norm(x, W.to(x)),
     "add_layer_norm": lambda x: torch.stack(fusedformer.add_layer_norm(x, x.cos(), W.to(x), B.to(x))),
+    "add_rms_norm": lambda x: torch.stack(fusedformer.add_rms_norm(x, x.cos(), W.to(x), eps=1e-6)),
     "softmax": fusedformer.softmax,
     "log_softmax": fusedformer.log_softmax,
     "gelu": fusedformer.gelu,

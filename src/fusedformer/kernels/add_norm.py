@@ -77,6 +77,10 @@ def add_rms_norm(
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
+    if dropout_p == 0 and seed is None:
+        results = add_rms_norm_fwd.natively(x, residual, weight, eps)
+        if results is not None:
+            return results
     norms.check("add_rms_norm", x, weight, None, 0.0 if eps is None else eps)
     norms.check_residual("add_rms_norm", x, residual)
     seed = norms.dropout_seed("add_rms_norm", x, seed, dropout_p)
@@ -182,6 +186,7 @@ add_rms_norm_fwd = library.define(
     "add_rms_norm_fwd(Tensor x, Tensor residual, Tensor? weight, Tensor? seed, float eps, float dropout_p)"
     " -> (Tensor, Tensor, Tensor)",
     fallback=aten.add_rms_norm_fwd,
+    native=native.add_rms_norm_fwd,
     fake=_fwd_fake,
 )
 add_rms_norm_bwd = library.define(

@@ -33,12 +33,9 @@ def add_layer_norm_fwd(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor] | None:
     """y and s of `add_layer_norm_fwd`, without dropout."""
-    if x.dtype != residual.dtype or x.size() != residual.size():
-        return None
-    s = x + residual
-    if not s.is_contiguous() or (y := layer_norm_fwd(s, weight, bias, eps)) is None:
-        return None
-    return y, s
+    s = _sum(x, residual)
+    y = None if s is None else layer_norm_fwd(s, weight, bias, eps)
+    return None if s is None or y is None else (y, s)
 
 
 def rms_norm_fwd(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor | None:
@@ -46,6 +43,15 @@ def rms_norm_fwd(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor 
     if not _has_features(x) or x.numel() > _SMALL or (eps is not None and not 0 <= eps < math.inf):
         return None
     return torch.rms_norm(x, (x.size(-1),), weight, eps)
+
+
+def add_rms_norm_fwd(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor] | None:
+    """y and s of `add_rms_norm_fwd`, without dropout."""
+    s = _sum(x, residual)
+    y = None if s is None else rms_norm_fwd(s, weight, eps)
+    return None if s is None or y is None else (y, s)
 
 
 def softmax_fwd(x: Tensor) -> Tensor | None:
@@ -93,6 +99,13 @@ def cross_entropy_fwd(
     rows, classes = logits.reshape(-1, logits.size(-1)), target.reshape(-1)
     loss = functional.cross_entropy(rows, classes, ignore_index=ignore_index, reduction=reduction)
     return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _sum(x: Tensor, residual: Tensor) -> Tensor | None:
+    if x.dtype != residual.dtype or x.size() != residual.size():
+        return None
+    s = x + residual
+    return s if s.is_contiguous() else None
 
 
 def _has_features(x: Tensor) -> bool:
