@@ -54,8 +54,14 @@ class Op:
     tensor's kernel does not. It is for whoever else has a say: a mode, a transform, a tracer, a profiler, a subclass.
     """
 
-    def __init__(self, name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any] | None) -> None:
-        self.native: Callable[..., Any] | None = None  # see kernels/native.py
+    def __init__(
+        self,
+        name: str,
+        on_cpu: Callable[..., Any],
+        on_cuda: Callable[..., Any] | None,
+        native: Callable[..., Any] | None,
+    ) -> None:
+        self.native = native  # see kernels/native.py
         self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
         # A kernel of csrc/ is asked for by its dispatch key, at once: on the way to it are only Python's formulas.
         self._on_cpu = on_cpu
@@ -149,8 +155,7 @@ def define(
     if launch is not None:
         _library.impl(name, launch, "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    _ops[name] = Op(name, without_kernel, launch)
-    _ops[name].native = native
+    _ops[name] = Op(name, without_kernel, launch, native)
     return _ops[name]
 
 
@@ -310,8 +315,6 @@ def check_tensor(function: str, name: str, value: object) -> None:
 
 def check_dim(function: str, x: Tensor, dim: object) -> None:
     """Raise ValueError unless `dim` is one of x's dimensions."""
-    if type(dim) is int and -x.dim() <= dim < x.dim():
-        return
     if not hasattr(dim, "__index__"):
         raise ValueError(f"{function}: dim is {dim!r}, expected an int")
     if not -x.dim() <= dim.__index__() < x.dim():

@@ -33,9 +33,9 @@ def add_layer_norm_fwd(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor] | None:
     """y and s of `add_layer_norm_fwd`, without dropout."""
-    s = _sum(x, residual)
-    y = None if s is None else layer_norm_fwd(s, weight, bias, eps)
-    return None if s is None or y is None else (y, s)
+    if (s := _sum(x, residual)) is None or (y := layer_norm_fwd(s, weight, bias, eps)) is None:
+        return None
+    return y, s
 
 
 def rms_norm_fwd(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor | None:
@@ -49,9 +49,9 @@ def add_rms_norm_fwd(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor] | None:
     """y and s of `add_rms_norm_fwd`, without dropout."""
-    s = _sum(x, residual)
-    y = None if s is None else rms_norm_fwd(s, weight, eps)
-    return None if s is None or y is None else (y, s)
+    if (s := _sum(x, residual)) is None or (y := rms_norm_fwd(s, weight, eps)) is None:
+        return None
+    return y, s
 
 
 def softmax_fwd(x: Tensor) -> Tensor | None:
