@@ -67,7 +67,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, window: int | None =
     return function(q, k, v, causal=causal, window=window)
 
 
-def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool, window: int | None = None) -> Case:
+def make_case(
+    B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool, window: int | None = None
+) -> Case:
+    """Of attention over as many keys as queries; `window` is the keys that a query sees to its left."""
     options = {"causal": causal} | ({} if window is None else {"window": window})
     return Case({"B": B, "S": S, "H": H, "K": K, "D": D}, dtype, options)
 
@@ -75,7 +78,7 @@ def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bo
 def _on_gpu(S: int, D: int, causal: bool, share: int = 1, window: int | None = None) -> Case:
     """16k tokens of width 2,048 whatever the length, as Dao 2023 measures; `share` query heads for each key head."""
     H = 2048 // D
-    return _case(max(1, 2**14 // S), S, H, H // share, D, torch.bfloat16, causal, window)
+    return make_case(max(1, 2**14 // S), S, H, H // share, D, torch.bfloat16, causal, window)
 
 
 OP = Op(
@@ -97,12 +100,12 @@ OP = Op(
     },
     plain=plain,
     error_cases=(
-        _case(2, 65, 2, 2, 32, torch.float32, causal=False),
-        _case(1, 130, 2, 1, 64, torch.float16, causal=True),
-        _case(1, 96, 4, 2, 40, torch.bfloat16, causal=True),
+        make_case(2, 65, 2, 2, 32, torch.float32, causal=False),
+        make_case(1, 130, 2, 1, 64, torch.float16, causal=True),
+        make_case(1, 96, 4, 2, 40, torch.bfloat16, causal=True),
     ),
     time_cases={
-        "cpu": (_case(2, 512, 8, 8, 64, torch.float32, causal=True),),
+        "cpu": (make_case(2, 512, 8, 8, 64, torch.float32, causal=True),),
         "cuda": (
             *(
                 _on_gpu(S, D, causal)

@@ -54,10 +54,6 @@ def plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, causal: bool) -> Ten
     return function(q, k, v, bias, causal=causal)
 
 
-def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool) -> Case:
-    return Case({"B": B, "S": S, "H": H, "K": K, "D": D}, dtype, {"causal": causal})
-
-
 OP = Op(
     name="attention_bias",
     input_names=("q", "k", "v", "bias"),
@@ -73,13 +69,13 @@ OP = Op(
     },
     plain=plain,
     error_cases=(
-        _case(2, 65, 2, 2, 32, torch.float32, causal=False),
-        _case(1, 130, 2, 1, 64, torch.float16, causal=True),
-        _case(1, 96, 4, 2, 32, torch.bfloat16, causal=False),
+        dense.make_case(2, 65, 2, 2, 32, torch.float32, causal=False),
+        dense.make_case(1, 130, 2, 1, 64, torch.float16, causal=True),
+        dense.make_case(1, 96, 4, 2, 32, torch.bfloat16, causal=False),
     ),
     time_cases={
-        "cpu": (_case(2, 256, 4, 4, 64, torch.float32, causal=False),),
-        "cuda": tuple(_case(4, S, 16, 16, 128, torch.bfloat16, causal=False) for S in (1024, 4096)),
+        "cpu": (dense.make_case(2, 256, 4, 4, 64, torch.float32, causal=False),),
+        "cuda": tuple(dense.make_case(4, S, 16, 16, 128, torch.bfloat16, causal=False) for S in (1024, 4096)),
     },
     kernel="attention",
     directions=(FORWARD, BACKWARD, BOTH),

@@ -79,10 +79,6 @@ def _torch_varlen() -> Function:
     return packed
 
 
-def _case(B: int, S: int, H: int, K: int, D: int, dtype: torch.dtype, causal: bool) -> Case:
-    return Case({"B": B, "S": S, "H": H, "K": K, "D": D}, dtype, {"causal": causal})
-
-
 OP = Op(
     name="attention_varlen",
     input_names=("q", "k", "v", "cu_seqlens"),
@@ -100,13 +96,13 @@ OP = Op(
     },
     plain=one_by_one,
     error_cases=(
-        _case(3, 40, 2, 2, 32, torch.float32, causal=False),
-        _case(2, 70, 2, 1, 64, torch.float16, causal=True),
-        _case(4, 33, 4, 2, 32, torch.bfloat16, causal=True),
+        dense.make_case(3, 40, 2, 2, 32, torch.float32, causal=False),
+        dense.make_case(2, 70, 2, 1, 64, torch.float16, causal=True),
+        dense.make_case(4, 33, 4, 2, 32, torch.bfloat16, causal=True),
     ),
     time_cases={
-        "cpu": (_case(4, 512, 8, 8, 64, torch.float32, causal=True),),
-        "cuda": tuple(_case(8, S, 16, 16, 128, torch.bfloat16, causal=True) for S in (2048, 8192)),
+        "cpu": (dense.make_case(4, 512, 8, 8, 64, torch.float32, causal=True),),
+        "cuda": tuple(dense.make_case(8, S, 16, 16, 128, torch.bfloat16, causal=True) for S in (2048, 8192)),
     },
     kernel="attention",
     directions=(FORWARD, BACKWARD, BOTH),
