@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedformer.kernels import replay
 from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.bwd_bias_kernel import attention_bwd_bias_kernel
 from fusedformer.kernels.attention.bwd_dkdv_kernel import attention_bwd_dkdv_kernel
@@ -25,6 +26,12 @@ from fusedformer.kernels.triton_compat import INTERPRETED
 LOG2_E = math.log2(math.e)
 
 
+def environment(*_: Any) -> tuple[str, str]:
+    """What the launches depend on beside the arguments."""
+    return precision(), dispatch.preference()
+
+
+@replay.replayed(environment)
 def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """The op attention_fwd by its kernel."""
     problem = Problem(q, k, v, Extras(*settings), arch_of(q))
@@ -34,6 +41,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tens
     return out, lse
 
 
+@replay.replayed(environment)
 def attention_bwd(
     dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, wanted: list[bool],
     q: Tensor, k: Tensor, v: Tensor, *settings: Any,
@@ -212,7 +220,7 @@ def run(kernel: Any, programs: int, tile: tuning.Tile, values: dict[str, Any], *
     if programs == 0:
         return
     with torch.cuda.device_of(args[0]):
-        kernel[(programs,)](*args, **_options(kernel, tile, tuple(values.items())))
+        replay.launch(kernel, programs, args, **_options(kernel, tile, tuple(values.items())))
 
 
 @functools.cache

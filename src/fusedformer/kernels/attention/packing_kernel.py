@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedformer.kernels import replay
+
 CHUNK = 128
 
 
@@ -48,5 +50,6 @@ def pack(starts: Tensor, length: int, block: int) -> Tensor:
     """The slots, (slots, 2) int32, of sequences whose rows, in tiles of `block`, begin at `starts` out of `length`."""
     sequences = starts.numel() - 1
     slots = torch.empty((length // block + sequences, 2), dtype=torch.int32, device=starts.device)
-    attention_packing_kernel[(sequences + 1,)](starts, slots, sequences, len(slots), BLOCK=block, CHUNK=CHUNK)
+    args = (starts, slots, sequences, len(slots))
+    replay.launch(attention_packing_kernel, sequences + 1, args, BLOCK=block, CHUNK=CHUNK)
     return slots

@@ -45,6 +45,11 @@ def check(preference: str) -> str:
 _preference = check(os.environ.get(SWITCH, ""))
 
 
+def preference() -> str:
+    """The value of FUSEDFORMER_HOPPER that is in force."""
+    return _preference
+
+
 @contextlib.contextmanager
 def preferred(preference: str) -> Iterator[None]:
     """Inside the block, as if FUSEDFORMER_HOPPER had this value.

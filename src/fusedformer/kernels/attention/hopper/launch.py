@@ -1,5 +1,6 @@
 """Launchers of the Hopper attention kernels: on an sm_90 GPU, or on CPU tensors in the simulator."""
 
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fusedformer.kernels import replay
 from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.dispatch import ROWS
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
@@ -48,10 +50,10 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         from fusedformer import simulator
 
         seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
-        simulator.run(kernel, (programs,), *args, seed=seed, **constants)
+        replay.launch_by(functools.partial(simulator.run, kernel, (programs,), seed=seed, **constants), args)
         return
     with torch.cuda.device_of(problem.q):
-        kernel[(programs,)](*args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
+        replay.launch(kernel, programs, args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
 
 
 def _fwd(
