@@ -18,14 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fusedformer.kernels.triton_compat import INTERPRETED
+from fusedformer.kernels import triton_compat
 
 MOST_FORMS = 1024  # of an op: where lengths never come again, what was recorded of them must go
 _ALIGNMENT = 16  # bytes: whether an address is a multiple, Triton compiles in
 
 _aten = torch.ops.aten
-_ALLOCATIONS = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.empty_like.default}
+_EMPTY = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.empty_like.default}
 _ZEROS = {_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default}
+# What torch.compile's code allocates by, on the current device: half the time of torch.empty, which reads its arguments.
+_empty_strided_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
+_UNKNOWN: Any = object()
 _local = threading.local()
 _plans: list[dict[Any, "Plan | None"]] = []
 
@@ -45,10 +48,12 @@ def replayed(environment: Callable[..., Any]) -> Callable[[Callable[..., Any]], 
 
         @functools.wraps(op)
         def call(*args: Any) -> Any:
-            form = (environment(*args), *map(_form, args))
-            if form in plans:
-                plan = plans[form]
-                return op(*args) if plan is None else plan(args)
+            form = _form(environment(*args), args)
+            plan = plans.get(form, _UNKNOWN)
+            if plan is None:
+                return op(*args)
+            if plan is not _UNKNOWN:
+                return plan(args)
             if len(plans) >= MOST_FORMS:
                 plans.clear()
             result, plans[form] = _record(op, args)
@@ -68,14 +73,14 @@ def forget() -> None:
 def launch(kernel: Any, programs: int, args: Sequence[Any], **options: Any) -> None:
     """Launch a Triton or Gluon kernel: `kernel[(programs,)](*args, **options)`."""
     start = functools.partial(kernel[(programs,)], **options)
-    if INTERPRETED:
+    if triton_compat.INTERPRETED:
         launch_by(start, args)
         return
     compiled = start(*args)
     if recorder := _recorder():
         given = dict(zip(kernel.arg_names, args)) | options
         bound = [given[x.name] if x.name in given else x.default for x in kernel.params]
-        recorder.launches.append((compiled[(programs, 1, 1)], bound))
+        recorder.launches.append((triton_compat.launcher(compiled, programs, recorder.device), bound))
 
 
 def launch_by(start: Callable[..., Any], args: Sequence[Any]) -> None:
@@ -90,18 +95,23 @@ def _recorder() -> "_Recorder | None":
     return getattr(_local, "recorder", None)
 
 
-def _form(x: Any) -> Any:
-    """Of an argument, what the launches depend on."""
-    if isinstance(x, Tensor):
-        return x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % _ALIGNMENT
-    return tuple(x) if isinstance(x, list) else x
+def _form(environment: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What launches depend on; in one piece, for every call comes by here."""
+    form = [environment]
+    for x in args:
+        if isinstance(x, Tensor):
+            form += (x.shape, x.stride(), x.dtype, x.get_device(), x.data_ptr() % _ALIGNMENT)
+        else:
+            form.append(tuple(x) if type(x) is list else x)
+    return tuple(form)
 
 
 def _record(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, "Plan | None"]:
     """The op's result, and how to come by it again; None if that is not known."""
     # Of a tensor that is given twice, each has a name of its own: the next time they may be two.
     args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
-    recorder = _local.recorder = _Recorder(args)
+    device = next(x.device for x in args if isinstance(x, Tensor))
+    recorder = _local.recorder = _Recorder(device)
     try:
         with recorder:
             result = op(*args)
@@ -114,11 +124,16 @@ def _record(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, "Plan |
 
 
 class _View(NamedTuple):
-    parent: int
+    parent: Any  # a tensor; in a plan, its number
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int  # from the parent's first element
+
+    def is_whole(self) -> bool:
+        """Whether it is the parent over again."""
+        like = (self.parent.dtype, self.parent.shape, self.parent.stride(), 0)
+        return (self.dtype, self.shape, self.stride, self.offset) == like
 
     def of(self, parent: Tensor) -> Tensor:
         """The same view of another tensor."""
@@ -128,64 +143,83 @@ class _View(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes what an op allocates, which views it takes and what it launches; tensors have numbers, from 0."""
+    """Notes what an op allocates, which views it takes, and what it launches."""
 
-    def __init__(self, args: Sequence[Any]) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._seen = [x for x in args if isinstance(x, Tensor)]  # kept, so that no other tensor gets the place of one
-        self._numbers = {id(x): number for number, x in enumerate(self._seen)}
-        self.made: list[Callable[..., Tensor] | _View] = []  # of the numbers after the arguments'
+        self.device = device
+        self.origins: dict[int, Callable[[], Tensor] | _View] = {}  # by id, of what is in `_kept`
         self.launches: list[tuple[Callable[..., Any], Sequence[Any]]] = []
         self.is_faithful = True
-
-    def number(self, x: Tensor) -> int:
-        """Raises KeyError for a tensor that came from elsewhere."""
-        return self._numbers[id(x)]
+        self._kept: list[Tensor] = []  # so that no other tensor gets the id of one
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _ALLOCATIONS or func in _ZEROS:
-            create = torch.zeros if func in _ZEROS else torch.empty
-            self._note(result, functools.partial(create, tuple(result.shape), dtype=result.dtype, device=result.device))
+        if func in _EMPTY or func in _ZEROS:
+            self._note(result, _creator(result, is_zero=func in _ZEROS))
             self.is_faithful &= result.is_contiguous()
-        elif func.is_view and id(args[0]) in self._numbers:
+        elif func.is_view:
             parent = args[0]
             for x in [result] if isinstance(result, Tensor) else result:
                 offset = x.storage_offset() - parent.storage_offset()
-                self._note(x, _View(self.number(parent), x.dtype, tuple(x.shape), x.stride(), offset))
+                self._note(x, _View(parent, x.dtype, tuple(x.shape), x.stride(), offset))
                 self.is_faithful &= x.itemsize == parent.itemsize
         else:
             self.is_faithful = False
         return result
 
-    def _note(self, x: Tensor, how: Callable[..., Tensor] | _View) -> None:
-        self._numbers[id(x)] = len(self._seen)
-        self._seen.append(x)
-        self.made.append(how)
+    def _note(self, x: Tensor, origin: Callable[[], Tensor] | _View) -> None:
+        self.origins[id(x)] = origin
+        self._kept.append(x)
+
+
+def _creator(x: Tensor, *, is_zero: bool) -> Callable[[], Tensor]:
+    """What makes another tensor like x, empty or of zeros."""
+    shape, stride = tuple(x.shape), x.stride()
+    if is_zero:
+        return functools.partial(torch.zeros, shape, dtype=x.dtype, device=x.device)
+    if x.is_cuda and _empty_strided_cuda is not None:
+        return functools.partial(_empty_strided_cuda, shape, stride, x.dtype)
+    return functools.partial(torch.empty_strided, shape, stride, dtype=x.dtype, device=x.device)
 
 
 class Plan:
-    """The allocations, views and launches of an op for arguments of one form."""
+    """The launches of an op for arguments of one form, and the tensors that they take, by number.
+
+    The arguments' tensors come first, then what `_steps` makes, in order.
+    """
 
     def __init__(self, recorder: _Recorder, args: Sequence[Any], result: tuple[Tensor, ...]) -> None:
         """Raises KeyError if not all of what the op did is known."""
         if not recorder.is_faithful:
             raise KeyError
         self._inputs = [place for place, x in enumerate(args) if isinstance(x, Tensor)]
-        self._launches = [(start, *_template(values, recorder)) for start, values in recorder.launches]
-        self._result = [recorder.number(x) for x in result]
-        if min(self._result, default=0) < len(self._inputs):
-            raise KeyError  # not new
-        self._made = recorder.made
-        self._device = next(args[place].device for place in self._inputs)
+        self._steps: list[Callable[[], Tensor] | _View] = []
+        numbers = {id(args[place]): number for number, place in enumerate(self._inputs)}
+
+        def number_of(x: Tensor) -> int:
+            if id(x) not in numbers:
+                step = recorder.origins[id(x)]
+                if isinstance(step, _View):
+                    if step.is_whole():  # PyTorch detaches whatever it creates
+                        return number_of(step.parent)
+                    step = step._replace(parent=number_of(step.parent))
+                self._steps.append(step)
+                numbers[id(x)] = len(numbers)
+            return numbers[id(x)]
+
+        self._launches = [(start, *_template(values, number_of)) for start, values in recorder.launches]
+        self._result = [number_of(x) for x in result]
+        is_one_of_several = recorder.device.type == "cuda" and torch.cuda.device_count() > 1
+        self._device = recorder.device if is_one_of_several else None
 
     def __call__(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
-        if self._device.type == "cuda" and self._device.index != torch.cuda.current_device():
+        if self._device is not None and self._device.index != torch.cuda.current_device():
             with torch.cuda.device(self._device):
                 return self(args)
         tensors = [args[place] for place in self._inputs]
-        for how in self._made:
-            tensors.append(how.of(tensors[how.parent]) if type(how) is _View else how())
+        for step in self._steps:
+            tensors.append(step.of(tensors[step.parent]) if type(step) is _View else step())  # type: ignore[operator]
         for start, template, fills in self._launches:
             values = template.copy()
             for place, fill in fills:
@@ -194,36 +228,40 @@ class Plan:
         return tuple([tensors[number] for number in self._result])
 
 
-def _template(values: Sequence[Any], recorder: _Recorder) -> tuple[list[Any], list[tuple[int, Any]]]:
+_Fill = int | Callable[[list[Tensor]], Any]  # the number of a tensor, or what makes a value of all tensors
+
+
+def _template(values: Sequence[Any], number_of: Callable[[Tensor], int]) -> tuple[list[Any], list[tuple[int, _Fill]]]:
     """Arguments of a launch without tensors, and at which places which tensors, or what is made of them, belong."""
-    fills = [(place, fill) for place, value in enumerate(values) if (fill := _fill(value, recorder)) is not None]
-    template = list(values)
-    for place, _ in fills:
-        template[place] = None
+    template, fills = list(values), []
+    for place, value in enumerate(values):
+        fill = _fill(value, number_of)
+        if fill is not None:
+            template[place] = None
+            fills.append((place, fill))
     return template, fills
 
 
-def _fill(value: Any, recorder: _Recorder) -> int | Callable[[list[Tensor]], Any] | None:
-    """The number of a tensor, or what makes a value that holds tensors from all of them; None for other values."""
+def _fill(value: Any, number_of: Callable[[Tensor], int]) -> _Fill | None:
+    """None for a value that holds no tensor."""
     if isinstance(value, Tensor):
-        return recorder.number(value)
+        return number_of(value)
     if isinstance(value, tuple):
-        template, fills = _template(value, recorder)
-        return functools.partial(_fill_tuple, type(value), template, fills) if fills else None
+        template, fills = _template(value, number_of)
+        return functools.partial(_tuple_of, type(value), template, fills) if fills else None
     if hasattr(value, "block_shape"):  # a descriptor of tiles for TMA
-        attributes = vars(value) | {"base": None}
-        return functools.partial(_fill_descriptor, type(value), attributes, recorder.number(value.base))
+        return functools.partial(_descriptor_of, type(value), vars(value) | {"base": None}, number_of(value.base))
     return None
 
 
-def _fill_tuple(kind: Any, template: list[Any], fills: list[tuple[int, Any]], tensors: list[Tensor]) -> Any:
+def _tuple_of(kind: Any, template: list[Any], fills: list[tuple[int, _Fill]], tensors: list[Tensor]) -> Any:
     values = template.copy()
     for place, fill in fills:
-        values[place] = tensors[fill] if type(fill) is int else fill(tensors)
+        values[place] = tensors[fill] if isinstance(fill, int) else fill(tensors)
     return kind._make(values) if hasattr(kind, "_make") else kind(values)
 
 
-def _fill_descriptor(kind: Any, attributes: dict[str, Any], number: int, tensors: list[Tensor]) -> Any:
+def _descriptor_of(kind: Any, attributes: dict[str, Any], number: int, tensors: list[Tensor]) -> Any:
     """Without the checks of its constructor: they have been made for this form."""
     descriptor = kind.__new__(kind)
     vars(descriptor).update(attributes, base=tensors[number])

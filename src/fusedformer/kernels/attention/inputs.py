@@ -136,6 +136,22 @@ def per_head(call: Call, name: str, tensor: Tensor | None, q: Tensor, shapes: Se
     return tensor.to(accumulate_dtype(q.dtype)).contiguous()
 
 
+def numbers(
+    call: Call, head_dim: int, scale: float | None, softcap: float, dropout_p: float, window: Any, causal: bool
+) -> tuple[float, float, float, int | None, int | None]:
+    """scale, softcap, dropout_p and both sides of the window as the ops take them."""
+    usual = 1 / math.sqrt(head_dim)
+    # Most calls have nothing to check here: each look at a number costs time that a short attention does not take.
+    if scale is None and window is None and type(softcap) is type(dropout_p) is float and softcap == dropout_p == 0:
+        return usual, softcap, dropout_p, None, 0 if causal else None
+    return (
+        number(call, "scale", usual if scale is None else scale, -math.inf, math.inf),
+        number(call, "softcap", softcap, 0, math.inf),
+        number(call, "dropout_p", dropout_p, 0, 1, open_high=True),
+        *window_sides(call, window, causal),
+    )
+
+
 def number(call: Call, name: str, value: Any, low: float, high: float, *, open_high: bool = False) -> float:
     """`value` as a float, if it is a number between `low` and `high` and finite."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -207,7 +207,8 @@ def _layout(call: Call, layout: str, *packed_and_pairs: Tensor | None) -> str:
 
 def _to_bshd(call: Call, name: str, x: Tensor, layout: str) -> Tensor:
     """A view of (B, S, H, D); packed sequences are one batch."""
-    library.check_tensor(call.function, name, x)
+    if not isinstance(x, Tensor):
+        library.check_tensor(call.function, name, x)
     rank = 3 if layout == PACKED else 4
     if x.dim() != rank:
         raise call.error(f"{name} has shape {tuple(x.shape)}, expected {rank} dimensions ({layout})")
@@ -251,6 +252,7 @@ def prepare(
 
     Without `bottom_right` the first query faces the first key, not the last the last.
     """
+    numbers = inputs.numbers(call, q.shape[3], scale, softcap, dropout_p, window, causal)
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
         cu_seqlens_q, cu_seqlens_k = inputs.starts(call, q, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
     heads = q.shape[2]
@@ -258,20 +260,17 @@ def prepare(
         sequences = q.shape[0] if cu_seqlens_q is None else len(cu_seqlens_q) - 1
         alibi_slopes = inputs.per_head(call, "alibi_slopes", alibi_slopes, q, [(heads,), (sequences, heads)])
         alibi_slopes = alibi_slopes.expand(sequences, heads)
-    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
-    dropout_p = inputs.number(call, "dropout_p", dropout_p, 0, 1, open_high=True)
+    if sinks is not None:
+        sinks = inputs.per_head(call, "sinks", sinks, q, [(heads,)])
     return (
-        inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
-        inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
+        None if mask is None else inputs.pairwise(call, call.mask, mask, q, k, wants_bool=True),
+        None if bias is None else inputs.pairwise(call, call.bias, bias, q, k, wants_bool=False),
         alibi_slopes,
-        inputs.per_head(call, "sinks", sinks, q, [(heads,)]),
-        library.random_seed(call.function, call.q, q, seed, dropout_p),
+        sinks,
+        library.random_seed(call.function, call.q, q, seed, numbers[2]),
         cu_seqlens_q,
         cu_seqlens_k,
-        inputs.number(call, "scale", scale, -math.inf, math.inf),
-        inputs.number(call, "softcap", softcap, 0, math.inf),
-        dropout_p,
-        *inputs.window_sides(call, window, causal),
+        *numbers,
         bottom_right,
     )
 
