@@ -35,8 +35,8 @@ struct Forward {
         y(new_output_like(x_given)),
         mean(has_mean ? Optional(new_output(x_given, shape.leading, ScalarType::Float)) : std::nullopt),
         rstd(new_output(x_given, shape.leading, ScalarType::Float)) {
-    STD_TORCH_CHECK(!weight || !bias || weight->scalar_type() == bias->scalar_type(),
-                    "weight and bias must have the same dtype");
+    STD_TORCH_CHECK(!bias || (weight && weight->scalar_type() == bias->scalar_type()),
+                    "a bias goes with a weight of the same dtype");
     const Tensor& typed = weight ? *weight : bias ? *bias : x_given;
     check_weight_dtype(x_given, typed.scalar_type());
     args = {dtype_of(x_given),
@@ -53,6 +53,7 @@ struct Forward {
   }
 
   void run(LaunchForward* launch, double eps) {
+    STD_TORCH_CHECK(eps >= 0 && eps < std::numeric_limits<double>::infinity(), "eps must be finite and >= 0, got ", eps);
     args.eps = static_cast<float>(eps);
     check_launch(launch(args, device.stream()));
   }

@@ -54,6 +54,8 @@ def add_layer_norm(
         results = add_layer_norm_fwd.natively(x, residual, weight, bias, eps)
         if results is not None:
             return results
+        if (results := add_layer_norm_fwd.by_kernel(x, residual, weight, bias, None, eps, 0.0)) is not None:
+            return results[0], results[1]
     norms.check("add_layer_norm", x, weight, bias, eps)
     norms.check_residual("add_layer_norm", x, residual)
     seed = norms.dropout_seed("add_layer_norm", x, seed, dropout_p)
@@ -81,6 +83,9 @@ def add_rms_norm(
         results = add_rms_norm_fwd.natively(x, residual, weight, eps)
         if results is not None:
             return results
+        default = norms.FLOAT32_EPS if eps is None else eps
+        if (results := add_rms_norm_fwd.by_kernel(x, residual, weight, None, default, 0.0)) is not None:
+            return results[0], results[1]
     norms.check("add_rms_norm", x, weight, None, 0.0 if eps is None else eps)
     norms.check_residual("add_rms_norm", x, residual)
     seed = norms.dropout_seed("add_rms_norm", x, seed, dropout_p)

@@ -56,6 +56,8 @@ def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _bias_activation(function: str, x: Tensor, bias: Tensor, activation: int) -> Tensor:
+    if (y := bias_activation_fwd.by_kernel(x, bias, activation)) is not None:
+        return y
     if not _are_usual(x, bias):
         _check(function, x, bias)
     if bias.dtype not in (x.dtype, torch.float32):  # the kernels take these two

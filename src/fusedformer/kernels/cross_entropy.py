@@ -7,6 +7,7 @@ Device code: csrc/cross_entropy.cu. Sources: Szegedy et al., "Rethinking the Inc
 Vision", 2016, section 7 (smoothing); Chowdhery et al., "PaLM", 2022, section 5 (z-loss).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -69,6 +70,11 @@ def cross_entropy(
         loss = cross_entropy_fwd.natively(logits, target, weight, ignore_index, label_smoothing, reduction)
         if loss is not None:
             return loss
+    if weight is None and 0 <= label_smoothing <= 1 and 0 <= z_loss < math.inf and reduction in REDUCTIONS:
+        results = cross_entropy_fwd.by_kernel(logits, target, None, ignore_index, label_smoothing)
+        if results is not None and target.shape == logits.shape[:-1]:
+            loss = _reduce(results[0], results[1], target, None, ignore_index, z_loss, reduction)
+            return loss.to(logits.dtype)
     _check(logits, target, weight, label_smoothing, z_loss, reduction)
     if not hasattr(ignore_index, "__index__"):
         raise ValueError(f"cross_entropy: ignore_index is {ignore_index!r}, expected an int")

@@ -31,6 +31,8 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """
     if (y := gelu_fwd.natively(x, approximate)) is not None:
         return y
+    if approximate in APPROXIMATIONS and (y := gelu_fwd.by_kernel(x, approximate == "tanh")) is not None:
+        return y
     if not library.are_alike(x):
         library.check_tensor("gelu", "x", x)
         library.check_dtype("gelu", x=x)

@@ -101,6 +101,32 @@ class Op:
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return None
 
+    def by_kernel(self, *args: Any) -> Any:
+        """The op's result by csrc/, which checks what it is given; None where something is to be looked at first.
+
+        None too where it did not like an argument: what comes next says in words what is wrong, or converts it.
+        """
+        x = args[0]
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return None
+        if not (_has_extension if x.is_cuda else x.is_cpu and emulation.is_active()):
+            return None
+        if torch.compiler.is_compiling() or _is_autocast() or _is_watched():
+            return None
+        requires_grad = False
+        for arg in args:
+            kind = type(arg)
+            if kind is Tensor or kind is torch.nn.Parameter:
+                requires_grad = requires_grad or arg.requires_grad
+            elif kind not in _PLAIN_TYPES:
+                return None
+        try:
+            if requires_grad and torch.is_grad_enabled():
+                return self.function.apply(*args)
+            return self._on_cuda(*args) if x.is_cuda else self._on_cpu(*args)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+
     def compute(self, *args: Any) -> Any:
         """The op's result, with no gradient; `args` as the dispatcher would hand them on."""
         return self._compute(args, _is_watched())
@@ -372,4 +398,4 @@ def _warn_once_of_broken_extension() -> None:
 
 
 # PyTorch's dispatcher chooses among the kernels that it knows when an op is called, so they are made known here.
-extension_status()
+_has_extension = extension_status() == "loaded"

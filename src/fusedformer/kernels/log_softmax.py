@@ -30,8 +30,9 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError: dim is no int or out of range, or the dtype is not a floating point type the device computes.
     """
-    if dim == -1 and (y := log_softmax_fwd.natively(x)) is not None:
-        return y
+    if dim == -1:
+        if (y := log_softmax_fwd.natively(x)) is not None or (y := log_softmax_fwd.by_kernel(x)) is not None:
+            return y
     if not library.are_alike(x):
         library.check_tensor("log_softmax", "x", x)
         library.check_dtype("log_softmax", x=x)

@@ -9,6 +9,9 @@ from torch import Tensor
 from fusedformer.kernels import library, reference
 
 
+FLOAT32_EPS = torch.finfo(torch.float32).eps  # the default of RMSNorm, of all dtypes that kernels take
+
+
 def check(function: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: Any) -> None:
     """Raise ValueError unless x is (..., N), weight and bias are (N,) or None, and eps is a finite number >= 0."""
     if not _are_usual(x, weight, bias):

@@ -2,8 +2,9 @@
 
 Triton looks at every argument of a launch anew, and before that an op derives tiles, strides and grids: more than a
 hundred microseconds of Python, on a GPU that computes a short attention in ten. But what it arrives at depends on the
-forms of the tensors alone: shapes, strides, dtypes, device, alignment. So the first call of a form is recorded, what it
-allocates, which views it takes of that, and what it launches; later ones do just that (`Plan`).
+forms of the tensors alone: shapes, strides, dtypes, device, alignment. So the second call of a form is recorded, what
+it allocates, which views it takes of that, and what it launches; later ones do just that (`Plan`). Not the first: where
+each call has another form, as with a growing cache, there is nothing to be had.
 
 Nothing is assumed about the op: a call that does anything else, as to compute with PyTorch, is not recorded, and the op
 is called each time.
@@ -28,36 +29,40 @@ _EMPTY = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empt
 _ZEROS = {_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default}
 # What torch.compile's code allocates by, on the current device: half the time of torch.empty, which reads its arguments.
 _empty_strided_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
-_UNKNOWN: Any = object()
+# Of a form that is no Plan: was it seen once, or can it not be recorded?
+_SEEN, _NEVER = "seen", "never"
 _local = threading.local()
-_plans: list[dict[Any, "Plan | None"]] = []
+_plans: list[dict[Any, "Plan | str"]] = []
 
 
 def replayed(environment: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Record an op's launcher, and replay it.
 
-    The launcher takes tensors, numbers, None and lists of those, and returns a tuple of tensors, all of them new.
+    The launcher takes tensors, numbers, None and lists of those, and returns a new tensor, or several in a tuple.
 
     Args:
         environment: of the same arguments, whatever else the launches depend on, hashable.
     """
 
     def decorate(op: Callable[..., Any]) -> Callable[..., Any]:
-        plans: dict[Any, Plan | None] = {}
+        plans: dict[Any, Plan | str] = {}
         _plans.append(plans)
 
         @functools.wraps(op)
         def call(*args: Any) -> Any:
             form = _form(environment(*args), args)
-            plan = plans.get(form, _UNKNOWN)
-            if plan is None:
-                return op(*args)
-            if plan is not _UNKNOWN:
+            plan = plans.get(form)
+            if type(plan) is Plan:
                 return plan(args)
-            if len(plans) >= MOST_FORMS:
-                plans.clear()
-            result, plans[form] = _record(op, args)
-            return result
+            if plan is None:
+                if len(plans) >= MOST_FORMS:
+                    plans.clear()
+                plans[form] = _SEEN
+                return op(*args)
+            if plan is _SEEN:
+                result, plans[form] = _record(op, args)
+                return result
+            return op(*args)
 
         return call
 
@@ -106,8 +111,8 @@ def _form(environment: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(form)
 
 
-def _record(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, "Plan | None"]:
-    """The op's result, and how to come by it again; None if that is not known."""
+def _record(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, "Plan | str"]:
+    """The op's result, and how to come by it again, if that can be known."""
     # Of a tensor that is given twice, each has a name of its own: the next time they may be two.
     args = tuple(x.detach() if isinstance(x, Tensor) else x for x in args)
     device = next(x.device for x in args if isinstance(x, Tensor))
@@ -120,7 +125,7 @@ def _record(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, "Plan |
     try:
         return result, Plan(recorder, args, result)
     except KeyError:  # a tensor that came from elsewhere
-        return result, None
+        return result, _NEVER
 
 
 class _View(NamedTuple):
@@ -189,7 +194,7 @@ class Plan:
     The arguments' tensors come first, then what `_steps` makes, in order.
     """
 
-    def __init__(self, recorder: _Recorder, args: Sequence[Any], result: tuple[Tensor, ...]) -> None:
+    def __init__(self, recorder: _Recorder, args: Sequence[Any], result: Tensor | tuple[Tensor, ...]) -> None:
         """Raises KeyError if not all of what the op did is known."""
         if not recorder.is_faithful:
             raise KeyError
@@ -209,11 +214,11 @@ class Plan:
             return numbers[id(x)]
 
         self._launches = [(start, *_template(values, number_of)) for start, values in recorder.launches]
-        self._result = [number_of(x) for x in result]
+        self._result = number_of(result) if isinstance(result, Tensor) else [number_of(x) for x in result]
         is_one_of_several = recorder.device.type == "cuda" and torch.cuda.device_count() > 1
         self._device = recorder.device if is_one_of_several else None
 
-    def __call__(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    def __call__(self, args: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
         if self._device is not None and self._device.index != torch.cuda.current_device():
             with torch.cuda.device(self._device):
                 return self(args)
@@ -225,7 +230,8 @@ class Plan:
             for place, fill in fills:
                 values[place] = tensors[fill] if type(fill) is int else fill(tensors)
             start(*values)
-        return tuple([tensors[number] for number in self._result])
+        numbers = self._result
+        return tensors[numbers] if isinstance(numbers, int) else tuple([tensors[number] for number in numbers])
 
 
 _Fill = int | Callable[[list[Tensor]], Any]  # the number of a tensor, or what makes a value of all tensors

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fusedformer.kernels import replay
 from fusedformer.kernels.attention import tuning
 from fusedformer.kernels.attention.decode.inputs import MAX_SPLITS, Places
 from fusedformer.kernels.attention.decode.kernel import (
@@ -20,7 +21,7 @@ from fusedformer.kernels.attention.decode.kernel import (
     attention_combine_kernel,
     attention_decode_kernel,
 )
-from fusedformer.kernels.attention.launch import LOG2_E, arch_of, precision, run
+from fusedformer.kernels.attention.launch import LOG2_E, arch_of, environment, precision, run
 from fusedformer.kernels.attention.scores import Scoring
 from fusedformer.kernels.attention.tuning import Tile
 
@@ -63,6 +64,7 @@ TABLE = (
 _LARGE = (80, 87, 90, 100, 103)
 
 
+@replay.replayed(environment)
 def attention_append(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, cos: Tensor | None, sin: Tensor | None,
     interleaved: bool, advance: bool, *where: Any,
@@ -93,6 +95,7 @@ def attention_append(
     return q.new_empty(0) if rotated is None else rotated
 
 
+@replay.replayed(environment)
 def attention_decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, slopes: Tensor | None, scale: float, softcap: float,
     left: int | None, right: int | None, num_splits: int, *where: Any,
