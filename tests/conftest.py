@@ -31,7 +31,7 @@ from fusedformer import build  # noqa: E402
 from fusedformer.benchmarks.harness.op import missing_kernel  # noqa: E402
 from fusedformer.benchmarks.ops import OPS  # noqa: E402
 from fusedformer.benchmarks.static import sass  # noqa: E402
-from fusedformer.kernels import emulation  # noqa: E402
+from fusedformer.kernels import emulation, replay  # noqa: E402
 
 # The order in which the emulator runs threads: the same in every run, unless another seed is asked for.
 SEED = os.environ.setdefault("FUSEDFORMER_EMULATION_SEED", "0")
@@ -122,6 +122,12 @@ def timm() -> Iterator[Any]:
             patch.setitem(sys.modules, f"torchvision{name}", module)
         patch.setattr(sys.modules["torchvision.ops.misc"], "FrozenBatchNorm2d", nn.Module)  # isinstance asks for it
         yield pytest.importorskip("timm", reason="timm is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_replayed() -> None:
+    """Each test sees its launches made, whatever tests before it have launched."""
+    replay.forget()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fusedformer.kernels import library, reference
 
-
 FLOAT32_EPS = torch.finfo(torch.float32).eps  # the default of RMSNorm, of all dtypes that kernels take
 
 

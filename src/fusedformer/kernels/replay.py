@@ -27,7 +27,7 @@ _ALIGNMENT = 16  # bytes: whether an address is a multiple, Triton compiles in
 _aten = torch.ops.aten
 _EMPTY = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.empty_like.default}
 _ZEROS = {_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default}
-# What torch.compile's code allocates by, on the current device: half the time of torch.empty, which reads its arguments.
+# What torch.compile's code allocates by, on the current device: in half the time that torch.empty takes.
 _empty_strided_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 # Of a form that is no Plan: was it seen once, or can it not be recorded?
 _SEEN, _NEVER = "seen", "never"
@@ -84,7 +84,7 @@ def launch(kernel: Any, programs: int, args: Sequence[Any], **options: Any) -> N
     compiled = start(*args)
     if recorder := _recorder():
         given = dict(zip(kernel.arg_names, args)) | options
-        bound = [given[x.name] if x.name in given else x.default for x in kernel.params]
+        bound = [given.get(x.name, x.default) for x in kernel.params]
         recorder.launches.append((triton_compat.launcher(compiled, programs, recorder.device), bound))
 
 
@@ -228,7 +228,7 @@ class Plan:
         for start, template, fills in self._launches:
             values = template.copy()
             for place, fill in fills:
-                values[place] = tensors[fill] if type(fill) is int else fill(tensors)
+                values[place] = tensors[fill] if isinstance(fill, int) else fill(tensors)
             start(*values)
         numbers = self._result
         return tensors[numbers] if isinstance(numbers, int) else tuple([tensors[number] for number in numbers])

@@ -4,6 +4,8 @@ The interpreter of both versions multiplies bfloat16 as raw bits in `tl.dot` and
 bfloat16, so kernels call `dot` and `narrow` instead. Compiled, these are `tl.dot` and a cast, and nothing else.
 """
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,12 @@ import triton.language as tl
 # that needs numpy, which neither PyTorch nor Triton brings.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 _INTERPRETED = tl.constexpr(INTERPRETED)
+
+if INTERPRETED:
+    # Gluon takes names of Triton's language as they are when it is imported: not within a launch of the interpreter,
+    # which replaces them until it is done.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton.experimental.gluon.language")
 
 
 def device_function(function: Callable[..., Any]) -> Any:

@@ -9,7 +9,6 @@ Source: Vaswani et al., "Attention Is All You Need", 2017; Dao, "FlashAttention-
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
