@@ -27,7 +27,6 @@ from fusedformer.benchmarks.arguments import (
     parse_sweep_terms,
     refusals,
 )
-from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.options import parse_duration, parse_seed
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
@@ -303,6 +302,9 @@ def tune(
     batch: Annotated[int, typer.Option(help="Batch size.")] = 4,
     heads: Annotated[int, typer.Option(help="Heads.")] = 16,
     jobs: Annotated[int, typer.Option(min=1, help="Compilers at a time.")] = 8,
+    budget: Annotated[
+        Any, typer.Option(parser=option(parse_duration), metavar="TIME", help="To compile, check and time in.")
+    ] = "120s",
 ) -> None:
     """Measure tiles of an attention kernel in bfloat16 on the GPU that is here; print the row of the best."""
     import torch
@@ -315,17 +317,8 @@ def tune(
         task = tune_run.Task(kernel, torch.bfloat16, head_dim, seqlen, batch, heads)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    major, minor = torch.cuda.get_device_capability()
-    arch, tiles = 10 * major + minor, tune_run.candidates(task.dtype.itemsize)
     with Console() as console:
-        console.step(f"compiling {len(tiles)} tiles")
-        refused = tune_run.refusals(task, tiles, arch, jobs)
-        fitting = [tile for tile in tiles if tile not in refused]
-        trials = tune_run.tune(task, fitting, torch.device("cuda"), CudaClock(), progress=console.step)
-        trials += [tune_run.Trial(tile, refused=why) for tile, why in refused.items()]
-        console.table(tune_run.table(trials))
-        if trials[0].speedup is not None:
-            console.line(tune_run.row(task, trials[0], arch, torch.cuda.get_device_name()))
+        tune_run.run(task, tune_run.Gpu.current(), jobs, budget, console)
 
 
 @app.command()
