@@ -229,7 +229,8 @@ class _Bench:
         if comparisons:
             with self._on_stream():
                 self._measure_times(comparisons)
-        self._show(tables.time_table(self.folder.rows))
+        for table in tables.time_tables(self.folder.rows):
+            self._show(table)
         if self.error_ops and self.options.quick:
             self._collect_static()
             self._show(tables.static_table(self.static_rows))
