@@ -240,7 +240,9 @@ def _cycles(cycles: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits in the unit that fits."""
+    """Three digits in the unit that fits, or whole seconds."""
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * scale >= 1:
             return f"{seconds * scale:.3g} {unit}"
