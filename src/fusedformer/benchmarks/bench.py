@@ -346,7 +346,10 @@ class _Bench:
                 reason = f"to judge the answers would take about {needed:.0f} s, {left:.0f} s of the budget are left"
                 yield from comparison.skipped(reason)
             else:
-                yield from comparison.measured(instruments, costs.noting(comparison, share))
+                others, left_out = comparison.without(costs.too_slow(comparison, share().limit_seconds))
+                rows = others.measured(instruments, costs.noting(others, share))
+                costs.note_compiles(rows)
+                yield from rows + left_out
 
     def _noise_rows(self, instruments: Instruments) -> list[Row]:
         """Ours against ours: the first comparison of each subject."""

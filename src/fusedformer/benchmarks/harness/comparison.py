@@ -92,6 +92,12 @@ class Comparison:
         """The rows of a comparison that is not made."""
         return [self._row(name, Verdict("skipped", reason)) for name in self.contenders]
 
+    def without(self, reasons: Mapping[str, str]) -> tuple["Comparison", list[Row]]:
+        """The comparison of the other contenders, and the rows of these, which are skipped for their reasons."""
+        rest = {name: one for name, one in self.contenders.items() if name not in reasons}
+        rows = [self._row(name, Verdict("skipped", reason)) for name, reason in reasons.items()]
+        return replace(self, contenders=rest), rows
+
     def against_itself(self) -> "Comparison":
         """Ours against ours: what is no difference at all, as this machine tells it."""
         ours = self.contenders[OURS]
