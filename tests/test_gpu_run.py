@@ -1,14 +1,18 @@
 """`make gpu`: order, budget and exit status, with commands that need no GPU."""
 
+import contextlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fusedformer.benchmarks import gpu
+from fusedformer.benchmarks import bench, gpu, once
+from fusedformer.benchmarks.ops import OPS
+from fusedformer.benchmarks.report.console import Console
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -57,8 +61,8 @@ def test_the_tests_leave_the_benchmark_its_time(tmp_path: Path) -> None:
     ]
     assert gpu.run(plan, tmp_path, budget=10) == ["endless"]
     assert (tmp_path / "last.log").read_text().startswith("left ")
-    _, tests, _, bench, *_ = gpu.steps("python3", "9.0", tmp_path, budget=400)
-    assert (tests.reserve, bench.reserve) == (280, 60)
+    _, tests, _, benchmark, *_ = gpu.steps("python3", "9.0", tmp_path, budget=400)
+    assert (tests.reserve, benchmark.reserve) == (300, 80)
 
 
 def test_what_a_stopped_step_has_started_ends_with_it(tmp_path: Path) -> None:
@@ -77,15 +81,19 @@ def test_no_step_that_imports_runs_where_the_links_are(tmp_path: Path) -> None:
 
 
 def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
-    build, tests, hopper, bench, report, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
+    build, tests, hopper, benchmark, report, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
     assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    compile(gpu.BUILD, "build", "exec")
     assert "gpu" in tests.command
     assert any(part.endswith(gpu.HOPPER_TESTS) for part in hopper.command)
-    assert str(tmp_path / "bench") in bench.command
+    assert str(tmp_path / "bench") in benchmark.command
     assert report.command[-4:] == ("report", str(tmp_path / "bench"), "--output", str(tmp_path / "report"))
     assert (sanitizer.command[0], sanitizer.needs) == ("compute-sanitizer", "compute-sanitizer")
-    assert all((gpu.ROOT / test).exists() for test in gpu.SANITIZED)
+    assert sanitizer.command[-3:] == gpu.SANITIZED
+    assert set(gpu.SANITIZED) <= set(OPS)
     assert [step.name for step in tuning] == ["tune-fwd-128", "tune-dq-128", "tune-dkdv-128", "tune-fwd-64"]
+    for step in (benchmark, *tuning):
+        assert step.command[step.command.index("--budget") + 1] == "{seconds}s"
 
 
 def test_a_step_whose_program_is_missing_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +101,60 @@ def test_a_step_whose_program_is_missing_is_left_out(tmp_path: Path, capsys: pyt
     assert gpu.run(plan, tmp_path, budget=30) == []
     assert "absent: left out, no-such-program is not here" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"last.log"}
+
+
+def test_what_an_extra_step_has_no_time_for_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = [
+        gpu.Step("extra", python("print('must not run')"), least=100, is_extra=True),
+        gpu.Step("needed", python("print('must not run')"), least=100),
+    ]
+    assert gpu.run(plan, tmp_path, budget=30) == ["needed"]
+    printed = capsys.readouterr().out
+    assert "extra: left out, it has 30 s and needs 100" in printed or "extra: left out, it has 29 s" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_programs_beside_nvcc_are_found_and_nothing_asks_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "only-beside-nvcc"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho offline $HF_HUB_OFFLINE\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu, "find_nvcc", lambda: program.parent / "nvcc")
+    assert gpu.run([gpu.Step("beside", (program.name,), needs=program.name)], tmp_path / "out", budget=30) == []
+    assert (tmp_path / "out" / "beside.log").read_text() == "offline 1\n"
+
+
+def test_the_sanitizer_watches_every_small_case_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert once.main(["softmax"]) == 0
+    assert capsys.readouterr().out.count(": ok") == len(OPS["softmax"].error_cases)
+    softmax = OPS["softmax"]
+    off = replace(softmax, contenders={**softmax.contenders, "ours": lambda x: torch.softmax(x, -1) + 0.1})
+    monkeypatch.setitem(OPS, "softmax", off)
+    assert once.main(["softmax"]) == 1
+    assert "times its budget" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no op 'sofmax'"):
+        once.main(["sofmax"])
+
+
+def test_times_come_before_errors_that_the_tests_have_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what there is no time for is said, for a run that goes on."""
+    order: list[str] = []
+    task = bench.Task.of(bench.Options(tmp_path / "run", ("softmax",), budget_s=1))
+    monkeypatch.setattr(bench._Bench, "_on_stream", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(bench._Bench, "_time", lambda self, comparisons: order.append("times"))
+    monkeypatch.setattr(bench.worlds, "error_rows", lambda *_: order.append("errors"))
+    with Console() as console:
+        on_gpu = bench._Bench(replace(task, device=torch.device("cuda")), console)
+        with on_gpu.folder:
+            on_gpu.measure()
+    assert order == ["times"]
+    found = {(row.world, row.status, row.reason) for row in on_gpu.folder.rows}
+    spent = "the budget of 1 s was spent"
+    assert {("reference", "skipped", spent), ("gpu", "skipped", spent)} <= found
 
 
 def test_the_folder_is_named_by_gpu_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,21 @@ def test_a_patch_that_computes_something_else_gets_no_time(monkeypatch: pytest.M
     assert "times its budget" in verdict.reason
 
 
+def test_the_answer_in_float64_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, torch.dtype]] = []
+    make = patched._Bench.make
+
+    def noted(self: patched._Bench, contender: str, dtype: torch.dtype, *rest: Any) -> nn.Module:
+        made.append((contender, dtype))
+        return make(self, contender, dtype, *rest)
+
+    monkeypatch.setattr(patched._Bench, "make", noted)
+    for contender in comparison("patched_bert").contenders.values():
+        assert contender.judge().status == "ok"
+    assert made.count((patched.EAGER, torch.float64)) == 1
+    assert sum(dtype == torch.float64 for _, dtype in made) == 1
+
+
 def test_a_library_that_is_not_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     (found,) = patched.comparisons(PATCHED["patched_timm_vit"], CPU, seed=0)

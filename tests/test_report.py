@@ -217,6 +217,21 @@ def test_runs_side_by_side_share_their_sweeps(tmp_path: Path) -> None:
     assert "All runs" in (output / "summary.md").read_text()
 
 
+def test_what_one_run_alone_swept_is_drawn_once(tmp_path: Path) -> None:
+    runs = [write(tmp_path / "swept", ROWS[:3]), write(tmp_path / "not", ROWS[:1])]
+    output = tmp_path / "report"
+    assert invoke(*runs, "--output", output).exit_code == 0
+    assert [path.parent.name for path in output.rglob("sweep-*.png")] == ["swept"]
+    assert "All runs" not in (output / "summary.md").read_text()
+
+
+def test_the_roof_is_that_of_the_dtype() -> None:
+    flops, seconds = 1e12, 1.0
+    for dtype, peak in (("bfloat16", H200.matrix_flops), ("float32", H200.vector_flops)):
+        one = row(1024, seconds=seconds, dtype=dtype, flops=flops, n_bytes=1.0)
+        assert rooflines._share(one, H200) == pytest.approx(flops / peak)
+
+
 def test_what_cannot_be_reported_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     other = write(tmp_path / "other" / "run")

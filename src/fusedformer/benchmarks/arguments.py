@@ -115,7 +115,21 @@ def file_path(text: str) -> Path:
     return path
 
 
-def option(parse: Callable[[str], T]) -> Callable[[str], T]:
+def option(parse: Callable[[str], Any], metavar: str, text: str, *, name: str = "", default: str = "") -> Any:
+    """An option of typer's, by `name` or its parameter's; `default` is what its help shows for None."""
+    return typer.Option(*filter(None, [name]), **_settings(parse, metavar, text, default))
+
+
+def argument(parse: Callable[[str], Any], metavar: str, text: str, *, default: str = "") -> Any:
+    """An argument of typer's; `default` is what its help shows for None."""
+    return typer.Argument(**_settings(parse, metavar, text, default))
+
+
+def _settings(parse: Callable[[str], Any], metavar: str, text: str, default: str) -> dict[str, Any]:
+    return {"parser": _refusing(parse), "metavar": metavar, "help": text, "show_default": default or True}
+
+
+def _refusing(parse: Callable[[str], T]) -> Callable[[str], T]:
     """`parse` for typer, which shows what a BadParameter says and exits with 2, but not what a ValueError says."""
 
     def parsed(text: str) -> T:

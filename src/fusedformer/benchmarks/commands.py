@@ -15,6 +15,7 @@ from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks import compare as comparing
 from fusedformer.benchmarks import static_baseline
 from fusedformer.benchmarks.arguments import (
+    argument,
     file_path,
     free_path,
     option,
@@ -27,7 +28,6 @@ from fusedformer.benchmarks.arguments import (
     parse_sweep_terms,
     refusals,
 )
-from fusedformer.benchmarks.harness.timing import CudaClock
 from fusedformer.benchmarks.options import parse_duration, parse_seed
 from fusedformer.benchmarks.profile import options as profile_options
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 ALL_MODES, ALL_ATTENTIONS = ",".join(MODES), ",".join(CONTENDERS)
 QUICK_BUDGET_S, BUDGET_S = 140.0, 480.0
+NewFolder = Annotated[Path | None, option(free_path, "DIR", "The folder, a new one.", default="runs/<time>")]
 ALL_ARCHS = ",".join(map(str, static_world.ARCHS))
 
 
@@ -66,54 +67,33 @@ def doctor() -> None:
 def bench(
     subjects: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="OP",
-            parser=option(parse_bench_argument),
-            show_default="all",
-            help="Ops and models by name; more terms of a sweep.",
-        ),
+        argument(parse_bench_argument, "OP", "Ops and models by name; more terms of a sweep.", default="all"),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 3 minutes on two cores, with the static table.")
     ] = False,
     sweep: Annotated[
         str | None,
-        typer.Option(
-            parser=option(parse_sweep_terms),
-            metavar="TERM",
-            show_default="each op's own cases",
-            help="Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
+        option(
+            parse_sweep_terms,
+            "TERM",
+            "Sizes, options, dtype: S=512:128k:x2 D=64,128 causal=0,1 dtype=bf16, or rows=4096 N=1k,4k.",
+            default="each op's own cases",
         ),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(
-            parser=option(parse_duration),
-            metavar="TIME",
-            show_default="480s, quick: 140s",
-            help="For all of it, such as 480s or 8m.",
-        ),
+        option(parse_duration, "TIME", "For all of it, such as 480s or 8m.", default="480s, quick: 140s"),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
-        ),
-    ] = None,
+    output: NewFolder = None,
     resume: Annotated[
         Any,
-        typer.Option(
-            parser=option(parse_run),
-            metavar="RUN",
-            help="Measure what this run was killed before or had no time for; with --budget only.",
-        ),
+        option(parse_run, "RUN", "Measure what this run was killed before or had no time for; with --budget only."),
     ] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Time ours against ours: 99 of 100 cells have to say SAME.")
     ] = False,
-    seed: Annotated[
-        Any, typer.Option(parser=option(parse_seed), metavar="N", help="Of all random inputs and weights.")
-    ] = "0",
+    seed: Annotated[Any, option(parse_seed, "N", "Of all random inputs and weights.")] = "0",
 ) -> None:
     """Measure errors in every world, and times against other implementations; write a run folder."""
     terms = ([sweep] if sweep else []) + [name for name in subjects or () if "=" in name]
@@ -140,8 +120,8 @@ def bench(
 
 @app.command()
 def compare(
-    a: Annotated[Any, typer.Argument(metavar="RUN_A", parser=option(parse_run), help="The folder of a run before.")],
-    b: Annotated[Any, typer.Argument(metavar="RUN_B", parser=option(parse_run), help="The folder of a run after.")],
+    a: Annotated[Any, argument(parse_run, "RUN_A", "The folder of a run before.")],
+    b: Annotated[Any, argument(parse_run, "RUN_B", "The folder of a run after.")],
 ) -> None:
     """Tell of each row whether B is the SAME, FASTER, SLOWER or UNSURE; exit with 1 if any is SLOWER."""
     with refusals():
@@ -154,15 +134,8 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", parser=option(parse_run), help="Folders of runs of `bench`.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The folder, a new one."
-        ),
-    ] = None,
+    runs: Annotated[list[str], argument(parse_run, "RUN", "Folders of runs of `bench`.")],
+    output: NewFolder = None,
 ) -> None:
     """Write what runs measured as one HTML file, as markdown, and as pictures."""
     if find_spec("matplotlib") is None:
@@ -179,22 +152,15 @@ def report(
 
 @app.command()
 def static(
-    arch: Annotated[
-        Any, typer.Option(parser=option(parse_archs), help="GPU architectures, such as 80,90.")
-    ] = ALL_ARCHS,
-    json_path: Annotated[
-        Path | None,
-        typer.Option("--json", parser=option(file_path), metavar="FILE", help="Write the rows to this file."),
-    ] = None,
+    arch: Annotated[Any, option(parse_archs, "ARCHS", "GPU architectures, such as 80,90.")] = ALL_ARCHS,
+    json_path: Annotated[Path | None, option(file_path, "FILE", "Write the rows to this file.", name="--json")] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write what compiled to results/: after a change of a kernel.")
     ] = False,
     baseline: Annotated[
         Any,
-        typer.Option(
-            parser=option(parse_baseline),
-            metavar="FILE",
-            help="What --json wrote before, or the folder results: fail if any variant is worse.",
+        option(
+            parse_baseline, "FILE", "What --json wrote before, or the folder results: fail if any variant is worse."
         ),
     ] = None,
 ) -> None:
@@ -227,54 +193,38 @@ def static(
 def profile(
     model: Annotated[
         Any,
-        typer.Option(
-            parser=option(parse_model),
-            metavar="MODEL",
-            help="gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
+        option(
+            parse_model,
+            "MODEL",
+            "gpt2, llama-8b, vit-l, whisper, or FILE.py:FUNCTION of a context: a model, or (module, inputs).",
         ),
     ] = "llama-8b",
     context: Annotated[
-        Any,
-        typer.Option(
-            parser=option(profile_options.parse_contexts), metavar="S", help="Lengths, such as 1k:1m:x2 or 4k,8k."
-        ),
+        Any, option(profile_options.parse_contexts, "S", "Lengths, such as 1k:1m:x2 or 4k,8k.")
     ] = "1k:1m:x2",
-    mode: Annotated[
-        Any,
-        typer.Option(parser=option(profile_options.parse_modes), metavar="MODE", help="Of train, prefill, decode."),
-    ] = ALL_MODES,
+    mode: Annotated[Any, option(profile_options.parse_modes, "MODE", "Of train, prefill, decode.")] = ALL_MODES,
     attention: Annotated[
-        Any,
-        typer.Option(
-            parser=option(profile_options.parse_attentions),
-            metavar="NAME",
-            help="Of ours, sdpa (PyTorch's), math.",
-        ),
+        Any, option(profile_options.parse_attentions, "NAME", "Of ours, sdpa (PyTorch's), math.")
     ] = ALL_ATTENTIONS,
     memory: Annotated[
         float | None,
-        typer.Option(
-            parser=option(profile_options.parse_memory),
-            metavar="SIZE",
-            show_default="the GPU's, or an H200's",
-            help="That a step may take, such as 141GiB.",
+        option(
+            profile_options.parse_memory,
+            "SIZE",
+            "That a step may take, such as 141GiB.",
+            default="the GPU's, or an H200's",
         ),
     ] = None,
     measure_upto: Annotated[
         int | None,
-        typer.Option(
-            parser=option(profile_options.parse_length),
-            metavar="S",
-            show_default="all with a GPU, else none",
-            help="The longest context to measure on this machine; longer ones are predicted.",
+        option(
+            profile_options.parse_length,
+            "S",
+            "The longest context to measure on this machine; longer ones are predicted.",
+            default="all with a GPU, else none",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
-        ),
-    ] = None,
+    output: NewFolder = None,
 ) -> None:
     """Show where time and memory of a model go as its context grows: here, or on a GPU that is not here."""
     from fusedformer.benchmarks.profile import run as profile_run  # NumPy is not everywhere
@@ -303,6 +253,7 @@ def tune(
     batch: Annotated[int, typer.Option(help="Batch size.")] = 4,
     heads: Annotated[int, typer.Option(help="Heads.")] = 16,
     jobs: Annotated[int, typer.Option(min=1, help="Compilers at a time.")] = 8,
+    budget: Annotated[Any, option(parse_duration, "TIME", "To compile, check and time in.")] = "120s",
 ) -> None:
     """Measure tiles of an attention kernel in bfloat16 on the GPU that is here; print the row of the best."""
     import torch
@@ -315,37 +266,17 @@ def tune(
         task = tune_run.Task(kernel, torch.bfloat16, head_dim, seqlen, batch, heads)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    major, minor = torch.cuda.get_device_capability()
-    arch, tiles = 10 * major + minor, tune_run.candidates(task.dtype.itemsize)
     with Console() as console:
-        console.step(f"compiling {len(tiles)} tiles")
-        refused = tune_run.refusals(task, tiles, arch, jobs)
-        fitting = [tile for tile in tiles if tile not in refused]
-        trials = tune_run.tune(task, fitting, torch.device("cuda"), CudaClock(), progress=console.step)
-        trials += [tune_run.Trial(tile, refused=why) for tile, why in refused.items()]
-        console.table(tune_run.table(trials))
-        if trials[0].speedup is not None:
-            console.line(tune_run.row(task, trials[0], arch, torch.cuda.get_device_name()))
+        tune_run.run(task, tune_run.Gpu.current(), jobs, budget, console)
 
 
 @app.command()
 def verify(
     models: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            parser=option(parse_real_model),
-            metavar="MODEL",
-            show_default="all",
-            help=", ".join(REAL_MODELS) + ".",
-        ),
+        option(parse_real_model, "MODEL", f"{', '.join(REAL_MODELS)}.", name="--model", default="all"),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=option(free_path), metavar="DIR", show_default="runs/<time>", help="The run folder, a new one."
-        ),
-    ] = None,
+    output: NewFolder = None,
 ) -> None:
     """Run pretrained models on real input, kernels on and off, beside Hugging Face's; draw what they attend to."""
     with Console() as console:

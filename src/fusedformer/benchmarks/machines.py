@@ -47,6 +47,10 @@ class Machine:
     memory_share: float = 0.9
     source: str = "data sheet"
 
+    def product_flops(self, dtype: str) -> float:
+        """The peak of products of numbers of this dtype, FLOP/s."""
+        return self.matrix_flops if dtype in ("float16", "bfloat16") else self.vector_flops
+
 
 # The shares of a data sheet's peaks are assumptions, not measurements: large products are held back by power, copies by
 # refresh and turnaround of DRAM.

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios
-from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
 from fusedformer.benchmarks.harness.implementation import OURS, MissingError, package_version
 from fusedformer.benchmarks.harness.instruments import Prepared
+from fusedformer.benchmarks.harness.model_flops import FORWARD_ALONE, WITH_BACKWARD, model_work
 from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
 from fusedformer.benchmarks.harness.timing import Run
 from fusedformer.benchmarks.harness.torch_models import (
@@ -71,9 +72,11 @@ class Batch:
     inputs: tuple[Tensor, ...]
     targets: Tensor
 
-    def to(self, dtype: torch.dtype) -> "Batch":
-        """In another dtype, but for class and token numbers."""
-        *inputs, targets = (t.to(dtype) if t.is_floating_point() else t for t in (*self.inputs, self.targets))
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> "Batch":
+        """In another dtype, but for class and token numbers, and on another device."""
+        *inputs, targets = (
+            t.to(device or t.device, dtype if t.is_floating_point() else t.dtype) for t in (*self.inputs, self.targets)
+        )
         return Batch(tuple(inputs), targets)
 
 
@@ -128,6 +131,7 @@ def comparisons(architecture: Architecture, device: torch.device, seed: int) -> 
                 for name in way.contenders
             },
             sizes=family.case.sizes,
+            count=partial(family.work, direction),
         )
         for direction, way in architecture.ways.items()
     ]
@@ -245,6 +249,17 @@ class _Family:
         """One call; training changes a copy, of what is compiled the model that nobody reads afterwards."""
         model = self.model(name)
         return Prepared(way.run(model if name == COMPILED else copy.deepcopy(model), self.batch))
+
+    def work(self, direction: str) -> Work:
+        """Of one call, by a trace of our model: all compute the same."""
+        forward = _DECODER_RUNS.get(direction, forward_run)
+        with torch.device("meta"):
+            model = self.architecture.ours(self.case.config).to(self.case.dtype)
+        batch = self.architecture.make_batch(self.case, torch.Generator()).to(self.case.dtype, torch.device("meta"))
+        call = forward(model, batch)
+        if direction == DECODE:
+            call()  # which fills the cache
+        return model_work(call, WITH_BACKWARD if direction == TRAINING_STEP else FORWARD_ALONE)
 
     def verdict(self, name: str, way: Way) -> Verdict:
         """Hold the output, and in training the gradient of every parameter, against torch.nn's in float64."""

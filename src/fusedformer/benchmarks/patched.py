@@ -8,16 +8,17 @@ few short rows, for a model in float64 at full length would not fit. B batch, S 
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios
-from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, judge
+from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
 from fusedformer.benchmarks.harness.implementation import OURS, MissingError, package_version
 from fusedformer.benchmarks.harness.instruments import Prepared
+from fusedformer.benchmarks.harness.model_flops import WITH_BACKWARD, model_work
 from fusedformer.benchmarks.harness.op import BOTH, WORLDS
 from fusedformer.drop_in.patch import patch
 
@@ -27,6 +28,7 @@ JUDGED = {"B": 2, "S": 96}  # at most
 NOTHING = 1e-7  # a gradient of a loss near 1 that is no larger is none
 Sizes = Mapping[str, int]
 Inputs = dict[str, Tensor]
+Results = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def comparisons(model: PatchedModel, device: torch.device, seed: int) -> list[Co
                 for name in CONTENDERS
             },
             sizes=sizes,
+            count=bench.work,
         )
     ]
 
@@ -69,12 +72,13 @@ def comparisons(model: PatchedModel, device: torch.device, seed: int) -> list[Co
 class _Bench:
     def __init__(self, model: PatchedModel, device: torch.device, dtype: torch.dtype, seed: int) -> None:
         self.model, self.device, self.dtype, self.seed = model, device, dtype, seed
+        self.sizes = model.sizes[device.type]
 
     def version(self, contender: str) -> str:
         return package_version("fusedformer" if contender == OURS else self.model.library)
 
-    def make(self, contender: str, dtype: torch.dtype) -> nn.Module:
-        """The model in training mode, with the same weights for each contender.
+    def make(self, contender: str, dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
+        """The model in training mode, with the same weights for each contender, on this device or the one measured.
 
         Raises:
             MissingError: its library cannot be imported.
@@ -84,7 +88,7 @@ class _Bench:
         except ImportError as error:
             raise MissingError(f"{self.model.library} is not to be had: {error}") from None
         torch.manual_seed(self.seed)
-        with self.device:
+        with device or self.device:
             made = self.model.build(self.model.widths[self.device.type], EAGER if contender == EAGER else SDPA)
         made = made.to(dtype=self.dtype).to(dtype=dtype).train()
         if contender == OURS:
@@ -96,10 +100,17 @@ class _Bench:
         made = self.model.make_inputs(self.model.widths[self.device.type], sizes, generator)
         return {name: x.to(self.dtype).to(dtype) if x.is_floating_point() else x for name, x in made.items()}
 
+    def work(self) -> Work:
+        """Of one call, by a trace of the library's model."""
+        meta = torch.device("meta")
+        model = self.make(SDPA, self.dtype, meta)
+        inputs = {name: x.to(meta) for name, x in self.inputs(self.sizes, self.dtype).items()}
+        return model_work(partial(self.model.loss, model, inputs), WITH_BACKWARD)
+
     def prepare(self, contender: str) -> Prepared:
         """One call: forward and backward; gradients are dropped, not added up."""
         model = self.make(contender, self.dtype)
-        inputs = self.inputs(self.model.sizes[self.device.type], self.dtype)
+        inputs = self.inputs(self.sizes, self.dtype)
 
         def run() -> None:
             model.zero_grad()
@@ -110,28 +121,38 @@ class _Bench:
     def verdict(self, contender: str) -> Verdict:
         """Hold the loss and the gradient of every parameter against the library's model in float64."""
 
-        def results(contender: str, dtype: torch.dtype) -> dict[str, Tensor]:
-            sizes = {
-                name: min(size, JUDGED.get(name, size)) for name, size in self.model.sizes[self.device.type].items()
-            }
-            model = self.make(contender, dtype)
-            loss = self.model.loss(model, self.inputs(sizes, dtype))
-            named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            found = {name: grad for name, grad in zip(named, gradients, strict=True) if grad is not None}
-            return {"loss": loss.detach().reshape(1), **found}
-
         def error_ratios() -> dict[str, float]:
-            got, plain = results(contender, self.dtype), results(EAGER, self.dtype)
-            # Hugging Face takes the loss of language models in float32, whatever the logits are. A gradient of 0, such
-            # as that of the bias of keys, is rounding errors alone, of which no contender's are the right ones.
-            exact = {name: x.double() for name, x in results(EAGER, torch.float64).items() if x.abs().max() > NOTHING}
-            got = {name: got[name] for name in exact}
-            return budget_ratios(
-                list(got), *([result[name].reshape(-1) for name in got] for result in (got, exact, plain))
-            )
+            exact, plain = self.exact, self.plain
+            got = {name: x for name, x in self.results(contender, self.dtype).items() if name in exact}
+            results = ([result[name].reshape(-1) for name in got] for result in (got, exact, plain))
+            return budget_ratios(list(got), *results)
 
         return judge(error_ratios)
+
+    @cached_property
+    def exact(self) -> Results:
+        """What float64 gives, once for all contenders; without gradients that are 0.
+
+        Hugging Face takes the loss of language models in float32, whatever the logits are. A gradient of 0, such as
+        that of the bias of keys, is rounding errors alone, of which no contender's are the right ones.
+        """
+        found = self.results(EAGER, torch.float64).items()
+        return {name: x.double() for name, x in found if x.abs().max() > NOTHING}
+
+    @cached_property
+    def plain(self) -> Results:
+        """What the library's own attention gives in the dtype that is timed: the measure of the error budget."""
+        return self.results(EAGER, self.dtype)
+
+    def results(self, contender: str, dtype: torch.dtype) -> Results:
+        """The loss of a few short rows, and by name the gradient of each parameter that has one."""
+        model = self.make(contender, dtype)
+        sizes = {name: min(size, JUDGED.get(name, size)) for name, size in self.sizes.items()}
+        loss = self.model.loss(model, self.inputs(sizes, dtype))
+        named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        found = {name: grad for name, grad in zip(named, gradients, strict=True) if grad is not None}
+        return {"loss": loss.detach().reshape(1), **found}
 
 
 def _hugging_face(config_name: str, model_name: str, widths: Mapping[str, Any], attention: str) -> nn.Module:

@@ -2,24 +2,27 @@
 
 Nothing is tuned when a user calls attention; kernels/attention/tuning.py is a table, and this is the tool that measures
 its rows. It compiles each candidate ahead of time, drops those that the static world would refuse, holds the results of
-the others against those of the shipped tile, times them all in the same rounds, and prints the row of the best.
+the others against those of the shipped tile, times them all in the same rounds, and prints the row of the best. The
+candidates nearest to the shipped tile come first: they are what a small budget suffices for.
 """
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.harness.timing import Clock, Interval, Plan, measure, ratio
+from fusedformer.benchmarks.harness.timing import Clock, CudaClock, Interval, Plan, TooSlowError, measure, ratio
+from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.report.tables import Table
 from fusedformer.benchmarks.static.triton import CompilerPool
-from fusedformer.kernels.attention import launch, variants
+from fusedformer.kernels.attention import launch, tuning, variants
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.inputs import Call
 from fusedformer.kernels.attention.op import prepare
@@ -27,6 +30,8 @@ from fusedformer.kernels.attention.tuning import Tile
 
 KERNELS = ("fwd", "dq", "dkdv")
 SHIPPED = "shipped"
+COMPILE_SHARE, CHECK_SHARE = 0.4, 0.5  # of the budget, and of what is left of it then; the rest is for times
+NO_TIME = "the time for it was spent"
 # What another order of summation may change at most, relative to the largest value: far less than a wrong tile does.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
@@ -59,19 +64,60 @@ class Trial:
     refused: str = ""
 
 
-def candidates(element_size: int) -> list[Tile]:
-    """Every tile that is worth a compile."""
-    blocks = (32, 64, 128) if element_size == 2 else (16, 32, 64)
-    shapes = itertools.product(blocks, blocks, (4, 8), (1, 2, 3))
-    return [Tile(*shape) for shape in shapes]
+class Gpu(NamedTuple):
+    """What is tuned for: `arch` is its compute capability, 90 for 9.0."""
+
+    device: torch.device
+    arch: int
+    name: str
+    clock: Clock
+
+    @classmethod
+    def current(cls) -> "Gpu":
+        """PyTorch's current one."""
+        major, minor = torch.cuda.get_device_capability()
+        return cls(torch.device("cuda"), 10 * major + minor, torch.cuda.get_device_name(), CudaClock())
 
 
-def refusals(task: Task, tiles: Sequence[Tile], arch: int, jobs: int) -> dict[Tile, str]:
-    """Of `tiles` those that the static world refuses for compute capability `arch`, and why."""
+def run(task: Task, gpu: Gpu, jobs: int, budget_s: float, console: Console) -> None:
+    """Compile with so many jobs, check and time candidates within the budget; print them and the row of the best."""
+    deadline = time.monotonic() + budget_s
+    tiles = candidates(task, gpu.arch)
+    console.step(f"compiling {len(tiles)} tiles")
+    refused = refusals(task, tiles, gpu.arch, jobs, deadline - (1 - COMPILE_SHARE) * budget_s)
+    fitting = [tile for tile in tiles if tile not in refused]
+    trials = tune(task, fitting, gpu.device, gpu.clock, max(0.0, deadline - time.monotonic()), console.step)
+    trials += [Trial(tile, refused=why) for tile, why in refused.items()]
+    console.table(table(trials))
+    if trials[0].speedup is not None:
+        console.line(row(task, trials[0], gpu.arch, gpu.name))
+
+
+def candidates(task: Task, arch: int) -> list[Tile]:
+    """Every tile that is worth a compile for compute capability `arch`, the nearest to the shipped one first."""
+    blocks = (32, 64, 128) if task.dtype.itemsize == 2 else (16, 32, 64)
+    tiles = [Tile(*shape) for shape in itertools.product(blocks, blocks, (4, 8), (1, 2, 3))]
+    shipped = tuning.tile(task.kernel, arch, task.dtype, task.head_dim, busy=False)
+
+    def steps_away(tile: Tile) -> float:
+        return sum(abs(math.log2(size / vars(shipped)[name])) for name, size in vars(tile).items())
+
+    return sorted(tiles, key=steps_away)
+
+
+def refusals(task: Task, tiles: Sequence[Tile], arch: int, jobs: int, deadline: float = math.inf) -> dict[Tile, str]:
+    """Of `tiles` those that the static world refuses for compute capability `arch`, and why.
+
+    What is not compiled by `deadline`, of `time.monotonic`, is refused too.
+    """
     setting = variants.Setting(task.dtype, task.head_dim, ("causal",))
 
     def problems(tile: Tile) -> str:
-        return "; ".join(pool.compile(variants.variant(task.kernel, arch, setting, tile), arch).problems)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return NO_TIME
+        row = pool.compile(variants.variant(task.kernel, arch, setting, tile), arch, left)
+        return NO_TIME if row.skipped else "; ".join(row.problems)
 
     with CompilerPool(jobs) as pool, ThreadPoolExecutor(jobs) as threads:
         found = dict(zip(tiles, threads.map(problems, tiles)))
@@ -83,23 +129,40 @@ def tune(
     tiles: Sequence[Tile],
     device: torch.device,
     clock: Clock,
-    plan: Plan | None = None,
+    seconds: float,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Trial]:
-    """Time `tiles` against the shipped one on random tensors, the fastest first; wrong ones come last, untimed."""
-    inputs = _Inputs.random(task, device)
+    """Time `tiles` against the shipped one on random tensors, the fastest first; wrong ones come last, untimed.
+
+    Of `seconds`, what is not checked in a share of them is not timed.
+    """
+    inputs, deadline = _Inputs.random(task, device), time.monotonic() + seconds
+    checked_by = deadline - (1 - CHECK_SHARE) * seconds
     expected = inputs.run(None)
     refused: dict[Tile, str] = {}
     for tile in tiles:
         progress(f"checking {tile}")
-        if why := _difference(partial(inputs.run, tile, poisoned=True), expected, TOLERANCE[task.dtype]):
+        if time.monotonic() > checked_by:
+            refused[tile] = NO_TIME
+        elif why := _difference(partial(inputs.run, tile, poisoned=True), expected, TOLERANCE[task.dtype]):
             refused[tile] = why
-    contenders: dict[str, Callable[[], object]] = {SHIPPED: partial(inputs.run, None)}
-    contenders |= {str(tile): partial(inputs.run, tile) for tile in tiles if tile not in refused}
-    samples = measure(contenders, clock, plan or Plan(seconds=20.0)).samples
-    timed = [Trial(tile, ratio(samples[SHIPPED], samples[str(tile)])) for tile in tiles if tile not in refused]
-    timed.sort(key=lambda trial: -trial.speedup.median if trial.speedup else 0)
+    right = [tile for tile in tiles if tile not in refused]
+    progress(f"timing {len(right)} tiles")
+    try:
+        timed = _timed(inputs, right, clock, max(0.0, deadline - time.monotonic()))
+    except TooSlowError as error:
+        timed, refused = [], dict.fromkeys(right, str(error)) | refused
     return timed + [Trial(tile, refused=why) for tile, why in refused.items()]
+
+
+def _timed(inputs: "_Inputs", tiles: Sequence[Tile], clock: Clock, seconds: float) -> list[Trial]:
+    contenders: dict[str, Callable[[], object]] = {SHIPPED: partial(inputs.run, None)}
+    contenders |= {str(tile): partial(inputs.run, tile) for tile in tiles}
+    if len(contenders) == 1:
+        return []
+    samples = measure(contenders, clock, Plan(seconds=seconds, limit_seconds=seconds)).samples
+    timed = [(ratio(samples[SHIPPED], samples[str(tile)]), tile) for tile in tiles]
+    return [Trial(tile, speedup) for speedup, tile in sorted(timed, key=lambda one: -one[0].median)]
 
 
 def table(trials: Sequence[Trial]) -> Table:

@@ -3,6 +3,7 @@
 A wrong answer gets no time: every contender is held against float64 before it is timed.
 """
 
+import contextlib
 import math
 import textwrap
 from collections.abc import Callable, Mapping
@@ -63,7 +64,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared. Nothing is allocated or computed before `measured`."""
+    """What is compared. Nothing is allocated or computed before `measured`.
+
+    `count` finds the work where that takes a while; what it raises leaves the rows without rates.
+    """
 
     subject: str
     case: str
@@ -74,6 +78,7 @@ class Comparison:
     work: Work | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    count: Callable[[], Work] | None = None
 
     def __str__(self) -> str:
         return f"{self.subject} {self.direction} {self.case} {self.dtype}"
@@ -87,6 +92,12 @@ class Comparison:
         """The rows of a comparison that is not made."""
         return [self._row(name, Verdict("skipped", reason)) for name in self.contenders]
 
+    def without(self, reasons: Mapping[str, str]) -> tuple["Comparison", list[Row]]:
+        """The comparison of the other contenders, and the rows of these, which are skipped for their reasons."""
+        rest = {name: one for name, one in self.contenders.items() if name not in reasons}
+        rows = [self._row(name, Verdict("skipped", reason)) for name, reason in reasons.items()]
+        return replace(self, contenders=rest), rows
+
     def against_itself(self) -> "Comparison":
         """Ours against ours: what is no difference at all, as this machine tells it."""
         ours = self.contenders[OURS]
@@ -97,6 +108,8 @@ class Comparison:
 
         `plan` is asked once the contenders have been judged, which takes time too.
         """
+        if self.count is not None:
+            return self._counted(self.count).measured(instruments, plan)
         rows: dict[str, Row] = {}
         ready: dict[str, Ready] = {}
         for name, contender in self.contenders.items():
@@ -107,6 +120,12 @@ class Comparison:
             rows[name] = self._with_rates(replace(rows[name], **fields), instruments)
         ours = rows.get(OURS)
         return [_compared(row, ours) for row in rows.values()]
+
+    def _counted(self, count: Callable[[], Work]) -> "Comparison":
+        work = None
+        with contextlib.suppress(Exception):  # a library that is not here, say, of which the verdicts will tell
+            work = count()
+        return replace(self, work=work, count=None)
 
     def _candidate(self, name: str, contender: Contender, instruments: Instruments) -> tuple[Row, Ready | None]:
         """The row of a contender, and what is to be timed if its answer is right."""

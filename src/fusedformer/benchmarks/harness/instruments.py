@@ -96,7 +96,7 @@ class Instruments:
             return None
         if unit == "GB/s":
             return rate * 1e9 / machine.bandwidth
-        return rate * 1e12 / (machine.matrix_flops if dtype in ("float16", "bfloat16") else machine.vector_flops)
+        return rate * 1e12 / machine.product_flops(dtype)
 
     def ready(self, prepared: Prepared) -> Ready:
         """Call it once, which meets the errors of its kernels, and find out how it can be timed best."""

@@ -33,8 +33,8 @@ def breakdown_table(found: Sequence[Cell], mode: str, attention: str, context: i
             continue
         saved = chosen.get((line, cells.SAVED))
         lines.append((
-            line, duration(values[cells.TIME]), f"{values[cells.SHARE]:.1%}", f"{values[cells.FLOPS] / 1e12:.4g}",
-            size(values[cells.BYTES]), f"{values[cells.INTENSITY]:.3g}", f"{values[cells.ROOFLINE]:.0%}",
+            line, duration(values[cells.TIME]), f"{values[cells.SHARE]:.1%}", number(values[cells.FLOPS] / 1e12),
+            size(values[cells.BYTES]), number(values[cells.INTENSITY]), f"{values[cells.ROOFLINE]:.0%}",
             size(saved.value or 0.0) if saved else "-", time.obtained,
         ))  # fmt: skip
     machines = dict.fromkeys(
@@ -125,3 +125,8 @@ def size(n_bytes: float) -> str:
         if n_bytes >= scale:
             return f"{n_bytes / scale:,.4g} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def number(value: float) -> str:
+    """Three digits, or a whole number."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

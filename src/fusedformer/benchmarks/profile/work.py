@@ -18,6 +18,7 @@ from fusedformer.kernels.attention.extras import Extras
 # Ops that create without writing, or only look.
 _FREE = frozenset({"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "record_stream"})
 _LOOKUPS = frozenset({"embedding", "index", "gather", "index_select"})
+_BIASED = frozenset({"addmm", "baddbmm"})
 _FUSED_STEP = frozenset({"_fused_adamw_", "_fused_adam_"})
 
 
@@ -50,8 +51,15 @@ def work_of(op: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, muta
     else:
         moved = sum(map(_size, read)) + sum(map(_size, written))
     if op in _PRODUCTS:
-        return Work(_PRODUCTS[op](args, written), moved)
+        return Work(product_flops(op, args, written) + (written[0].numel() if op in _BIASED else 0), moved)
     return Work(_elementwise_flops(op, args, written), moved)
+
+
+def product_flops(op: str, args: Sequence[Any], written: Sequence[Tensor]) -> float:
+    """FLOPs of a matrix product, without a bias, of a convolution or of an attention; 0 of any other op."""
+    if op in _ATTENTION:
+        return _ATTENTION[op](args).flops
+    return _PRODUCTS[op](args, written) if op in _PRODUCTS else 0.0
 
 
 def unit_of(op: str, args: Sequence[Any]) -> tuple[bool, int]:
@@ -119,9 +127,9 @@ def _matmul(args: Sequence[Any], written: Sequence[Tensor]) -> float:
     return 2.0 * written[0].numel() * args[0].shape[-1]
 
 
-def _matmul_add(args: Sequence[Any], written: Sequence[Tensor]) -> float:
-    """addmm and baddbmm: the first argument is added."""
-    return 2.0 * written[0].numel() * args[1].shape[-1] + written[0].numel()
+def _biased_matmul(args: Sequence[Any], written: Sequence[Tensor]) -> float:
+    """addmm and baddbmm: the first argument is what the product is added to."""
+    return _matmul(args[1:], written)
 
 
 def _convolution(args: Sequence[Any], written: Sequence[Tensor]) -> float:
@@ -139,8 +147,8 @@ def _convolution_backward(args: Sequence[Any], written: Sequence[Tensor]) -> flo
 _PRODUCTS: dict[str, Callable[[Sequence[Any], Sequence[Tensor]], float]] = {
     "mm": _matmul,
     "bmm": _matmul,
-    "addmm": _matmul_add,
-    "baddbmm": _matmul_add,
+    "addmm": _biased_matmul,
+    "baddbmm": _biased_matmul,
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
 }

@@ -6,6 +6,7 @@ report.html    all of it in one file      summary.md    the same as markdown    
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,8 +35,9 @@ def write(runs: Sequence[Run], output: Path) -> None:
         raise ValueError(f"runs {', '.join(names)}: names must differ, for they tell the runs apart")
     with _new_folder(output) as folder:
         sections = [_run_section(run, folder / "plots" / (run.path.name if len(runs) > 1 else "")) for run in runs]
-        if len(runs) > 1:
-            sections.insert(0, _common_section(runs, folder / "plots"))
+        common = _common_pictures(runs, folder / "plots")
+        if common:
+            sections.insert(0, Section("All runs", pictures=common))
         (folder / "report.html").write_text(html.render(TITLE, sections), encoding="utf-8")
         (folder / "summary.md").write_text(html.markdown(TITLE, sections, folder), encoding="utf-8")
 
@@ -63,23 +65,25 @@ def _run_section(run: Run, folder: Path) -> Section:
         _peak_table(run),
         tables.noise_table(_noise(run)),
         tables.error_table(run.rows),
-        tables.time_table(run.rows),
+        *tables.time_tables(run.rows),
         tables.static_table(statics),
     ]
     title = run.path.name if run.is_finished else f"{run.path.name}: unfinished"
     return Section(title, [table for table in known if table.lines], _pictures(run, found, folder))
 
 
-def _common_section(runs: Sequence[Run], folder: Path) -> Section:
-    """The sweeps of all runs in the same pictures, each contender with the name of its run."""
+def _common_pictures(runs: Sequence[Run], folder: Path) -> list[Picture]:
+    """What several runs swept in the same pictures, each contender with the name of its run."""
+    of_run = {run.path.name: [row for row in run.rows if row.kind == "time"] for run in runs}
+    times = Counter(key for rows in of_run.values() for key in sweeps.problems(rows))
     rows = [
-        replace(row, contender=f"{row.contender}, {run.path.name}")
-        for run in runs
-        for row in run.rows
-        if row.kind == "time"
+        replace(row, contender=f"{row.contender}, {name}")
+        for name, rows in of_run.items()
+        for row in rows
+        if times[row.subject, row.direction] > 1
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    return Section("All runs", pictures=_captioned(sweeps.draw(rows, folder), SWEEP))
+    return _captioned(sweeps.draw(rows, folder), SWEEP)
 
 
 SWEEP = "time, rate and memory against size; bars from the 20th to the 80th percentile"

@@ -9,6 +9,7 @@ from matplotlib.ticker import FormatStrFormatter
 
 from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, save
 from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.report.tables import rate_scale
 
 Draw = Callable[[Axes, Sequence[Row]], None]
 
@@ -21,13 +22,12 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         pictures.setdefault(name, (fill, []))[1].append(row)
 
     for row in rows:
-        group = row.subject if row.rate_unit else "models"
         if row.kind == "error" and row.status not in ("skipped", "missing"):
             add(row, "errors", draw_errors)
         if row.ratio is not None:
-            add(row, f"ratios-{group}", draw_ratios)
+            add(row, f"ratios-{row.subject}", draw_ratios)
         if row.rate is not None:
-            add(row, f"rates-{group}", draw_rates)
+            add(row, f"rates-{row.subject}", draw_rates)
     return [_save(folder / f"{name}.png", chosen, fill) for name, (fill, chosen) in pictures.items()]
 
 
@@ -66,11 +66,11 @@ def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
 
 def draw_rates(axes: Axes, rows: Sequence[Row]) -> None:
     """The rate that every contender reached, a line for each problem; all in one unit."""
-    _series(
-        axes, [_comparison(row) for row in rows], [row.contender for row in rows], [row.rate or 0.0 for row in rows]
-    )
+    scale, unit = rate_scale(max(row.rate or 0.0 for row in rows), rows[0].rate_unit)
+    rates = [scale * (row.rate or 0.0) for row in rows]
+    _series(axes, [_comparison(row) for row in rows], [row.contender for row in rows], rates)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{rows[0].rate_unit}; measured")
+    axes.set_xlabel(f"rate ({unit}); measured")
 
 
 def _series(

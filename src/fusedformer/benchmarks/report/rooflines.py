@@ -59,6 +59,6 @@ def _intensity(row: Row) -> float:
 
 
 def _share(row: Row, machine: Machine) -> float:
-    """The least time that the matrix units and the memory allow, over the time."""
-    least = max((row.flops or 0.0) / machine.matrix_flops, (row.n_bytes or 0.0) / machine.bandwidth)
+    """The least time that the units for its dtype and the memory allow, over the time."""
+    least = max((row.flops or 0.0) / machine.product_flops(row.dtype), (row.n_bytes or 0.0) / machine.bandwidth)
     return least / (row.time_p50_s or 1.0)

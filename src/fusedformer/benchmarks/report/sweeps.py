@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fusedformer.benchmarks.harness.comparison import OURS
 from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, legend, plain_log_axis, save, size_axis
 from fusedformer.benchmarks.report.rows import Row
+from fusedformer.benchmarks.report.tables import rate_scale
 
 AXES = {"S": "sequence length S (tokens)", "N": "row length N (elements)"}  # in the order of their worth
 FOLLOWERS = ("B", "M", "H", "K")  # what a sweep may change with the size that it is of, such as the batch
@@ -150,10 +151,8 @@ def draw_time(axes: Axes, problem: Problem, known: Mapping[str, Style]) -> None:
 
 def draw_rate(axes: Axes, problem: Problem, known: Mapping[str, Style]) -> None:
     """FLOPs or bytes of the problem over the time."""
-    rates = [row.rate for row in problem.rows if row.rate is not None]
-    unit, scale = next((row.rate_unit for row in problem.rows if row.rate is not None), ""), 1.0
-    if unit == "TFLOP/s" and max(rates) < 1:
-        unit, scale = "GFLOP/s", 1e3
+    known_rates = [(row.rate, row.rate_unit) for row in problem.rows if row.rate is not None]
+    scale, unit = rate_scale(*max(known_rates))
     for name, rows in _contenders(problem):
         timed = [row for row in rows if row.rate is not None]
         values = [scale * (row.rate or 0.0) for row in timed]

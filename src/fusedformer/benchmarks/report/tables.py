@@ -1,7 +1,8 @@
 """The tables of a run, as text in cells: what the terminal shows and summary.md holds."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -25,7 +26,7 @@ class Table:
         """As a section of a markdown file."""
         rows = [self.columns, ["---"] * len(self.columns), *self.lines]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-        return "\n\n".join([f"## {self.title}", table, *self.notes]) + "\n"
+        return "\n\n".join([f"## {self.title}", *([table] if self.lines else ()), *self.notes]) + "\n"
 
 
 def environment_table(environment: Mapping[str, Any]) -> Table:
@@ -72,21 +73,63 @@ def _worst_case(rows: Sequence[Row]) -> tuple[str, str, str, str]:
     )
 
 
-def time_table(rows: Sequence[Row]) -> Table:
-    """One line per contender: its time, its rate, what else was measured, and its time over ours.
+TIME_NOTES = (
+    "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster.",
+    "of peak: of what a large matrix product or a large copy reached in this run; what caches hold can be above it.",
+    "compile: what the first call took longer than the second.",
+)
 
-    A contender that is missing is told below, with the reason.
+
+def time_tables(rows: Sequence[Row]) -> list[Table]:
+    """One for each op or model and direction: a line per contender with its time, its rate and its time over ours.
+
+    Below the last stands which contenders are missing, and which comparisons were not made, with the reasons.
     """
+    timed = _of_kind(rows, "time")
+    made, unmade = _by_whether_made(timed)
+    absent = [
+        *dict.fromkeys(f"Not here: {row.contender}, {row.reason}." for row in timed if row.status == "missing"),
+        *(f"Skipped, {reason}: {', '.join(what)}." for reason, what in unmade.items()),
+    ]
+    tables = [_time_table(name, direction, of) for (name, direction), of in made.items()]
+    if not tables:
+        return [Table("Times", ("not measured",), [[reason] for reason in absent])] if absent else []
+    return [*tables[:-1], replace(tables[-1], notes=[*TIME_NOTES, *absent])]
+
+
+def _by_whether_made(timed: Sequence[Row]) -> tuple[dict[tuple[str, str], list[Row]], dict[str, list[str]]]:
+    """The rows by subject and direction; of comparisons that no contender took part in, by reason, what was skipped."""
+    comparisons: dict[tuple[str, ...], list[Row]] = {}
+    for row in timed:
+        comparisons.setdefault(row.comparison, []).append(row)
+    made: dict[tuple[str, str], list[Row]] = {}
+    skipped: dict[str, Counter[str]] = {}
+    for found in comparisons.values():
+        first = found[0]
+        if all(row.status == "skipped" for row in found):
+            skipped.setdefault(first.reason, Counter())[f"{first.subject} {first.direction}"] += 1
+        else:
+            present = [row for row in found if row.status != "missing"]
+            made.setdefault((first.subject, first.direction), []).extend(present)
+    unmade = {
+        reason: [f"{what} ({number} case{'s' * (number > 1)})" for what, number in counts.items()]
+        for reason, counts in skipped.items()
+    }
+    return {key: found for key, found in made.items() if found}, unmade
+
+
+def _time_table(subject: str, direction: str, rows: Sequence[Row]) -> Table:
+    """One table; what all its cases have in common stands in the title, and columns without figures are left out."""
+    terms = [[*row.case.split(), row.dtype] for row in rows]
+    common = [term for term in terms[0] if all(term in others for others in terms)]
     figures: dict[str, Callable[[Row], str]] = {
-        "what": lambda row: row.subject,
-        "direction": lambda row: row.direction,
-        "case": lambda row: f"{row.case} {row.dtype}",
+        "case": lambda row: " ".join(t for t in (*row.case.split(), row.dtype) if t not in common) or "-",
         "contender": lambda row: row.contender,
         "error ratio": lambda row: "-" if row.error_ratio is None else f"{row.error_ratio:.2f}",
         "time": lambda row: _status(row) if row.time_p50_s is None else duration(row.time_p50_s),
         "p20 to p80": _spread,
         "warm": lambda row: _duration(row.warm_p50_s),
-        "rate": lambda row: "-" if row.rate is None else f"{row.rate:.3g} {row.rate_unit}",
+        "rate": lambda row: "-" if row.rate is None else rate(row.rate, row.rate_unit),
         "of peak": lambda row: _share(row.peak_share),
         "of data sheet": lambda row: _share(row.datasheet_share),
         "memory": lambda row: "-" if row.peak_memory_bytes is None else n_bytes(row.peak_memory_bytes),
@@ -95,16 +138,22 @@ def time_table(rows: Sequence[Row]) -> Table:
         "theirs / ours": lambda row: "-" if row.contender == OURS else ratio(row),
         "obtained": lambda row: "-" if row.time_p50_s is None else row.obtained,
     }
-    notes = (
-        "theirs / ours: median over interleaved rounds and its 95% interval; above 1, ours is faster.",
-        "of peak: of what a large matrix product or a large copy reached in this run.",
-    )
-    timed = _of_kind(rows, "time")
-    absent = dict.fromkeys(f"Not here: {row.contender}, {row.reason}." for row in timed if row.status == "missing")
-    lines = [[figure(row) for figure in figures.values()] for row in timed if row.status != "missing"]
+    lines = [[figure(row) for figure in figures.values()] for row in rows]
     told = [index for index in range(len(figures)) if any(line[index] != "-" for line in lines)]
     columns = list(figures)
-    return Table("Times", [columns[i] for i in told], [[line[i] for i in told] for line in lines], [*notes, *absent])
+    title = f"Times of {subject}, {direction}, {' '.join(common)}"
+    return Table(title, [columns[i] for i in told], [[line[i] for i in told] for line in lines])
+
+
+def rate(value: float, unit: str) -> str:
+    """Three digits in the unit that fits."""
+    scale, fitting = rate_scale(value, unit)
+    return f"{value * scale:.3g} {fitting}"
+
+
+def rate_scale(largest: float, unit: str) -> tuple[float, str]:
+    """The unit that fits rates up to the largest, and how many of it there are in `unit`: a CPU has GFLOP/s."""
+    return (1e3, "GFLOP/s") if unit == "TFLOP/s" and largest < 1 else (1.0, unit)
 
 
 def noise_table(noise: Noise) -> Table:
@@ -117,7 +166,9 @@ def noise_table(noise: Noise) -> Table:
 def _spread(row: Row) -> str:
     if row.time_p20_s is None or row.time_p80_s is None:
         return "-"
-    return f"{duration(row.time_p20_s)} to {duration(row.time_p80_s)}"
+    low, high = duration(row.time_p20_s), duration(row.time_p80_s)
+    (_, unit), (_, same) = low.split(), high.split()
+    return f"{low.removesuffix(f' {unit}') if unit == same else low} to {high}"
 
 
 def _duration(seconds: float | None) -> str:
@@ -189,7 +240,9 @@ def _cycles(cycles: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits in the unit that fits."""
+    """Three digits in the unit that fits, or whole seconds."""
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * scale >= 1:
             return f"{seconds * scale:.3g} {unit}"
