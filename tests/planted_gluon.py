@@ -26,7 +26,8 @@ from fusedformer.kernels.attention import hopper
 from fusedformer.kernels.attention.hopper.launch import numbers_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, FWD, BWD, DQ = "ring", "fwd_kernel", "bwd_kernel", "dq_kernel"
+RING, SCORES, FWD, BWD, DQ = "ring", "scores", "fwd_kernel", "bwd_kernel", "dq_kernel"
+FILES = (RING, SCORES, FWD, BWD, DQ)
 LOG2_E = math.log2(math.e)
 # Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
 BUDGET, LSE_BUDGET = 2e-3, 1e-5
@@ -83,6 +84,7 @@ class Case:
     stages: int = 2
     block: int = 64
     has_sinks: bool = False
+    softcap: float | None = None
     has_flags: bool = False
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
@@ -94,6 +96,7 @@ CASES = {
     "fwd, window": Case(FWD, left=130, right=20, stages=3),
     "fwd, wide values": Case(FWD, head_dim=64, head_dim_v=128, has_sinks=True, seqlen_q=80),
     "fwd, flags": Case(FWD, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "fwd, softcap": Case(FWD, left=130, right=20, softcap=2.0, has_sinks=True),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
@@ -106,7 +109,7 @@ CASES = {
 
 def texts(edits: tuple[Edit, ...]) -> dict[str, str]:
     """The text of the kernels' files with the edits made, each of which has one place."""
-    result = {name: (FOLDER / f"{name}.py").read_text() for name in (RING, FWD, BWD, DQ)}
+    result = {name: (FOLDER / f"{name}.py").read_text() for name in FILES}
     for edit in edits:
         count = result[edit.file].count(edit.old)
         assert count == 1, f"{edit.old!r} stands {count} times in {edit.file}.py"
@@ -122,7 +125,7 @@ def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
         (Path(folder) / package).mkdir()
         for name, text in texts(edits).items():
             (Path(folder) / package / f"{name}.py").write_text(
-                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join((RING, FWD, BWD, DQ))}) )", f"{package}.", text)
+                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join(FILES)}) )", f"{package}.", text)
             )
         sys.path.insert(0, folder)
         try:
@@ -177,6 +180,8 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
     q = qkv[0].transpose(1, 2)
     k, v = (x.transpose(1, 2).repeat_interleave(case.group, 1) for x in qkv[1:])
     scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
+    if case.softcap is not None:
+        scores = case.softcap * (scores / case.softcap).tanh()
     distance = torch.arange(case.seqlen_k) - torch.arange(case.seqlen_q)[:, None] - (case.seqlen_k - case.seqlen_q)
     is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (
         distance <= (case.seqlen_k if case.right is None else case.right)
@@ -200,6 +205,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
         kernel, (_programs(case.seqlen_q) * case.heads,),
         rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
         problem.sinks, rows_of(out, 64, case.head_dim_v), results["lse"], flags, *_sizes(case),
+        None if case.softcap is None else case.softcap * LOG2_E,
         STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
     )  # fmt: skip
     return results | _named(flags)

@@ -3,7 +3,7 @@
 HARMLESS: edits that change nothing, which it must accept.
 """
 
-from planted_gluon import FWD, RING, bug, swapped, without
+from planted_gluon import FWD, RING, SCORES, bug, swapped, without
 
 K_WAIT = "    await_tile(shared.k, t)\n"
 LAST_LOOP = """range(whole_last, tiles):
@@ -323,7 +323,44 @@ FWD_BUGS = [
     ),
 ]
 
-BUGS = [*RING_BUGS, *FWD_BUGS]
+SCORES_BUGS = [
+    bug("no softcap", "fwd, softcap", SCORES, "if scoring.rate is not None:", "if False:"),
+    bug("softcap of half the scores", "fwd, softcap", SCORES, "2 * LOG2_E * (scale_log2", "LOG2_E * (scale_log2"),
+    bug("softcap by a half", "fwd, softcap", SCORES, "Scoring(2 * softcap_log2", "Scoring(softcap_log2"),
+    bug("softcap with the other sign", "fwd, softcap", SCORES, "-1.0 - gl.exp2(", "1.0 + gl.exp2("),
+    bug(
+        "softcap without its 1",
+        "fwd, softcap",
+        SCORES,
+        "-1.0 - gl.exp2(s * scoring.rate)",
+        "-gl.exp2(s * scoring.rate)",
+    ),
+    bug("LSE and sink without the softcap", "fwd, softcap", SCORES, "peak + scoring.softcap_log2", "peak"),
+    bug("softcap taken from the highest score", "fwd, softcap", SCORES, "peak + scoring.soft", "peak - scoring.soft"),
+    swapped(
+        "capped scores masked before the cap",
+        "fwd, softcap",
+        FWD,
+        "    s = score(s, scoring)\n",
+        "    if MASKED:\n        s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)\n",
+    ),
+    swapped(
+        "sink met before the softcap is put back",
+        "fwd, softcap",
+        FWD,
+        "    peak = whole(peak, scoring)\n",
+        """    if sinks_ptr is not None:
+        sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
+        new_peak = gl.maximum(peak, sink)
+        shrink = gl.exp2(peak - new_peak)
+        total = total * shrink + gl.exp2(sink - new_peak)
+        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
+        peak = new_peak
+""",
+    ),
+]
+
+BUGS = [*RING_BUGS, *FWD_BUGS, *SCORES_BUGS]
 
 HARMLESS = [
     # Before the producer loads K(t) it has waited for the stage of V(t - 1), which is released after S(t - n) is done.

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.op("attention")
 H, B = torch.float16, torch.bfloat16
 IS_SM_90 = HAS_GPU and torch.cuda.get_device_capability() == (9, 0)
 SEEDS = int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10"))
-ALL, WITHOUT_DKDV = {"fwd", "dq", "dkdv"}, {"fwd", "dq"}
+ALL, WITHOUT_DKDV, FWD = {"fwd", "dq", "dkdv"}, {"fwd", "dq"}, {"fwd"}
 CASES = [
     (Case(130, 200, 64, dtype=B), ALL),
     (Case(70, 140, 64, dtype=H, heads=4, kv_heads=2, batch=2, causal=True), ALL),
@@ -38,6 +38,9 @@ CASES = [
     (Case(140, 140, 64, dtype=H, heads=1, window=(None, 3)), ALL),
     (Case(70, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True), WITHOUT_DKDV),
     (Case(70, 70, 256, dtype=H, heads=1, causal=True, sinks=True), WITHOUT_DKDV),
+    (Case(150, 260, 64, dtype=B, heads=1, window=(40, 20), sinks=True, softcap=2.0), FWD),
+    (Case(70, 140, 96, dtype=H, heads=4, kv_heads=2, causal=True, softcap=30.0), FWD),
+    (Case(130, 70, 192, dtype=H, heads=1, head_dim_v=128, causal=True, softcap=0.5), FWD),  # some see nothing
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
 
@@ -148,7 +151,7 @@ def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Ten
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"softcap": 5.0}, "it does not take a softcap"),
+        ({"softcap": 5000.0}, "it does not take a softcap outside of 1/1024 to 1024"),
         ({"alibi_slopes": torch.ones(2)}, "it does not take ALiBi"),
         ({"scale": -1.0}, "a scale that is not positive"),
         ({"q": torch.zeros(1, 8, 2, 64)}, "float16 and bfloat16, not torch.float32"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SWITCH = "FUSEDFORMER_HOPPER"
 KERNELS = "fusedformer.kernels.attention.hopper.kernels"
 ARCH = 90
+_CAP = 1024  # the largest softcap: errors of capped scores are 2^-22 of it
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
 
 
@@ -120,7 +121,8 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "a bias": extras.bias is not None,
         "ALiBi": extras.slopes is not None,
         "dropout": extras.seed is not None,
-        "a softcap": extras.softcap != 0,
+        f"a softcap outside of 1/{_CAP} to {_CAP}": kernel == "fwd" and not _is_fit_cap(extras.softcap),
+        "a softcap, in gradients": kernel != "fwd" and extras.softcap != 0,
         "packed sequences": extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
@@ -128,6 +130,10 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
     }
     unfit = [name for name, is_given in given.items() if is_given]
     return f"it does not take {', '.join(unfit)}" if unfit else None
+
+
+def _is_fit_cap(softcap: float) -> bool:
+    return softcap == 0 or 1 / _CAP <= softcap <= _CAP
 
 
 def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:

@@ -5,9 +5,9 @@ consumers take turns at issuing products (PING_PONG), so that the softmax of one
 P goes from registers to the tensor core. Masks are in the loops over boundary tiles only; the first tile, which has no
 product before it, counts as one of them.
 
-Legend, rings and ragged edges: ring.py. Scores are in base 2 before the exponential: q k^T * scale * log2(e). FLOPs:
-2 B H Sq Sk (D + Dv), half when causal. Memory: as ../fwd_kernel.py, whose second launch repairs what a hidden NaN got
-into: each consumer notes whether its rows are finite.
+Legend, rings and ragged edges: ring.py; scores: scores.py. FLOPs: 2 B H Sq Sk (D + Dv), half when causal. Memory: as
+../fwd_kernel.py, whose second launch repairs what a hidden NaN got into: each consumer notes whether its rows are
+finite.
 Source: Shah et al., "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", 2024.
 """
 
@@ -40,10 +40,10 @@ from fusedformer.kernels.attention.hopper.ring import (
     visited_tiles,
     whole_tiles,
 )
+from fusedformer.kernels.attention.hopper.scores import LOG2_E, make_scoring, score, whole
 from fusedformer.kernels.gluon_compat import async_load, async_store
 
 LOWEST = gl.constexpr(-3.4028234663852886e38)
-LOG2_E = gl.constexpr(1.4426950408889634)
 
 
 class Shared(NamedTuple):
@@ -58,19 +58,20 @@ class Shared(NamedTuple):
 
 
 @gluon.jit
-def _softmax(s, peak, total, i, t, sight, scale_log2, MASKED: gl.constexpr, layout: gl.constexpr):
+def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout: gl.constexpr):
     """The weights of one tile; highest score and total weight after it, and what shrinks the sums before it."""
+    s = score(s, scoring)
     if MASKED:
         s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)
-    new_peak = gl.maximum(peak, gl.max(s, 1) * scale_log2)
-    p = gl.exp2(s * scale_log2 - gl.expand_dims(new_peak, 1))
+    new_peak = gl.maximum(peak, gl.max(s, 1) * scoring.factor)
+    p = gl.exp2(s * scoring.factor - gl.expand_dims(new_peak, 1))
     shrink = gl.exp2(peak - new_peak)
     return p, new_peak, total * shrink + gl.sum(p, 1), shrink
 
 
 @gluon.jit
 def _fwd_step(
-    t, acc, peak, total, p, q, shared, sight, i, scale_log2,
+    t, acc, peak, total, p, q, shared, sight, i, scoring,
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
@@ -86,7 +87,7 @@ def _fwd_step(
         mbarrier.arrive(shared.turn.index(1 - wid), count=1)
     s = warpgroup_mma_wait(1, [s])
     release(shared.k, t)
-    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scale_log2, MASKED, s_layout)
+    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scoring, MASKED, s_layout)
     acc = warpgroup_mma_wait(0, [acc])
     release(shared.v, t - 1)
     acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
@@ -96,7 +97,7 @@ def _fwd_step(
 
 @gluon.jit
 def _consumer(
-    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
     wid: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
     """Computes 64 queries."""
@@ -122,25 +123,26 @@ def _consumer(
     s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, [s])
     release(shared.k, 0)
-    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scale_log2, True, s_layout)
+    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scoring, True, s_layout)
     p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
     if sight.lower is not None:
         for t in range(1, whole_first):
             acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
             )
     for t in range(whole_first, whole_last):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, False, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, False, PING_PONG, s_layout, out_layout
         )
     for t in range(whole_last, tiles):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
         )
     await_tile(shared.v, tiles - 1)
     acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
     acc = warpgroup_mma_wait(0, [acc])
 
+    peak = whole(peak, scoring)
     if sinks_ptr is not None:
         sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
         new_peak = gl.maximum(peak, sink)
@@ -196,6 +198,7 @@ def attention_hopper_fwd_kernel(
     left,  # or None
     right,  # or None
     scale_log2,  # scale * log2(e), positive
+    softcap_log2,  # softcap * log2(e), or None
     STAGES: gl.constexpr,  # of the rings of keys and of values
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -210,6 +213,7 @@ def attention_hopper_fwd_kernel(
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
+    scoring = make_scoring(scale_log2, softcap_log2)
 
     q = make_tiles(q_desc, 2)
     out = q
@@ -226,11 +230,11 @@ def attention_hopper_fwd_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
                 0, PING_PONG,
             )),
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
                 1, PING_PONG,
             )),
             (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m)),

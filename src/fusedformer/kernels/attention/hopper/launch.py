@@ -66,6 +66,7 @@ def _fwd(
         lse,
         finite,
         *_sizes(problem),
+        problem.scoring.softcap_log2,
     )
 
 

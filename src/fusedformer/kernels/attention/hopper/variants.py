@@ -18,7 +18,7 @@ class Tile:
 class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
-    `features` are of "causal", "window" and "sinks".
+    `features` are of "causal", "window", "sinks" and "softcap".
     """
 
     row: tuning.Row
@@ -62,6 +62,7 @@ class HopperVariant:
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
             "scale_log2": "fp32",
+            "softcap_log2": "fp32" if "softcap" in self.features else None,
             "STAGES": self.row.stages,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
@@ -90,7 +91,7 @@ class HopperVariant:
 
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "fwd": ((), ("causal",), ("window", "sinks")),
+    "fwd": ((), ("causal",), ("window", "sinks"), ("causal", "softcap"), ("window", "sinks", "softcap")),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
     "fused": ((), ("causal",)),

@@ -1,0 +1,56 @@
+"""From a raw product q k^T to a score in base 2: scale and softcap; formulas: ../scores.py.
+
+Scores leave `score` divided by `factor`, by which the maximum and the multiply-add of the exponential then multiply.
+
+Softcap: softcap tanh(y) = softcap - 2 softcap / (1 + exp(2 y)). The first term is the same for all keys, which softmax
+does not see: what is left is factor * -1 / (1 + exp2(rate q k^T)), an exponential and a reciprocal of the special
+function unit beside the exponential of softmax. Their errors are relative to the softcap, 2^-22 of it, and least for
+the highest scores, unlike those of tanh.approx, 2^-11 of each score. The first term is added to the highest score in
+the end, for the LSE.
+"""
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+LOG2_E = gl.constexpr(1.4426950408889634)
+
+
+class Scoring(NamedTuple):
+    """What is done to raw products; what is None is not done, and costs nothing."""
+
+    factor: Any  # of what `score` gives, positive
+    softcap_log2: Any  # softcap * log2(e)
+    rate: Any  # 2 scale / softcap * log2(e)
+
+
+@gluon.jit
+def make_scoring(scale_log2, softcap_log2):
+    """Scoring by a scale * log2(e) and, if that is not None, a softcap * log2(e)."""
+    if softcap_log2 is None:
+        return Scoring(scale_log2, None, None)
+    else:
+        return Scoring(2 * softcap_log2, softcap_log2, 2 * LOG2_E * (scale_log2 / softcap_log2))
+
+
+@gluon.jit
+def score(s, scoring):
+    """Scores by `scoring.factor`, less what is the same for all keys, of raw products."""
+    if scoring.rate is not None:
+        s = _reciprocal(-1.0 - gl.exp2(s * scoring.rate))
+    return s
+
+
+@gluon.jit
+def whole(peak, scoring):
+    """The highest score of each query with what `score` leaves out."""
+    if scoring.softcap_log2 is not None:
+        peak = peak + scoring.softcap_log2
+    return peak
+
+
+@gluon.jit
+def _reciprocal(x):
+    """1 / x to 1 ulp; 0 where `x` is infinite."""
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
