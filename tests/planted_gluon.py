@@ -85,6 +85,7 @@ class Case:
     block: int = 64
     has_sinks: bool = False
     softcap: float | None = None
+    has_slopes: bool = False
     has_flags: bool = False
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
@@ -97,6 +98,7 @@ CASES = {
     "fwd, wide values": Case(FWD, head_dim=64, head_dim_v=128, has_sinks=True, seqlen_q=80),
     "fwd, flags": Case(FWD, has_flags=True, seqlen_q=130, seqlen_k=70),
     "fwd, softcap": Case(FWD, left=130, right=20, softcap=2.0, has_sinks=True),
+    "fwd, alibi": Case(FWD, has_slopes=True, left=130, right=None),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
@@ -186,12 +188,19 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
     is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (
         distance <= (case.seqlen_k if case.right is None else case.right)
     )
+    if case.has_slopes:
+        scores = scores - slopes_of(case).double().view(1, -1, 1, 1) * distance.abs()
     scores = scores.masked_fill(~is_visible, -math.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
     sees_any = (scores != -math.inf).any(-1, keepdim=True)
     weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
     return (weights[..., : case.seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
+
+
+def slopes_of(case: Case) -> Tensor:
+    """(H,): ALiBi's, of which the last is negative."""
+    return torch.linspace(0.3, -0.02, case.heads)
 
 
 def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
@@ -205,7 +214,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
         kernel, (_programs(case.seqlen_q) * case.heads,),
         rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
         problem.sinks, rows_of(out, 64, case.head_dim_v), results["lse"], flags, *_sizes(case),
-        None if case.softcap is None else case.softcap * LOG2_E,
+        None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
         STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
     )  # fmt: skip
     return results | _named(flags)
@@ -262,6 +271,11 @@ def _sizes(case: Case) -> tuple[Any, ...]:
     diagonal = case.seqlen_k - case.seqlen_q
     lengths = (case.heads, case.group, case.seqlen_q, case.seqlen_k)
     return (*lengths, diagonal, case.left, case.right, case.head_dim**-0.5 * LOG2_E)
+
+
+def _slopes(case: Case) -> tuple[Any, ...]:
+    """ALiBi's slopes (B, H) and their strides."""
+    return (slopes_of(case), case.heads, 1) if case.has_slopes else (None, None, None)
 
 
 def _flags(case: Case, heads: int, length: int) -> Tensor | None:

@@ -360,7 +360,25 @@ SCORES_BUGS = [
     ),
 ]
 
-BUGS = [*RING_BUGS, *FWD_BUGS, *SCORES_BUGS]
+ALIBI_BUGS = [
+    bug("no ALiBi", "fwd, alibi", SCORES, "if scoring.slope is not None:", "if False:"),
+    bug("ALiBi with the other sign", "fwd, alibi", SCORES, "s - distance *", "s + distance *"),
+    bug("distance with its sign", "fwd, alibi", SCORES, "gl.abs(ahead.to(gl.float32)", "(ahead.to(gl.float32)"),
+    bug("distance of the tile's first pair", "fwd, alibi", SCORES, "- gl.expand_dims(j & 6, 0)", ""),
+    bug(
+        "distance of the thread's first key", "fwd, alibi", SCORES, "(j & -7).to(gl.float32)", "(j & 1).to(gl.float32)"
+    ),
+    bug("neighbouring keys at one distance", "fwd, alibi", SCORES, "j & -7", "j & -8"),
+    bug("distance from the first tile", "fwd, alibi", SCORES, "scoring.diagonal - start_n", "scoring.diagonal"),
+    bug("distance from the tile before", "fwd, alibi", FWD, "(sight.first + t) * s", "(sight.first + t - 1) * s"),
+    bug("distance from the first key seen", "fwd, alibi", FWD, "(sight.first + t) * s", "t * s"),
+    bug("distance without the diagonal", "fwd, alibi", SCORES, "scoring.diagonal - start_n", "0 - start_n"),
+    bug("slope not in base 2", "fwd, alibi", SCORES, "(LOG2_E / factor)", "(1 / factor)"),
+    bug("slope not divided by the scale", "fwd, alibi", SCORES, "(LOG2_E / factor)", "LOG2_E"),
+    bug("slope of the first head", "fwd, alibi", FWD, " + plane % heads * slopes_head", ""),
+]
+
+BUGS = [*RING_BUGS, *FWD_BUGS, *SCORES_BUGS, *ALIBI_BUGS]
 
 HARMLESS = [
     # Before the producer loads K(t) it has waited for the stage of V(t - 1), which is released after S(t - n) is done.

@@ -41,6 +41,9 @@ CASES = [
     (Case(150, 260, 64, dtype=B, heads=1, window=(40, 20), sinks=True, softcap=2.0), FWD),
     (Case(70, 140, 96, dtype=H, heads=4, kv_heads=2, causal=True, softcap=30.0), FWD),
     (Case(130, 70, 192, dtype=H, heads=1, head_dim_v=128, causal=True, softcap=0.5), FWD),  # some see nothing
+    (Case(70, 150, 64, dtype=H, heads=4, kv_heads=2, batch=2, causal=True, alibi="bh"), FWD),
+    (Case(150, 200, 96, dtype=B, heads=2, alibi="h"), FWD),
+    (Case(150, 260, 64, dtype=H, heads=1, window=(70, 20), sinks=True, alibi="h"), FWD),
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
 
@@ -152,7 +155,8 @@ def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Ten
     ("change", "reason"),
     [
         ({"softcap": 5000.0}, "it does not take a softcap outside of 1/1024 to 1024"),
-        ({"alibi_slopes": torch.ones(2)}, "it does not take ALiBi"),
+        ({"alibi_slopes": torch.ones(2), "softcap": 5.0}, "it does not take ALiBi and a softcap together"),
+        ({"alibi_slopes": torch.ones(2), "scale": 1e-30}, "it does not take ALiBi beside a scale under 1e-20"),
         ({"scale": -1.0}, "a scale that is not positive"),
         ({"q": torch.zeros(1, 8, 2, 64)}, "float16 and bfloat16, not torch.float32"),
         ({"q": torch.zeros(1, 8, 2, 32, dtype=H)}, "no tile for head dimensions 32 and 32"),
@@ -191,6 +195,17 @@ def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
     assert "FUSEDFORMER_HOPPER=1 turns it on" in texts[""][0]
     assert texts["1"][1].startswith("on: ")
     assert texts["0"][1].startswith("off: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tflops"),
+    [({"softcap": 30.0}, "302 to 326"), ({"alibi_slopes": torch.ones(2)}, "614 to 864")],
+    ids=str,
+)
+def test_the_rate_is_that_of_the_scores(settings: dict[str, object], tflops: str) -> None:
+    q = torch.zeros(1, 8, 2, 64, dtype=H)
+    with dispatch.preferred("1"):
+        assert f"predicted {tflops} TFLOP/s" in str(explain(attention, q, q, q, arch=90, **settings))
 
 
 def test_a_wrong_setting_is_refused() -> None:

@@ -139,7 +139,10 @@ def _hopper_notes(problem: "Problem") -> Iterator[str]:
     row = hopper_tuning.row_of("fwd", problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # it serves
     yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
-    yield f"evidence of the tile: {row.evidence}" + ("" if row.recorded else " (compiled and simulated, never timed)")
+    extras = problem.extras
+    feature = "softcap" if extras.softcap else "alibi" if extras.slopes is not None else None
+    evidence = hopper_tuning.SCORED[feature, row.head_dim, row.head_dim_v] if feature else row.evidence
+    yield f"evidence of the tile: {evidence}" + ("" if row.recorded else " (compiled and simulated, never timed)")
     yield from _padding_notes(problem, row.head_dim, row.head_dim_v)
     yield from _repair_notes(problem)
 

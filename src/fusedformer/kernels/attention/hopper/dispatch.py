@@ -29,6 +29,7 @@ SWITCH = "FUSEDFORMER_HOPPER"
 KERNELS = "fusedformer.kernels.attention.hopper.kernels"
 ARCH = 90
 _CAP = 1024  # the largest softcap: errors of capped scores are 2^-22 of it
+_SMALL = 1e-20  # a scale by which slopes can be divided
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
 
 
@@ -119,7 +120,9 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
     given = {
         "a mask": extras.mask is not None,
         "a bias": extras.bias is not None,
-        "ALiBi": extras.slopes is not None,
+        "ALiBi, in gradients": kernel != "fwd" and extras.slopes is not None,
+        "ALiBi and a softcap together": extras.slopes is not None and extras.softcap != 0,
+        f"ALiBi beside a scale under {_SMALL}": extras.slopes is not None and 0 < extras.scale < _SMALL,
         "dropout": extras.seed is not None,
         f"a softcap outside of 1/{_CAP} to {_CAP}": kernel == "fwd" and not _is_fit_cap(extras.softcap),
         "a softcap, in gradients": kernel != "fwd" and extras.softcap != 0,

@@ -60,7 +60,7 @@ class Shared(NamedTuple):
 @gluon.jit
 def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout: gl.constexpr):
     """The weights of one tile; highest score and total weight after it, and what shrinks the sums before it."""
-    s = score(s, scoring)
+    s = score(s, i, (sight.first + t) * s.shape[1], scoring, layout)
     if MASKED:
         s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)
     new_peak = gl.maximum(peak, gl.max(s, 1) * scoring.factor)
@@ -181,7 +181,11 @@ def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_
         fill(shared.v, v_desc, batch, head // group, start_n, t)
 
 
-@gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
+@gluon.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right", "slopes_batch", "slopes_head",
+    ]
+)  # fmt: skip
 def attention_hopper_fwd_kernel(
     q_desc,  # (B, H, Sq, D), tiles (1, 1, 64, D)
     k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, BLOCK_N, D)
@@ -199,6 +203,9 @@ def attention_hopper_fwd_kernel(
     right,  # or None
     scale_log2,  # scale * log2(e), positive
     softcap_log2,  # softcap * log2(e), or None
+    slopes_ptr,  # (B, H) float32, or None
+    slopes_batch,  # strides of slopes
+    slopes_head,
     STAGES: gl.constexpr,  # of the rings of keys and of values
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
@@ -213,7 +220,9 @@ def attention_hopper_fwd_kernel(
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
-    scoring = make_scoring(scale_log2, softcap_log2)
+    if slopes_ptr is not None:
+        slopes_ptr += plane // heads * slopes_batch + plane % heads * slopes_head
+    scoring = make_scoring(scale_log2, softcap_log2, slopes_ptr, diagonal)
 
     q = make_tiles(q_desc, 2)
     out = q

@@ -67,6 +67,8 @@ def _fwd(
         finite,
         *_sizes(problem),
         problem.scoring.softcap_log2,
+        problem.scoring.slopes_ptr,
+        *(problem.scoring.slopes_strides or (None, None)),
     )
 
 

@@ -1,4 +1,4 @@
-"""From a raw product q k^T to a score in base 2: scale and softcap; formulas: ../scores.py.
+"""From a raw product q k^T to a score in base 2: scale, softcap and ALiBi; formulas: ../scores.py.
 
 Scores leave `score` divided by `factor`, by which the maximum and the multiply-add of the exponential then multiply.
 
@@ -7,6 +7,9 @@ does not see: what is left is factor * -1 / (1 + exp2(rate q k^T)), an exponenti
 function unit beside the exponential of softmax. Their errors are relative to the softcap, 2^-22 of it, and least for
 the highest scores, unlike those of tanh.approx, 2^-11 of each score. The first term is added to the highest score in
 the end, for the LSE.
+
+ALiBi: a distance takes one subtraction, and its product with the slope is part of a multiply-add, for of a key's place
+in the tile a part is a constant of the register that its score is in, and only the other one the thread's.
 """
 
 from typing import Any, NamedTuple
@@ -23,22 +26,37 @@ class Scoring(NamedTuple):
     factor: Any  # of what `score` gives, positive
     softcap_log2: Any  # softcap * log2(e)
     rate: Any  # 2 scale / softcap * log2(e)
+    diagonal: Any  # the key that query 0 faces
+    slope: Any  # of ALiBi, divided by `factor` as scores are
 
 
 @gluon.jit
-def make_scoring(scale_log2, softcap_log2):
-    """Scoring by a scale * log2(e) and, if that is not None, a softcap * log2(e)."""
-    if softcap_log2 is None:
-        return Scoring(scale_log2, None, None)
-    else:
-        return Scoring(2 * softcap_log2, softcap_log2, 2 * LOG2_E * (scale_log2 / softcap_log2))
+def make_scoring(scale_log2, softcap_log2, slopes_ptr, diagonal):
+    """Scoring by a scale * log2(e) and, if they are not None, a softcap * log2(e), and a slope."""
+    factor = scale_log2
+    rate = None
+    slope = None
+    if softcap_log2 is not None:
+        factor = 2 * softcap_log2
+        rate = 2 * LOG2_E * (scale_log2 / softcap_log2)
+    if slopes_ptr is not None:
+        slope = gl.load(slopes_ptr) * (LOG2_E / factor)
+    return Scoring(factor, softcap_log2, rate, diagonal, slope)
 
 
 @gluon.jit
-def score(s, scoring):
-    """Scores by `scoring.factor`, less what is the same for all keys, of raw products."""
+def score(s, i, start_n, scoring, layout: gl.constexpr):
+    """Scores by `scoring.factor`, less what is the same for all keys, of raw products of queries `i`.
+
+    Keys are from `start_n` on.
+    """
     if scoring.rate is not None:
         s = _reciprocal(-1.0 - gl.exp2(s * scoring.rate))
+    if scoring.slope is not None:
+        j = gl.arange(0, s.shape[1], gl.SliceLayout(0, layout))
+        ahead = gl.expand_dims(i + (scoring.diagonal - start_n), 1) - gl.expand_dims(j & 6, 0)
+        distance = gl.abs(ahead.to(gl.float32) - gl.expand_dims((j & -7).to(gl.float32), 0))
+        s = s - distance * scoring.slope
     return s
 
 

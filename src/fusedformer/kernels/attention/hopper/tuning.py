@@ -66,6 +66,18 @@ TABLE = (
     Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), spills=("whole",)),
 )
 
+# By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.
+SCORED = {
+    ("softcap", 64, 64): Predicted(302, 326, "exp"),
+    ("softcap", 128, 128): Predicted(517, 653, "exp"),
+    ("softcap", 256, 128): Predicted(653, 880, "shared"),
+    ("softcap", 256, 256): Predicted(743, 959, "shared"),
+    ("alibi", 64, 64): Predicted(614, 864, "issue"),
+    ("alibi", 128, 128): Predicted(802, 989, "matrix"),
+    ("alibi", 256, 128): Predicted(813, 880, "shared"),
+    ("alibi", 256, 256): Predicted(848, 959, "shared"),
+}
+
 
 @functools.cache
 def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:

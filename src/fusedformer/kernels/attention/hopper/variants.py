@@ -18,7 +18,7 @@ class Tile:
 class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
-    `features` are of "causal", "window", "sinks" and "softcap".
+    `features` are of "causal", "window", "sinks", "softcap" and "alibi".
     """
 
     row: tuning.Row
@@ -63,6 +63,8 @@ class HopperVariant:
             "right": "i32" if hides else None,
             "scale_log2": "fp32",
             "softcap_log2": "fp32" if "softcap" in self.features else None,
+            "slopes_ptr": "*fp32" if "alibi" in self.features else None,
+            **dict.fromkeys(("slopes_batch", "slopes_head"), "i32" if "alibi" in self.features else None),
             "STAGES": self.row.stages,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
@@ -91,11 +93,14 @@ class HopperVariant:
 
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "fwd": ((), ("causal",), ("window", "sinks"), ("causal", "softcap"), ("window", "sinks", "softcap")),
+    "fwd": (
+        (), ("causal",), ("causal", "softcap"), ("causal", "alibi"),
+        ("window", "sinks"), ("window", "sinks", "softcap"), ("window", "sinks", "alibi"),
+    ),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
     "fused": ((), ("causal",)),
-}
+}  # fmt: skip
 
 
 def variants() -> list[HopperVariant]:
