@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
-from fusedformer.kernels.attention.hopper.launch import numbers_of, rows_of
+from fusedformer.kernels.attention.hopper.launch import numbers_of, queries_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
 RING, SCORES, FWD, BWD, DQ = "ring", "scores", "fwd_kernel", "bwd_kernel", "dq_kernel"
@@ -86,6 +86,7 @@ class Case:
     has_sinks: bool = False
     softcap: float | None = None
     has_slopes: bool = False
+    heads_of_tile: int = 1
     has_flags: bool = False
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
@@ -99,6 +100,9 @@ CASES = {
     "fwd, flags": Case(FWD, has_flags=True, seqlen_q=130, seqlen_k=70),
     "fwd, softcap": Case(FWD, left=130, right=20, softcap=2.0, has_sinks=True),
     "fwd, alibi": Case(FWD, has_slopes=True, left=130, right=None),
+    "fwd, heads": Case(
+        FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=180, has_sinks=True, has_slopes=True
+    ),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
@@ -210,12 +214,14 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=case.dtype)
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     flags = _flags(case, case.heads, case.seqlen_q)
+    kv_heads, heads = case.heads // case.group, case.heads_of_tile
+    programs = _programs(case.seqlen_q * heads) * (kv_heads if heads > 1 else case.heads)
     simulator.run(
-        kernel, (_programs(case.seqlen_q) * case.heads,),
-        rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
-        problem.sinks, rows_of(out, 64, case.head_dim_v), results["lse"], flags, *_sizes(case),
+        kernel, (programs,), queries_of(q, kv_heads, heads, case.head_dim),
+        rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
+        problem.sinks, queries_of(out, kv_heads, heads, case.head_dim_v), results["lse"], flags, *_sizes(case),
         None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
+        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **options,
     )  # fmt: skip
     return results | _named(flags)
 

@@ -3,15 +3,15 @@
 HARMLESS: edits that change nothing, which it must accept.
 """
 
-from planted_gluon import FWD, RING, SCORES, bug, swapped, without
+from planted_gluon import FWD, RING, bug, swapped, without
 
 K_WAIT = "    await_tile(shared.k, t)\n"
 LAST_LOOP = """range(whole_last, tiles):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, """
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
 WINDOW_LOOP = """range(1, whole_first):
             acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, """
+                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
 RING_BUGS = [
     without(
         "stage filled while it is read",
@@ -99,7 +99,11 @@ RING_BUGS = [
     bug("one barrier initialised", "fwd", RING, "gl.static_range(STAGES)", "gl.static_range(1)"),
     bug("last tile not visited", "fwd", RING, "gl.cdiv(last, BLOCK_N) - first", "last // BLOCK_N - first"),
     bug(
-        "tiles of the first consumer alone", "dq", RING, "start_m + 2 * ROWS - 1 + upper", "start_m + ROWS - 1 + upper"
+        "tiles of the first consumer alone",
+        "dq",
+        RING,
+        "start_m + 2 * QUERIES - 1 + upper",
+        "start_m + QUERIES - 1 + upper",
     ),
     bug("diagonal off by one", "fwd", RING, "gl.minimum(end, i + sight.upper)", "gl.minimum(end, i + sight.upper - 1)"),
     bug(
@@ -134,7 +138,7 @@ RING_BUGS = [
         "window of the first row for all of them",
         "fwd, window",
         RING,
-        "gl.maximum(start_m + ROWS - 1 + sight.lower, 0)",
+        "gl.maximum(start_m + QUERIES - 1 + sight.lower, 0)",
         "gl.maximum(start_m + sight.lower, 0)",
     ),
     bug(
@@ -221,17 +225,17 @@ FWD_BUGS = [
         "O of both consumers in the same rows",
         "fwd",
         FWD,
-        "plane % heads, start_m, 0], out)",
-        "plane % heads, start_m // 128 * 128, 0], out)",
+        "_corner(plane, heads, group, start_m, HEADS), out)",
+        "_corner(plane, heads, group, start_m // 128 * 128, HEADS), out)",
     ),
     bug(
         "O in the first head",
         "fwd",
         FWD,
-        "[plane // heads, plane % heads, start_m",
-        "[plane // heads, plane * 0, start_m",
+        "_corner(plane, heads, group, start_m, HEADS), out)",
+        "_corner(plane * 0, heads, group, start_m, HEADS), out)",
     ),
-    bug("LSE of rows past the end", "fwd", FWD, ", lse, mask=i < seqlen_q)", ", lse)"),
+    bug("LSE of rows past the end", "fwd", FWD, ", lse, mask=is_row)", ", lse)"),
     bug("LSE in base 2", "fwd", FWD, "(peak + gl.log2(total)) * LN_2", "peak + gl.log2(total)"),
     bug(
         "O not rescaled",
@@ -266,8 +270,8 @@ FWD_BUGS = [
         "first tile not masked",
         "fwd, window",
         FWD,
-        "_softmax(s, peak, total, i, 0, sight, scale_log2, True",
-        "_softmax(s, peak, total, i, 0, sight, scale_log2, False",
+        "_softmax(s, peak, total, i, 0, sight, scoring, True",
+        "_softmax(s, peak, total, i, 0, sight, scoring, False",
     ),
     bug("first tile taken twice", "fwd, window", FWD, "range(1, whole_first)", "range(0, whole_first)"),
     bug("tile skipped after the whole ones", "fwd", FWD, "range(whole_last, tiles)", "range(whole_last + 1, tiles)"),
@@ -306,10 +310,10 @@ FWD_BUGS = [
         "sink not in base 2",
         "fwd, wide values",
         FWD,
-        "gl.load(sinks_ptr + plane % heads) * LOG2_E",
-        "gl.load(sinks_ptr + plane % heads)",
+        "gl.load(sinks_ptr + of_row % heads) * LOG2_E",
+        "gl.load(sinks_ptr + of_row % heads)",
     ),
-    bug("sink of the first head", "fwd, wide values", FWD, "sinks_ptr + plane % heads", "sinks_ptr + plane * 0"),
+    bug("sink of the first head", "fwd, wide values", FWD, "sinks_ptr + of_row % heads", "sinks_ptr + plane * 0"),
     bug(
         "sink not in the total", "fwd, wide values", FWD, "total * shrink + gl.exp2(sink - new_peak)", "total * shrink"
     ),
@@ -323,62 +327,7 @@ FWD_BUGS = [
     ),
 ]
 
-SCORES_BUGS = [
-    bug("no softcap", "fwd, softcap", SCORES, "if scoring.rate is not None:", "if False:"),
-    bug("softcap of half the scores", "fwd, softcap", SCORES, "2 * LOG2_E * (scale_log2", "LOG2_E * (scale_log2"),
-    bug("softcap by a half", "fwd, softcap", SCORES, "Scoring(2 * softcap_log2", "Scoring(softcap_log2"),
-    bug("softcap with the other sign", "fwd, softcap", SCORES, "-1.0 - gl.exp2(", "1.0 + gl.exp2("),
-    bug(
-        "softcap without its 1",
-        "fwd, softcap",
-        SCORES,
-        "-1.0 - gl.exp2(s * scoring.rate)",
-        "-gl.exp2(s * scoring.rate)",
-    ),
-    bug("LSE and sink without the softcap", "fwd, softcap", SCORES, "peak + scoring.softcap_log2", "peak"),
-    bug("softcap taken from the highest score", "fwd, softcap", SCORES, "peak + scoring.soft", "peak - scoring.soft"),
-    swapped(
-        "capped scores masked before the cap",
-        "fwd, softcap",
-        FWD,
-        "    s = score(s, scoring)\n",
-        "    if MASKED:\n        s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)\n",
-    ),
-    swapped(
-        "sink met before the softcap is put back",
-        "fwd, softcap",
-        FWD,
-        "    peak = whole(peak, scoring)\n",
-        """    if sinks_ptr is not None:
-        sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
-        new_peak = gl.maximum(peak, sink)
-        shrink = gl.exp2(peak - new_peak)
-        total = total * shrink + gl.exp2(sink - new_peak)
-        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
-        peak = new_peak
-""",
-    ),
-]
-
-ALIBI_BUGS = [
-    bug("no ALiBi", "fwd, alibi", SCORES, "if scoring.slope is not None:", "if False:"),
-    bug("ALiBi with the other sign", "fwd, alibi", SCORES, "s - distance *", "s + distance *"),
-    bug("distance with its sign", "fwd, alibi", SCORES, "gl.abs(ahead.to(gl.float32)", "(ahead.to(gl.float32)"),
-    bug("distance of the tile's first pair", "fwd, alibi", SCORES, "- gl.expand_dims(j & 6, 0)", ""),
-    bug(
-        "distance of the thread's first key", "fwd, alibi", SCORES, "(j & -7).to(gl.float32)", "(j & 1).to(gl.float32)"
-    ),
-    bug("neighbouring keys at one distance", "fwd, alibi", SCORES, "j & -7", "j & -8"),
-    bug("distance from the first tile", "fwd, alibi", SCORES, "scoring.diagonal - start_n", "scoring.diagonal"),
-    bug("distance from the tile before", "fwd, alibi", FWD, "(sight.first + t) * s", "(sight.first + t - 1) * s"),
-    bug("distance from the first key seen", "fwd, alibi", FWD, "(sight.first + t) * s", "t * s"),
-    bug("distance without the diagonal", "fwd, alibi", SCORES, "scoring.diagonal - start_n", "0 - start_n"),
-    bug("slope not in base 2", "fwd, alibi", SCORES, "(LOG2_E / factor)", "(1 / factor)"),
-    bug("slope not divided by the scale", "fwd, alibi", SCORES, "(LOG2_E / factor)", "LOG2_E"),
-    bug("slope of the first head", "fwd, alibi", FWD, " + plane % heads * slopes_head", ""),
-]
-
-BUGS = [*RING_BUGS, *FWD_BUGS, *SCORES_BUGS, *ALIBI_BUGS]
+BUGS = [*RING_BUGS, *FWD_BUGS]
 
 HARMLESS = [
     # Before the producer loads K(t) it has waited for the stage of V(t - 1), which is released after S(t - n) is done.

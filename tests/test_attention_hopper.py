@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from fusedformer.kernels.attention import launch
 from fusedformer.kernels.attention.extras import Extras
-from fusedformer.kernels.attention.hopper import dispatch
+from fusedformer.kernels.attention.hopper import dispatch, tuning
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.explain import explain
 
@@ -41,11 +41,17 @@ CASES = [
     (Case(150, 260, 64, dtype=B, heads=1, window=(40, 20), sinks=True, softcap=2.0), FWD),
     (Case(70, 140, 96, dtype=H, heads=4, kv_heads=2, causal=True, softcap=30.0), FWD),
     (Case(130, 70, 192, dtype=H, heads=1, head_dim_v=128, causal=True, softcap=0.5), FWD),  # some see nothing
-    (Case(70, 150, 64, dtype=H, heads=4, kv_heads=2, batch=2, causal=True, alibi="bh"), FWD),
-    (Case(150, 200, 96, dtype=B, heads=2, alibi="h"), FWD),
-    (Case(150, 260, 64, dtype=H, heads=1, window=(70, 20), sinks=True, alibi="h"), FWD),
+    (Case(70, 150, 64, dtype=H, kv_heads=2, causal=True, alibi="h"), FWD),
+    (Case(70, 200, 96, dtype=B, heads=1, alibi="h"), FWD),
+    (Case(70, 150, 96, dtype=H, heads=1, window=(70, 20), sinks=True, alibi="h"), FWD),
+    # Heads that share a tile of queries
+    (Case(1, 150, 64, dtype=B, heads=8, batch=2, kv_heads=2), ALL),
+    (Case(5, 140, 128, dtype=H, heads=7, causal=True), ALL),
+    (Case(37, 20, 64, dtype=H, heads=6, kv_heads=2, batch=2, causal=True, sinks=True, alibi="bh"), FWD),
+    (Case(40, 150, 96, dtype=B, heads=4, window=(60, 3), softcap=3.0), FWD),
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
+GROUPED = Case(20, 70, 64, dtype=H, heads=3, causal=True)
 
 
 @pytest.fixture(params=["emulated", "gpu"])
@@ -129,9 +135,10 @@ def test_strides_are_read_in_place(device: torch.device, served: set[str]) -> No
     assert served == ALL
 
 
+@pytest.mark.parametrize("case", [SMALL, GROUPED], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_hidden_does_not_leak(value: float, device: torch.device, served: set[str]) -> None:
-    inputs = make_inputs(SMALL, device)
+def test_what_is_hidden_does_not_leak(value: float, case: Case, device: torch.device, served: set[str]) -> None:
+    inputs = make_inputs(case, device)
     clean = _last_rows(inputs, device)
     for name in "kv":
         inputs[name][:, -1] = value  # the last query alone sees it
@@ -195,6 +202,18 @@ def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
     assert "FUSEDFORMER_HOPPER=1 turns it on" in texts[""][0]
     assert texts["1"][1].startswith("on: ")
     assert texts["0"][1].startswith("off: ")
+
+
+@pytest.mark.parametrize(
+    ("group", "seqlen_q", "heads"),
+    [(1, 1, 1), (2, 1, 2), (3, 40, 4), (8, 32, 8), (5, 64, 8), (4, 100, 1), (4, 500, 1), (64, 1, 64), (65, 1, 1)],
+)
+def test_heads_share_a_tile_where_that_takes_fewer_programs(group: int, seqlen_q: int, heads: int) -> None:
+    assert tuning.heads_of_tile(group, seqlen_q) == heads
+    k = torch.zeros(1, 128, 1, 64, dtype=H)
+    with dispatch.preferred("1"):
+        text = str(explain(attention, k[:, :1].expand(1, seqlen_q, group, 64).contiguous(), k, k, arch=90))
+    assert (f"those of {group} heads share a tile (of {heads})" in text) == (heads > 1)
 
 
 @pytest.mark.parametrize(

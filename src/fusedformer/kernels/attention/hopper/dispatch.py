@@ -147,9 +147,10 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
         return "there is nothing to compute"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
-    if kind in row.spills:
-        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {kind}"
+    features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
+    features += ["alibi"] * (problem.extras.slopes is not None)
+    if row.spills_with(features):
+        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(features)}"
     return None
 
 

@@ -40,7 +40,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     visited_tiles,
     whole_tiles,
 )
-from fusedformer.kernels.attention.hopper.scores import LOG2_E, make_scoring, score, whole
+from fusedformer.kernels.attention.hopper.scores import LOG2_E, Scoring, load_slopes, score, whole
 from fusedformer.kernels.gluon_compat import async_load, async_store
 
 LOWEST = gl.constexpr(-3.4028234663852886e38)
@@ -96,21 +96,40 @@ def _fwd_step(
 
 
 @gluon.jit
+def _corner(plane, heads, group, start_m, HEADS: gl.constexpr):
+    """Where the tile of queries from `start_m` on begins in the descriptor of q, and of out."""
+    if HEADS == 1:
+        return (plane // heads, plane % heads, start_m, 0)
+    else:
+        kv_heads = heads // group
+        return (plane // kv_heads, plane % kv_heads, start_m, 0, 0)
+
+
+@gluon.jit
 def _consumer(
-    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
-    wid: gl.constexpr, PING_PONG: gl.constexpr,
+    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
-    """Computes 64 queries."""
+    """Computes 64 rows."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    D: gl.constexpr = shared.q.shape[4]
+    D: gl.constexpr = shared.k.tiles.shape[4]
     DV: gl.constexpr = shared.v.tiles.shape[4]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
-    start_m += wid * ROWS
-    i = start_m + gl.arange(0, ROWS, row_layout)
+    start_m += wid * (ROWS // HEADS)
+    rows = gl.arange(0, ROWS, row_layout)
+    i = start_m + rows // HEADS
+    of_row = plane
+    is_row = i < seqlen_q
+    if HEADS > 1:
+        of_row = plane * group + rows % HEADS
+        is_row = is_row & (rows % HEADS < group)
+    if scoring.slopes_ptr is not None:
+        slopes = load_slopes(scoring, of_row % heads, ROWS, row_layout)
+        scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
-    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
     acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
@@ -144,7 +163,7 @@ def _consumer(
 
     peak = whole(peak, scoring)
     if sinks_ptr is not None:
-        sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
+        sink = gl.load(sinks_ptr + of_row % heads) * LOG2_E
         new_peak = gl.maximum(peak, sink)
         shrink = gl.exp2(peak - new_peak)
         total = total * shrink + gl.exp2(sink - new_peak)
@@ -157,24 +176,25 @@ def _consumer(
     out = shared.out.index(wid)
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
-    async_store(out_desc, [plane // heads, plane % heads, start_m, 0], out)
+    async_store(out_desc, _corner(plane, heads, group, start_m, HEADS), out)
     if finite_ptr is not None:
         note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
-    gl.store(lse_ptr + (plane.to(gl.int64) * seqlen_q + i), lse, mask=i < seqlen_q)
+    gl.store(lse_ptr + (of_row.to(gl.int64) * seqlen_q + i), lse, mask=is_row)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m):
+def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
     """Loads what the consumers read."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    batch = plane // heads
-    head = plane % heads
+    first_head = plane if HEADS == 1 else plane * group
+    batch = first_head // heads
+    head = first_head % heads
     for wid in gl.static_range(2):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
-        rows = start_m + wid * ROWS
-        async_load(q_desc, [batch, head, rows, 0], shared.q_full.index(wid), shared.q.index(wid))
+        corner = _corner(plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
+        async_load(q_desc, corner, shared.q_full.index(wid), shared.q.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
         fill(shared.k, k_desc, batch, head // group, start_n, t)
@@ -210,23 +230,30 @@ def attention_hopper_fwd_kernel(
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2
 ):
-    """One program computes 128 queries of one head."""
+    """One program computes 128 queries of one head, or as many in all of the heads of a group.
+
+    Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D), and K and V are read once for all.
+    """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
-    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+    QUERIES: gl.constexpr = 2 * ROWS // HEADS
+    tiles_m = gl.cdiv(seqlen_q, QUERIES)
     plane = gl.program_id(0) // tiles_m
-    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
-    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
     if slopes_ptr is not None:
-        slopes_ptr += plane // heads * slopes_batch + plane % heads * slopes_head
-    scoring = make_scoring(scale_log2, softcap_log2, slopes_ptr, diagonal)
+        slopes_ptr += (plane if HEADS == 1 else plane * group) // heads * slopes_batch
+    factor = scale_log2 if softcap_log2 is None else 2 * softcap_log2
+    rate = None if softcap_log2 is None else 2 * LOG2_E * (scale_log2 / softcap_log2)
+    scoring = Scoring(factor, softcap_log2, rate, diagonal, slopes_ptr, slopes_head, None)
 
     q = make_tiles(q_desc, 2)
     out = q
-    if out_desc.block_type.shape[3] != q_desc.block_type.shape[3]:
+    if out_desc.block_type.shape != q_desc.block_type.shape:
         out = make_tiles(out_desc, 2)
     q_full = make_barriers(2, 1)
     k = make_ring(k_desc, STAGES, 2)
@@ -239,14 +266,14 @@ def attention_hopper_fwd_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
-                0, PING_PONG,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                start_m, 0, PING_PONG, HEADS,
             )),
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, start_m,
-                1, PING_PONG,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                start_m, 1, PING_PONG, HEADS,
             )),
-            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m)),
+            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

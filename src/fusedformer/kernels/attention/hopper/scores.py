@@ -27,21 +27,16 @@ class Scoring(NamedTuple):
     softcap_log2: Any  # softcap * log2(e)
     rate: Any  # 2 scale / softcap * log2(e)
     diagonal: Any  # the key that query 0 faces
-    slope: Any  # of ALiBi, divided by `factor` as scores are
+    slopes_ptr: Any  # (H,) float32 of this batch, of ALiBi
+    slopes_stride: Any
+    slopes: Any  # of a consumer's rows, (rows,), as `load_slopes` gives them
 
 
 @gluon.jit
-def make_scoring(scale_log2, softcap_log2, slopes_ptr, diagonal):
-    """Scoring by a scale * log2(e) and, if they are not None, a softcap * log2(e), and a slope."""
-    factor = scale_log2
-    rate = None
-    slope = None
-    if softcap_log2 is not None:
-        factor = 2 * softcap_log2
-        rate = 2 * LOG2_E * (scale_log2 / softcap_log2)
-    if slopes_ptr is not None:
-        slope = gl.load(slopes_ptr) * (LOG2_E / factor)
-    return Scoring(factor, softcap_log2, rate, diagonal, slope)
+def load_slopes(scoring, head, ROWS: gl.constexpr, layout: gl.constexpr):
+    """The slopes of ROWS rows, of `head` or each of its own, divided by `scoring.factor` as scores are."""
+    slopes = gl.load(scoring.slopes_ptr + head * scoring.slopes_stride) * (LOG2_E / scoring.factor)
+    return gl.full([ROWS], 0.0, gl.float32, layout) + slopes
 
 
 @gluon.jit
@@ -52,11 +47,11 @@ def score(s, i, start_n, scoring, layout: gl.constexpr):
     """
     if scoring.rate is not None:
         s = _reciprocal(-1.0 - gl.exp2(s * scoring.rate))
-    if scoring.slope is not None:
+    if scoring.slopes is not None:
         j = gl.arange(0, s.shape[1], gl.SliceLayout(0, layout))
         ahead = gl.expand_dims(i + (scoring.diagonal - start_n), 1) - gl.expand_dims(j & 6, 0)
         distance = gl.abs(ahead.to(gl.float32) - gl.expand_dims((j & -7).to(gl.float32), 0))
-        s = s - distance * scoring.slope
+        s = s - distance * gl.expand_dims(scoring.slopes, 1)
     return s
 
 
