@@ -5,6 +5,10 @@ consumers take turns at issuing products (PING_PONG), so that the softmax of one
 P goes from registers to the tensor core. Masks are in the loops over boundary tiles only; the first tile, which has no
 product before it, counts as one of them.
 
+Where queries are few, the heads of a group share a tile: with HEADS of them, its row r is query r // HEADS of head
+r % HEADS. Masks, LSE, sinks and slopes are by query and head all the same; TMA leaves out the heads that a group of no
+power of 2 does not have. K and V are then read once for a group, not once for each of its heads.
+
 Legend, rings and ragged edges: ring.py; scores: scores.py. FLOPs: 2 B H Sq Sk (D + Dv), half when causal. Memory: as
 ../fwd_kernel.py, whose second launch repairs what a hidden NaN got into: each consumer notes whether its rows are
 finite.
@@ -232,9 +236,9 @@ def attention_hopper_fwd_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
     HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2
 ):
-    """One program computes 128 queries of one head, or as many in all of the heads of a group.
+    """One program computes 128 queries of one head, or 128 / HEADS of each head of a group.
 
-    Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D), and K and V are read once for all.
+    Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D).
     """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
     QUERIES: gl.constexpr = 2 * ROWS // HEADS

@@ -106,6 +106,7 @@ _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": (
         (), ("causal",), ("causal", "softcap"), ("causal", "alibi"), ("causal", "grouped"),
         ("window", "sinks"), ("window", "sinks", "softcap"), ("window", "sinks", "alibi"),
+        ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"),
     ),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
