@@ -27,7 +27,7 @@ SOFTCAP_BUGS = [
         "sink met before the softcap is put back",
         "fwd, softcap",
         FWD,
-        "    peak = whole(peak, scoring)\n",
+        "    peak = with_softcap(peak, scoring)\n",
         """    if sinks_ptr is not None:
         sink = gl.load(sinks_ptr + of_row % heads) * LOG2_E
         new_peak = gl.maximum(peak, sink)

@@ -44,7 +44,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     visited_tiles,
     whole_tiles,
 )
-from fusedformer.kernels.attention.hopper.scores import LOG2_E, Scoring, load_slopes, score, whole
+from fusedformer.kernels.attention.hopper.scores import LOG2_E, Scoring, load_slopes, score, with_softcap
 from fusedformer.kernels.gluon_compat import async_load, async_store
 
 LOWEST = gl.constexpr(-3.4028234663852886e38)
@@ -130,7 +130,7 @@ def _consumer(
         of_row = plane * group + rows % HEADS
         is_row = is_row & (rows % HEADS < group)
     if scoring.slopes_ptr is not None:
-        slopes = load_slopes(scoring, of_row % heads, ROWS, row_layout)
+        slopes = load_slopes(scoring, of_row % heads, row_layout)
         scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
     whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
@@ -165,7 +165,7 @@ def _consumer(
     acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
     acc = warpgroup_mma_wait(0, [acc])
 
-    peak = whole(peak, scoring)
+    peak = with_softcap(peak, scoring)
     if sinks_ptr is not None:
         sink = gl.load(sinks_ptr + of_row % heads) * LOG2_E
         new_peak = gl.maximum(peak, sink)

@@ -9,13 +9,15 @@ the highest scores, unlike those of tanh.approx, 2^-11 of each score. The first 
 the end, for the LSE.
 
 ALiBi: a distance takes one subtraction, and its product with the slope is part of a multiply-add, for of a key's place
-in the tile a part is a constant of the register that its score is in, and only the other one the thread's.
+in the tile a part is a constant of the register that its score is in, and only the rest differs from thread to thread.
 """
 
 from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+from fusedformer.kernels.attention.hopper.ring import ROWS
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 
@@ -33,8 +35,8 @@ class Scoring(NamedTuple):
 
 
 @gluon.jit
-def load_slopes(scoring, head, ROWS: gl.constexpr, layout: gl.constexpr):
-    """The slopes of ROWS rows, of `head` or each of its own, divided by `scoring.factor` as scores are."""
+def load_slopes(scoring, head, layout: gl.constexpr):
+    """The slopes of a consumer's rows, of `head` or each of its own, divided by `scoring.factor` as scores are."""
     slopes = gl.load(scoring.slopes_ptr + head * scoring.slopes_stride) * (LOG2_E / scoring.factor)
     return gl.full([ROWS], 0.0, gl.float32, layout) + slopes
 
@@ -56,7 +58,7 @@ def score(s, i, start_n, scoring, layout: gl.constexpr):
 
 
 @gluon.jit
-def whole(peak, scoring):
+def with_softcap(peak, scoring):
     """The highest score of each query with what `score` leaves out."""
     if scoring.softcap_log2 is not None:
         peak = peak + scoring.softcap_log2
