@@ -101,7 +101,7 @@ CASES = {
     "fwd, softcap": Case(FWD, left=130, right=20, softcap=2.0, has_sinks=True),
     "fwd, alibi": Case(FWD, has_slopes=True, left=130, right=None),
     "fwd, heads": Case(
-        FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=180, has_sinks=True, has_slopes=True
+        FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
     ),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),

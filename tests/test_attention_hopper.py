@@ -164,6 +164,10 @@ def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Ten
         ({"softcap": 5000.0}, "it does not take a softcap outside of 1/1024 to 1024"),
         ({"alibi_slopes": torch.ones(2), "softcap": 5.0}, "it does not take ALiBi and a softcap together"),
         ({"alibi_slopes": torch.ones(2), "scale": 1e-30}, "it does not take ALiBi beside a scale under 1e-20"),
+        (
+            {"alibi_slopes": torch.ones(2), "window": (3, 0)},
+            "registers do not suffice for fwd of head dimension 64, window alibi",
+        ),
         ({"scale": -1.0}, "a scale that is not positive"),
         ({"q": torch.zeros(1, 8, 2, 64)}, "float16 and bfloat16, not torch.float32"),
         ({"q": torch.zeros(1, 8, 2, 32, dtype=H)}, "no tile for head dimensions 32 and 32"),
