@@ -23,10 +23,11 @@ from torch import Tensor
 
 from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
-from fusedformer.kernels.attention.hopper.launch import numbers_of, rows_of
+from fusedformer.kernels.attention.hopper.launch import numbers_of, queries_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, FWD, BWD, DQ = "ring", "fwd_kernel", "bwd_kernel", "dq_kernel"
+RING, SCORES, FWD, BWD, DQ = "ring", "scores", "fwd_kernel", "bwd_kernel", "dq_kernel"
+FILES = (RING, SCORES, FWD, BWD, DQ)
 LOG2_E = math.log2(math.e)
 # Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
 BUDGET, LSE_BUDGET = 2e-3, 1e-5
@@ -83,6 +84,9 @@ class Case:
     stages: int = 2
     block: int = 64
     has_sinks: bool = False
+    softcap: float | None = None
+    has_slopes: bool = False
+    heads_of_tile: int = 1
     has_flags: bool = False
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
@@ -94,6 +98,11 @@ CASES = {
     "fwd, window": Case(FWD, left=130, right=20, stages=3),
     "fwd, wide values": Case(FWD, head_dim=64, head_dim_v=128, has_sinks=True, seqlen_q=80),
     "fwd, flags": Case(FWD, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "fwd, softcap": Case(FWD, left=130, right=20, softcap=2.0, has_sinks=True),
+    "fwd, alibi": Case(FWD, has_slopes=True, left=130, right=None),
+    "fwd, heads": Case(
+        FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
+    ),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
@@ -106,7 +115,7 @@ CASES = {
 
 def texts(edits: tuple[Edit, ...]) -> dict[str, str]:
     """The text of the kernels' files with the edits made, each of which has one place."""
-    result = {name: (FOLDER / f"{name}.py").read_text() for name in (RING, FWD, BWD, DQ)}
+    result = {name: (FOLDER / f"{name}.py").read_text() for name in FILES}
     for edit in edits:
         count = result[edit.file].count(edit.old)
         assert count == 1, f"{edit.old!r} stands {count} times in {edit.file}.py"
@@ -122,7 +131,7 @@ def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
         (Path(folder) / package).mkdir()
         for name, text in texts(edits).items():
             (Path(folder) / package / f"{name}.py").write_text(
-                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join((RING, FWD, BWD, DQ))}) )", f"{package}.", text)
+                re.sub(rf"{re.escape(hopper.__name__)}\.(?=({'|'.join(FILES)}) )", f"{package}.", text)
             )
         sys.path.insert(0, folder)
         try:
@@ -177,16 +186,25 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
     q = qkv[0].transpose(1, 2)
     k, v = (x.transpose(1, 2).repeat_interleave(case.group, 1) for x in qkv[1:])
     scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
+    if case.softcap is not None:
+        scores = case.softcap * (scores / case.softcap).tanh()
     distance = torch.arange(case.seqlen_k) - torch.arange(case.seqlen_q)[:, None] - (case.seqlen_k - case.seqlen_q)
     is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (
         distance <= (case.seqlen_k if case.right is None else case.right)
     )
+    if case.has_slopes:
+        scores = scores - slopes_of(case).double().view(1, -1, 1, 1) * distance.abs()
     scores = scores.masked_fill(~is_visible, -math.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
     sees_any = (scores != -math.inf).any(-1, keepdim=True)
     weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
     return (weights[..., : case.seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
+
+
+def slopes_of(case: Case) -> Tensor:
+    """(H,): ALiBi's, of which the last is negative."""
+    return torch.linspace(0.3, -0.02, case.heads)
 
 
 def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
@@ -196,11 +214,14 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=case.dtype)
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     flags = _flags(case, case.heads, case.seqlen_q)
+    kv_heads, heads = case.heads // case.group, case.heads_of_tile
+    programs = _programs(case.seqlen_q * heads) * (kv_heads if heads > 1 else case.heads)
     simulator.run(
-        kernel, (_programs(case.seqlen_q) * case.heads,),
-        rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
-        problem.sinks, rows_of(out, 64, case.head_dim_v), results["lse"], flags, *_sizes(case),
-        STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
+        kernel, (programs,), queries_of(q, kv_heads, heads, case.head_dim),
+        rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
+        problem.sinks, queries_of(out, kv_heads, heads, case.head_dim_v), results["lse"], flags, *_sizes(case),
+        None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
+        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **options,
     )  # fmt: skip
     return results | _named(flags)
 
@@ -256,6 +277,11 @@ def _sizes(case: Case) -> tuple[Any, ...]:
     diagonal = case.seqlen_k - case.seqlen_q
     lengths = (case.heads, case.group, case.seqlen_q, case.seqlen_k)
     return (*lengths, diagonal, case.left, case.right, case.head_dim**-0.5 * LOG2_E)
+
+
+def _slopes(case: Case) -> tuple[Any, ...]:
+    """ALiBi's slopes (B, H) and their strides."""
+    return (slopes_of(case), case.heads, 1) if case.has_slopes else (None, None, None)
 
 
 def _flags(case: Case, heads: int, length: int) -> Tensor | None:

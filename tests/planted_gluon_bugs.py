@@ -8,10 +8,10 @@ from planted_gluon import FWD, RING, bug, swapped, without
 K_WAIT = "    await_tile(shared.k, t)\n"
 LAST_LOOP = """range(whole_last, tiles):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, """
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
 WINDOW_LOOP = """range(1, whole_first):
             acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, """
+                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
 RING_BUGS = [
     without(
         "stage filled while it is read",
@@ -99,7 +99,11 @@ RING_BUGS = [
     bug("one barrier initialised", "fwd", RING, "gl.static_range(STAGES)", "gl.static_range(1)"),
     bug("last tile not visited", "fwd", RING, "gl.cdiv(last, BLOCK_N) - first", "last // BLOCK_N - first"),
     bug(
-        "tiles of the first consumer alone", "dq", RING, "start_m + 2 * ROWS - 1 + upper", "start_m + ROWS - 1 + upper"
+        "tiles of the first consumer alone",
+        "dq",
+        RING,
+        "start_m + 2 * QUERIES - 1 + upper",
+        "start_m + QUERIES - 1 + upper",
     ),
     bug("diagonal off by one", "fwd", RING, "gl.minimum(end, i + sight.upper)", "gl.minimum(end, i + sight.upper - 1)"),
     bug(
@@ -134,7 +138,7 @@ RING_BUGS = [
         "window of the first row for all of them",
         "fwd, window",
         RING,
-        "gl.maximum(start_m + ROWS - 1 + sight.lower, 0)",
+        "gl.maximum(start_m + QUERIES - 1 + sight.lower, 0)",
         "gl.maximum(start_m + sight.lower, 0)",
     ),
     bug(
@@ -221,17 +225,17 @@ FWD_BUGS = [
         "O of both consumers in the same rows",
         "fwd",
         FWD,
-        "plane % heads, start_m, 0], out)",
-        "plane % heads, start_m // 128 * 128, 0], out)",
+        "_corner(plane, heads, group, start_m, HEADS), out)",
+        "_corner(plane, heads, group, start_m // 128 * 128, HEADS), out)",
     ),
     bug(
         "O in the first head",
         "fwd",
         FWD,
-        "[plane // heads, plane % heads, start_m",
-        "[plane // heads, plane * 0, start_m",
+        "_corner(plane, heads, group, start_m, HEADS), out)",
+        "_corner(plane * 0, heads, group, start_m, HEADS), out)",
     ),
-    bug("LSE of rows past the end", "fwd", FWD, ", lse, mask=i < seqlen_q)", ", lse)"),
+    bug("LSE of rows past the end", "fwd", FWD, ", lse, mask=is_row)", ", lse)"),
     bug("LSE in base 2", "fwd", FWD, "(peak + gl.log2(total)) * LN_2", "peak + gl.log2(total)"),
     bug(
         "O not rescaled",
@@ -266,8 +270,8 @@ FWD_BUGS = [
         "first tile not masked",
         "fwd, window",
         FWD,
-        "_softmax(s, peak, total, i, 0, sight, scale_log2, True",
-        "_softmax(s, peak, total, i, 0, sight, scale_log2, False",
+        "_softmax(s, peak, total, i, 0, sight, scoring, True",
+        "_softmax(s, peak, total, i, 0, sight, scoring, False",
     ),
     bug("first tile taken twice", "fwd, window", FWD, "range(1, whole_first)", "range(0, whole_first)"),
     bug("tile skipped after the whole ones", "fwd", FWD, "range(whole_last, tiles)", "range(whole_last + 1, tiles)"),
@@ -306,10 +310,10 @@ FWD_BUGS = [
         "sink not in base 2",
         "fwd, wide values",
         FWD,
-        "gl.load(sinks_ptr + plane % heads) * LOG2_E",
-        "gl.load(sinks_ptr + plane % heads)",
+        "gl.load(sinks_ptr + of_row % heads) * LOG2_E",
+        "gl.load(sinks_ptr + of_row % heads)",
     ),
-    bug("sink of the first head", "fwd, wide values", FWD, "sinks_ptr + plane % heads", "sinks_ptr + plane * 0"),
+    bug("sink of the first head", "fwd, wide values", FWD, "sinks_ptr + of_row % heads", "sinks_ptr + plane * 0"),
     bug(
         "sink not in the total", "fwd, wide values", FWD, "total * shrink + gl.exp2(sink - new_peak)", "total * shrink"
     ),

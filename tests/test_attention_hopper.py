@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from fusedformer.kernels.attention import launch
 from fusedformer.kernels.attention.extras import Extras
-from fusedformer.kernels.attention.hopper import dispatch
+from fusedformer.kernels.attention.hopper import dispatch, tuning
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.explain import explain
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.op("attention")
 H, B = torch.float16, torch.bfloat16
 IS_SM_90 = HAS_GPU and torch.cuda.get_device_capability() == (9, 0)
 SEEDS = int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10"))
-ALL, WITHOUT_DKDV = {"fwd", "dq", "dkdv"}, {"fwd", "dq"}
+ALL, WITHOUT_DKDV, FWD = {"fwd", "dq", "dkdv"}, {"fwd", "dq"}, {"fwd"}
 CASES = [
     (Case(130, 200, 64, dtype=B), ALL),
     (Case(70, 140, 64, dtype=H, heads=4, kv_heads=2, batch=2, causal=True), ALL),
@@ -38,8 +38,20 @@ CASES = [
     (Case(140, 140, 64, dtype=H, heads=1, window=(None, 3)), ALL),
     (Case(70, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True), WITHOUT_DKDV),
     (Case(70, 70, 256, dtype=H, heads=1, causal=True, sinks=True), WITHOUT_DKDV),
+    (Case(150, 260, 64, dtype=B, heads=1, window=(40, 20), sinks=True, softcap=2.0), FWD),
+    (Case(70, 140, 96, dtype=H, heads=4, kv_heads=2, causal=True, softcap=30.0), FWD),
+    (Case(130, 70, 192, dtype=H, heads=1, head_dim_v=128, causal=True, softcap=0.5), FWD),  # some see nothing
+    (Case(70, 150, 64, dtype=H, kv_heads=2, causal=True, alibi="h"), FWD),
+    (Case(70, 200, 96, dtype=B, heads=1, alibi="h"), FWD),
+    (Case(70, 150, 96, dtype=H, heads=1, window=(70, 20), sinks=True, alibi="h"), FWD),
+    # Heads that share a tile of queries
+    (Case(1, 150, 64, dtype=B, heads=8, batch=2, kv_heads=2), ALL),
+    (Case(5, 140, 128, dtype=H, heads=7, causal=True), ALL),
+    (Case(37, 20, 64, dtype=H, heads=6, kv_heads=2, batch=2, causal=True, sinks=True, alibi="bh"), FWD),
+    (Case(40, 150, 96, dtype=B, heads=4, window=(60, 3), softcap=3.0), FWD),
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
+GROUPED = Case(20, 70, 64, dtype=H, heads=3, causal=True)
 
 
 @pytest.fixture(params=["emulated", "gpu"])
@@ -123,9 +135,10 @@ def test_strides_are_read_in_place(device: torch.device, served: set[str]) -> No
     assert served == ALL
 
 
+@pytest.mark.parametrize("case", [SMALL, GROUPED], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_hidden_does_not_leak(value: float, device: torch.device, served: set[str]) -> None:
-    inputs = make_inputs(SMALL, device)
+def test_what_is_hidden_does_not_leak(value: float, case: Case, device: torch.device, served: set[str]) -> None:
+    inputs = make_inputs(case, device)
     clean = _last_rows(inputs, device)
     for name in "kv":
         inputs[name][:, -1] = value  # the last query alone sees it
@@ -148,8 +161,13 @@ def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Ten
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"softcap": 5.0}, "it does not take a softcap"),
-        ({"alibi_slopes": torch.ones(2)}, "it does not take ALiBi"),
+        ({"softcap": 5000.0}, "it does not take a softcap outside of 1/1024 to 1024"),
+        ({"alibi_slopes": torch.ones(2), "softcap": 5.0}, "it does not take ALiBi and a softcap together"),
+        ({"alibi_slopes": torch.ones(2), "scale": 1e-30}, "it does not take ALiBi beside a scale under 1e-20"),
+        (
+            {"alibi_slopes": torch.ones(2), "window": (3, 0)},
+            "registers do not suffice for fwd of head dimension 64, window alibi",
+        ),
         ({"scale": -1.0}, "a scale that is not positive"),
         ({"q": torch.zeros(1, 8, 2, 64)}, "float16 and bfloat16, not torch.float32"),
         ({"q": torch.zeros(1, 8, 2, 32, dtype=H)}, "no tile for head dimensions 32 and 32"),
@@ -188,6 +206,29 @@ def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
     assert "FUSEDFORMER_HOPPER=1 turns it on" in texts[""][0]
     assert texts["1"][1].startswith("on: ")
     assert texts["0"][1].startswith("off: ")
+
+
+@pytest.mark.parametrize(
+    ("group", "seqlen_q", "heads"),
+    [(1, 1, 1), (2, 1, 2), (3, 40, 4), (8, 32, 8), (5, 64, 8), (4, 100, 1), (4, 500, 1), (64, 1, 64), (65, 1, 1)],
+)
+def test_heads_share_a_tile_where_that_takes_fewer_programs(group: int, seqlen_q: int, heads: int) -> None:
+    assert tuning.heads_of_tile(group, seqlen_q) == heads
+    k = torch.zeros(1, 128, 1, 64, dtype=H)
+    with dispatch.preferred("1"):
+        text = str(explain(attention, k[:, :1].expand(1, seqlen_q, group, 64).contiguous(), k, k, arch=90))
+    assert (f"those of {group} heads share a tile (of {heads})" in text) == (heads > 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tflops"),
+    [({"softcap": 30.0}, "302 to 326"), ({"alibi_slopes": torch.ones(2)}, "614 to 864")],
+    ids=str,
+)
+def test_the_rate_is_that_of_the_scores(settings: dict[str, object], tflops: str) -> None:
+    q = torch.zeros(1, 8, 2, 64, dtype=H)
+    with dispatch.preferred("1"):
+        assert f"predicted {tflops} TFLOP/s" in str(explain(attention, q, q, q, arch=90, **settings))
 
 
 def test_a_wrong_setting_is_refused() -> None:

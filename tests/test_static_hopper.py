@@ -90,6 +90,12 @@ def test_the_table_says_what_is_on_record() -> None:
         found = rows[collect.key(HopperVariant(row, features=("causal",)))]
         expected = tuning.Predicted(round(found.predicted_tflops), round(found.most_tflops), found.bound)
         assert row.evidence == expected, f"{row.kernel} {row.head_dim}/{row.head_dim_v}"
+    sizes = {(row.head_dim, row.head_dim_v): row for row in tuning.TABLE if row.kernel == "fwd"}
+    assert set(tuning.SCORED) == {(feature, *size) for feature in ("softcap", "alibi") for size in sizes}
+    for (feature, *size), evidence in tuning.SCORED.items():
+        found = rows[collect.key(HopperVariant(sizes[size[0], size[1]], features=("causal", feature)))]
+        expected = tuning.Predicted(round(found.predicted_tflops), round(found.most_tflops), found.bound)
+        assert evidence == expected, f"{feature} {size}"
 
 
 def test_a_row_is_in_use_unasked_only_if_it_is_on_record_as_correct_on_an_h200() -> None:

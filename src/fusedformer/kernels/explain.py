@@ -139,7 +139,13 @@ def _hopper_notes(problem: "Problem") -> Iterator[str]:
     row = hopper_tuning.row_of("fwd", problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # it serves
     yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
-    yield f"evidence of the tile: {row.evidence}" + ("" if row.recorded else " (compiled and simulated, never timed)")
+    extras = problem.extras
+    feature = "softcap" if extras.softcap else "alibi" if extras.slopes is not None else None
+    evidence = hopper_tuning.SCORED[feature, row.head_dim, row.head_dim_v] if feature else row.evidence
+    yield f"evidence of the tile: {evidence}" + ("" if row.recorded else " (compiled and simulated, never timed)")
+    group = problem.q.shape[2] // problem.k.shape[2]
+    if (heads := hopper_tuning.heads_of_tile(group, problem.q.shape[1])) > 1:
+        yield f"queries are few: those of {group} heads share a tile (of {heads}), which reads keys and values once"
     yield from _padding_notes(problem, row.head_dim, row.head_dim_v)
     yield from _repair_notes(problem)
 

@@ -77,7 +77,7 @@ def _shipped() -> set[tuning.Row]:
 
 
 def _design(row: tuning.Row) -> tuning.Row:
-    return replace(row, evidence=tuning.UNKNOWN, recorded=False)
+    return replace(row, evidence=tuning.UNKNOWN, recorded=False, spills=())
 
 
 def _names(row: tuning.Row) -> tuple[object, ...]:

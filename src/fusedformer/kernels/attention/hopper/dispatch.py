@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SWITCH = "FUSEDFORMER_HOPPER"
 KERNELS = "fusedformer.kernels.attention.hopper.kernels"
 ARCH = 90
+_CAP = 1024  # the largest softcap: errors of capped scores are 2^-22 of it
+_SMALL = 1e-20  # a scale by which slopes can be divided
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
 
 
@@ -123,9 +125,12 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
     given = {
         "a mask": extras.mask is not None,
         "a bias": extras.bias is not None,
-        "ALiBi": extras.slopes is not None,
+        "ALiBi, in gradients": kernel != "fwd" and extras.slopes is not None,
+        "ALiBi and a softcap together": extras.slopes is not None and extras.softcap != 0,
+        f"ALiBi beside a scale under {_SMALL}": extras.slopes is not None and 0 < extras.scale < _SMALL,
         "dropout": extras.seed is not None,
-        "a softcap": extras.softcap != 0,
+        f"a softcap outside of 1/{_CAP} to {_CAP}": kernel == "fwd" and not _is_fit_cap(extras.softcap),
+        "a softcap, in gradients": kernel != "fwd" and extras.softcap != 0,
         "packed sequences": extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
@@ -133,6 +138,10 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
     }
     unfit = [name for name, is_given in given.items() if is_given]
     return f"it does not take {', '.join(unfit)}" if unfit else None
+
+
+def _is_fit_cap(softcap: float) -> bool:
+    return softcap == 0 or 1 / _CAP <= softcap <= _CAP
 
 
 def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
@@ -143,9 +152,10 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
         return "there is nothing to compute"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
-    if kind in row.spills:
-        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {kind}"
+    features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
+    features += ["alibi"] * (problem.extras.slopes is not None)
+    if row.spills_with(features):
+        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(features)}"
     return None
 
 

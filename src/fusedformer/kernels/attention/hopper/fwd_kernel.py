@@ -5,9 +5,13 @@ consumers take turns at issuing products (PING_PONG), so that the softmax of one
 P goes from registers to the tensor core. Masks are in the loops over boundary tiles only; the first tile, which has no
 product before it, counts as one of them.
 
-Legend, rings and ragged edges: ring.py. Scores are in base 2 before the exponential: q k^T * scale * log2(e). FLOPs:
-2 B H Sq Sk (D + Dv), half when causal. Memory: as ../fwd_kernel.py, whose second launch repairs what a hidden NaN got
-into: each consumer notes whether its rows are finite.
+Where queries are few, the heads of a group share a tile: with HEADS of them, its row r is query r // HEADS of head
+r % HEADS. Masks, LSE, sinks and slopes are by query and head all the same; TMA leaves out the heads that a group of no
+power of 2 does not have. K and V are then read once for a group, not once for each of its heads.
+
+Legend, rings and ragged edges: ring.py; scores: scores.py. FLOPs: 2 B H Sq Sk (D + Dv), half when causal. Memory: as
+../fwd_kernel.py, whose second launch repairs what a hidden NaN got into: each consumer notes whether its rows are
+finite.
 Source: Shah et al., "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", 2024.
 """
 
@@ -40,10 +44,10 @@ from fusedformer.kernels.attention.hopper.ring import (
     visited_tiles,
     whole_tiles,
 )
+from fusedformer.kernels.attention.hopper.scores import LOG2_E, Scoring, load_slopes, score, with_softcap
 from fusedformer.kernels.gluon_compat import async_load, async_store
 
 LOWEST = gl.constexpr(-3.4028234663852886e38)
-LOG2_E = gl.constexpr(1.4426950408889634)
 
 
 class Shared(NamedTuple):
@@ -58,19 +62,20 @@ class Shared(NamedTuple):
 
 
 @gluon.jit
-def _softmax(s, peak, total, i, t, sight, scale_log2, MASKED: gl.constexpr, layout: gl.constexpr):
+def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout: gl.constexpr):
     """The weights of one tile; highest score and total weight after it, and what shrinks the sums before it."""
+    s = score(s, i, (sight.first + t) * s.shape[1], scoring, layout)
     if MASKED:
         s = gl.where(visible_keys(i, t, sight, s.shape[1], layout), s, -INF)
-    new_peak = gl.maximum(peak, gl.max(s, 1) * scale_log2)
-    p = gl.exp2(s * scale_log2 - gl.expand_dims(new_peak, 1))
+    new_peak = gl.maximum(peak, gl.max(s, 1) * scoring.factor)
+    p = gl.exp2(s * scoring.factor - gl.expand_dims(new_peak, 1))
     shrink = gl.exp2(peak - new_peak)
     return p, new_peak, total * shrink + gl.sum(p, 1), shrink
 
 
 @gluon.jit
 def _fwd_step(
-    t, acc, peak, total, p, q, shared, sight, i, scale_log2,
+    t, acc, peak, total, p, q, shared, sight, i, scoring,
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
@@ -86,7 +91,7 @@ def _fwd_step(
         mbarrier.arrive(shared.turn.index(1 - wid), count=1)
     s = warpgroup_mma_wait(1, [s])
     release(shared.k, t)
-    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scale_log2, MASKED, s_layout)
+    p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scoring, MASKED, s_layout)
     acc = warpgroup_mma_wait(0, [acc])
     release(shared.v, t - 1)
     acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
@@ -95,21 +100,40 @@ def _fwd_step(
 
 
 @gluon.jit
+def _corner(plane, heads, group, start_m, HEADS: gl.constexpr):
+    """Where the tile of queries from `start_m` on begins in the descriptor of q, and of out."""
+    if HEADS == 1:
+        return (plane // heads, plane % heads, start_m, 0)
+    else:
+        kv_heads = heads // group
+        return (plane // kv_heads, plane % kv_heads, start_m, 0, 0)
+
+
+@gluon.jit
 def _consumer(
-    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-    wid: gl.constexpr, PING_PONG: gl.constexpr,
+    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
-    """Computes 64 queries."""
+    """Computes 64 rows."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    D: gl.constexpr = shared.q.shape[4]
+    D: gl.constexpr = shared.k.tiles.shape[4]
     DV: gl.constexpr = shared.v.tiles.shape[4]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
-    start_m += wid * ROWS
-    i = start_m + gl.arange(0, ROWS, row_layout)
+    start_m += wid * (ROWS // HEADS)
+    rows = gl.arange(0, ROWS, row_layout)
+    i = start_m + rows // HEADS
+    of_row = plane
+    is_row = i < seqlen_q
+    if HEADS > 1:
+        of_row = plane * group + rows % HEADS
+        is_row = is_row & (rows % HEADS < group)
+    if scoring.slopes_ptr is not None:
+        slopes = load_slopes(scoring, of_row % heads, row_layout)
+        scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
-    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
     acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
@@ -122,27 +146,28 @@ def _consumer(
     s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, [s])
     release(shared.k, 0)
-    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scale_log2, True, s_layout)
+    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scoring, True, s_layout)
     p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
     if sight.lower is not None:
         for t in range(1, whole_first):
             acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
             )
     for t in range(whole_first, whole_last):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, False, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, False, PING_PONG, s_layout, out_layout
         )
     for t in range(whole_last, tiles):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scale_log2, wid, True, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
         )
     await_tile(shared.v, tiles - 1)
     acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
     acc = warpgroup_mma_wait(0, [acc])
 
+    peak = with_softcap(peak, scoring)
     if sinks_ptr is not None:
-        sink = gl.load(sinks_ptr + plane % heads) * LOG2_E
+        sink = gl.load(sinks_ptr + of_row % heads) * LOG2_E
         new_peak = gl.maximum(peak, sink)
         shrink = gl.exp2(peak - new_peak)
         total = total * shrink + gl.exp2(sink - new_peak)
@@ -155,31 +180,36 @@ def _consumer(
     out = shared.out.index(wid)
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
-    async_store(out_desc, [plane // heads, plane % heads, start_m, 0], out)
+    async_store(out_desc, _corner(plane, heads, group, start_m, HEADS), out)
     if finite_ptr is not None:
         note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
-    gl.store(lse_ptr + (plane.to(gl.int64) * seqlen_q + i), lse, mask=i < seqlen_q)
+    gl.store(lse_ptr + (of_row.to(gl.int64) * seqlen_q + i), lse, mask=is_row)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m):
+def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
     """Loads what the consumers read."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    batch = plane // heads
-    head = plane % heads
+    first_head = plane if HEADS == 1 else plane * group
+    batch = first_head // heads
+    head = first_head % heads
     for wid in gl.static_range(2):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
-        rows = start_m + wid * ROWS
-        async_load(q_desc, [batch, head, rows, 0], shared.q_full.index(wid), shared.q.index(wid))
+        corner = _corner(plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
+        async_load(q_desc, corner, shared.q_full.index(wid), shared.q.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
         fill(shared.k, k_desc, batch, head // group, start_n, t)
         fill(shared.v, v_desc, batch, head // group, start_n, t)
 
 
-@gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
+@gluon.jit(
+    do_not_specialize=[
+        "heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right", "slopes_batch", "slopes_head",
+    ]
+)  # fmt: skip
 def attention_hopper_fwd_kernel(
     q_desc,  # (B, H, Sq, D), tiles (1, 1, 64, D)
     k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, BLOCK_N, D)
@@ -196,24 +226,38 @@ def attention_hopper_fwd_kernel(
     left,  # or None
     right,  # or None
     scale_log2,  # scale * log2(e), positive
+    softcap_log2,  # softcap * log2(e), or None
+    slopes_ptr,  # (B, H) float32, or None
+    slopes_batch,  # strides of slopes
+    slopes_head,
     STAGES: gl.constexpr,  # of the rings of keys and of values
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2
 ):
-    """One program computes 128 queries of one head."""
+    """One program computes 128 queries of one head, or 128 / HEADS of each head of a group.
+
+    Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D).
+    """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
-    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+    QUERIES: gl.constexpr = 2 * ROWS // HEADS
+    tiles_m = gl.cdiv(seqlen_q, QUERIES)
     plane = gl.program_id(0) // tiles_m
-    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
-    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
+    if slopes_ptr is not None:
+        slopes_ptr += (plane if HEADS == 1 else plane * group) // heads * slopes_batch
+    factor = scale_log2 if softcap_log2 is None else 2 * softcap_log2
+    rate = None if softcap_log2 is None else 2 * LOG2_E * (scale_log2 / softcap_log2)
+    scoring = Scoring(factor, softcap_log2, rate, diagonal, slopes_ptr, slopes_head, None)
 
     q = make_tiles(q_desc, 2)
     out = q
-    if out_desc.block_type.shape[3] != q_desc.block_type.shape[3]:
+    if out_desc.block_type.shape != q_desc.block_type.shape:
         out = make_tiles(out_desc, 2)
     q_full = make_barriers(2, 1)
     k = make_ring(k_desc, STAGES, 2)
@@ -226,14 +270,14 @@ def attention_hopper_fwd_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                0, PING_PONG,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                start_m, 0, PING_PONG, HEADS,
             )),
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                1, PING_PONG,
+                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                start_m, 1, PING_PONG, HEADS,
             )),
-            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m)),
+            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

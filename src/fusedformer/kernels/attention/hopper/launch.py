@@ -37,6 +37,12 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     assert row is not None  # dispatch.refusal has found one
     side = problem.k if name in ("dkdv", "fused") else problem.q
     programs = side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], _PROGRAM_ROWS)
+    heads = _heads_of_tile(problem) if name == "fwd" else 1
+    if heads > 1:
+        programs = problem.k.shape[0] * problem.k.shape[2] * triton.cdiv(side.shape[1] * heads, _PROGRAM_ROWS)
+        if finite is not None:  # the repair finds out itself: these are few rows
+            finite.zero_()
+            finite = None
     args = _ARGUMENTS[name](problem, row, finite, *tensors)
     constants: dict[str, Any] = {
         "STAGES": row.stages,
@@ -44,7 +50,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         "PRODUCER_REGISTERS": row.producer_registers,
     }
     if name == "fwd":
-        constants["PING_PONG"] = row.ping_pong
+        constants |= {"PING_PONG": row.ping_pong, "HEADS": heads}
     kernel = KERNELS[name]
     if problem.arch is None:
         from fusedformer import simulator
@@ -59,15 +65,19 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
 def _fwd(
     problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Any, ...]:
+    heads = _heads_of_tile(problem)
     return (
-        rows_of(problem.q, ROWS, row.head_dim),
+        queries_of(problem.q, problem.k.shape[2], heads, row.head_dim),
         rows_of(problem.k, row.block, row.head_dim),
         rows_of(problem.v, row.block, row.head_dim_v),
         sinks,
-        rows_of(out, ROWS, row.head_dim_v),
+        queries_of(out, problem.k.shape[2], heads, row.head_dim_v),
         lse,
         finite,
         *_sizes(problem),
+        problem.scoring.softcap_log2,
+        problem.scoring.slopes_ptr,
+        *(problem.scoring.slopes_strides or (None, None)),
     )
 
 
@@ -133,12 +143,22 @@ def _sizes(problem: "Problem") -> tuple[Any, ...]:
     return heads, group, seqlen_q, seqlen_k, diagonal, left, right, problem.scoring.scale_log2
 
 
+def _heads_of_tile(problem: "Problem") -> int:
+    return tuning.heads_of_tile(problem.q.shape[2] // problem.k.shape[2], problem.q.shape[1])
+
+
+def queries_of(x: Tensor, kv_heads: int, heads: int, columns: int) -> TensorDescriptor:
+    """Descriptor of tiles of 64 rows of a (B, S, H, D) tensor: of a head, or, if `heads` is not 1, of the heads of a
+    group: row r of a tile is that of query r // heads and head r % heads.
+    """
+    if heads == 1:
+        return rows_of(x, ROWS, columns)
+    return _tiles(x.unflatten(2, (kv_heads, -1)).transpose(1, 2), [1, 1, ROWS // heads, heads, columns])
+
+
 def rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Descriptor of tiles of `rows` rows of a head of a (B, S, H, D) tensor."""
-    x = x.transpose(1, 2)
-    return _descriptor(
-        x, [1, 1, rows, columns], gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], _GLUON[x.dtype])
-    )
+    return _tiles(x.transpose(1, 2), [1, 1, rows, columns])
 
 
 def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
@@ -150,6 +170,10 @@ def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
     if padding:
         x = torch.nn.functional.pad(x, (0, padding))[:, :, :-padding]
     return _descriptor(x, [1, 1, count], gl.NVMMASharedLayout(0, 32, 3))
+
+
+def _tiles(x: Tensor, block: list[int]) -> TensorDescriptor:
+    return _descriptor(x, block, gl.NVMMASharedLayout.get_default_for(block, _GLUON[x.dtype]))
 
 
 def _descriptor(x: Tensor, block: list[int], layout: gl.NVMMASharedLayout) -> TensorDescriptor:

@@ -104,24 +104,24 @@ def release(ring, t):
 
 
 @gluon.jit
-def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr):
-    """Of queries `start_m` to `start_m + 128`: the first tile of keys that any may see, and how many there are."""
+def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr, QUERIES: gl.constexpr = ROWS):
+    """Of 2 QUERIES queries from `start_m` on: the first tile of keys that any may see, and how many there are."""
     first = start_m * 0
     last = seqlen_k
     if lower is not None:
         first = gl.maximum(start_m + lower, 0) // BLOCK_N
     if upper is not None:
-        last = gl.minimum(last, gl.maximum(start_m + 2 * ROWS - 1 + upper, 0))
+        last = gl.minimum(last, gl.maximum(start_m + 2 * QUERIES - 1 + upper, 0))
     return first, gl.maximum(gl.cdiv(last, BLOCK_N) - first, 0)
 
 
 @gluon.jit
-def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST: gl.constexpr):
-    """Of queries `start_m` to `start_m + 64`: which of the program's tiles, from FIRST on, all of them see wholly."""
+def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST: gl.constexpr, QUERIES: gl.constexpr = ROWS):
+    """Of QUERIES queries from `start_m` on: which of the program's tiles, from FIRST on, all of them see wholly."""
     first = start_m * 0
     last = sight.seqlen_k
     if sight.lower is not None:
-        first = gl.cdiv(gl.maximum(start_m + ROWS - 1 + sight.lower, 0), BLOCK_N)
+        first = gl.cdiv(gl.maximum(start_m + QUERIES - 1 + sight.lower, 0), BLOCK_N)
     if sight.upper is not None:
         last = gl.minimum(last, gl.maximum(start_m + sight.upper, 0))
     first = gl.minimum(gl.maximum(first - sight.first, FIRST), sight.tiles)

@@ -5,6 +5,7 @@ its batch. Head dimensions are rounded up to the row's; what TMA loads past the 
 """
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -42,18 +43,23 @@ class Row:
     consumer_registers: int = 240
     producer_registers: int = 24
     ping_pong: bool = True  # in "fwd": the consumers take turns at issuing products
-    spills: tuple[str, ...] = ()  # where it does not serve: "window", "whole" (nothing is hidden from any query)
+    spills: tuple[str, ...] = ()  # where it does not serve, in words: "window alibi" is both together
     recorded: bool = False
+
+    def spills_with(self, features: Collection[str]) -> bool:
+        """Whether it does not serve: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
+        return any({*words.split()} <= {*features} for words in self.spills)
 
 
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
 # Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
 # that its 12 warps have must be there from the start.
 REGISTERS = 168
+_ROWS = 64  # of a consumer, of which a program has two
 SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
-    Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp")),
+    Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), spills=("window alibi",)),
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
     Row("fwd", 256, 256, 64, 2, Predicted(876, 959, "shared")),
@@ -65,6 +71,18 @@ TABLE = (
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),
     Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), spills=("whole",)),
 )
+
+# By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.
+SCORED = {
+    ("softcap", 64, 64): Predicted(302, 326, "exp"),
+    ("softcap", 128, 128): Predicted(517, 653, "exp"),
+    ("softcap", 256, 128): Predicted(653, 880, "shared"),
+    ("softcap", 256, 256): Predicted(743, 959, "shared"),
+    ("alibi", 64, 64): Predicted(614, 864, "issue"),
+    ("alibi", 128, 128): Predicted(802, 989, "matrix"),
+    ("alibi", 256, 128): Predicted(813, 880, "shared"),
+    ("alibi", 256, 256): Predicted(848, 959, "shared"),
+}
 
 
 @functools.cache
@@ -82,3 +100,15 @@ def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
         row for row in TABLE if row.kernel == kernel and head_dim <= row.head_dim and head_dim_v <= row.head_dim_v
     ]  # fmt: skip
     return min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)
+
+
+def heads_of_tile(group: int, seqlen_q: int) -> int:
+    """How many heads share a tile of queries in the forward: 1, or `group` rounded up to a power of 2.
+
+    They do where a head alone does not fill a program, and fewer programs do for all.
+    """
+    heads = 1 << (group - 1).bit_length()
+    if heads > _ROWS or seqlen_q >= 2 * _ROWS:
+        return 1
+    programs = -(-seqlen_q * heads // (2 * _ROWS))
+    return heads if programs < group else 1

@@ -18,7 +18,7 @@ class Tile:
 class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
-    `features` are of "causal", "window" and "sinks".
+    `features` are of "causal", "window", "sinks", "softcap", "alibi" and "grouped" (8 heads share a tile).
     """
 
     row: tuning.Row
@@ -34,6 +34,11 @@ class HopperVariant:
     @property
     def _is_bwd(self) -> bool:
         return self.row.kernel in ("dkdv", "fused")
+
+    @property
+    def _heads(self) -> int:
+        """That share a tile."""
+        return 8 if "grouped" in self.features else 1
 
     @property
     def kernel(self) -> str:
@@ -57,12 +62,16 @@ class HopperVariant:
             "lse_ptr": "*fp32",
             "delta_ptr": "*fp32",
             "shift_ptr": "*fp32",
-            "finite_ptr": "*i8" if hides else None,
+            "finite_ptr": "*i8" if hides and self._heads == 1 else None,
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
             "scale_log2": "fp32",
+            "softcap_log2": "fp32" if "softcap" in self.features else None,
+            "slopes_ptr": "*fp32" if "alibi" in self.features else None,
+            **dict.fromkeys(("slopes_batch", "slopes_head"), "i32" if "alibi" in self.features else None),
             "STAGES": self.row.stages,
+            "HEADS": self._heads,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
             "PRODUCER_REGISTERS": self.row.producer_registers,
@@ -83,18 +92,26 @@ class HopperVariant:
                 "q_desc": queries, "k_desc": tile(128, columns), "v_desc": keys, "dout_desc": queries,
                 "delta_desc": numbers, "shift_desc": numbers, "dq_desc": sums, "dk_desc": keys, "dv_desc": keys,
             }  # fmt: skip
-        rows, rows_v = tile(64, columns), tile(64, columns_v)
+        rows, rows_v = (self._tile_of_queries(size) for size in (columns, columns_v))
         tiles = {"q_desc": rows, "k_desc": tile(block, columns), "v_desc": tile(block, columns_v)}
         return tiles | {"out_desc": rows_v, "dout_desc": rows_v, "dq_desc": rows}
+
+    def _tile_of_queries(self, columns: int) -> Tile:
+        rows = (64,) if self._heads == 1 else (64 // self._heads, self._heads)
+        return Tile((1, 1, *rows, columns), self.dtype)
 
 
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "fwd": ((), ("causal",), ("window", "sinks")),
+    "fwd": (
+        (), ("causal",), ("causal", "softcap"), ("causal", "alibi"), ("causal", "grouped"),
+        ("window", "sinks"), ("window", "sinks", "softcap"), ("window", "sinks", "alibi"),
+        ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"),
+    ),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
     "fused": ((), ("causal",)),
-}
+}  # fmt: skip
 
 
 def variants() -> list[HopperVariant]:
@@ -103,6 +120,6 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
-        if not {*(features or ("whole",))} & {*row.spills}
+        if not row.spills_with(features or ("whole",))
     ]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
