@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fusedformer.kernels.attention.tiles import head_ptr, key_range, load_rows
-from fusedformer.kernels.triton_compat import device_function, dot
+from fusedformer.kernels.triton_compat import device_function, dot, narrow
 
 NAN = tl.constexpr(0x7F)  # of e4m3, but for the sign
 
@@ -116,5 +116,5 @@ def _mark_tile(
     count = dot(visible.to(tl.float16), _is_nan(v).to(tl.float16))
     dims = tl.arange(0, BLOCK_DV)[None, :]
     ptrs = out_ptr + (i.to(tl.int64) * out_strides[1] + dims * out_strides[3])
-    value = tl.full([BLOCK_M, BLOCK_DV], float("nan"), out_ptr.dtype.element_ty)
+    value = narrow(tl.full([BLOCK_M, BLOCK_DV], float("nan"), tl.float32), out_ptr.dtype.element_ty)
     tl.store(ptrs, value, mask=count > 0)
