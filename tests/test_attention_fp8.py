@@ -6,8 +6,10 @@ that of PyTorch with such weights.
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,3 +359,39 @@ def test_what_the_kernel_lacks_is_computed_in_bfloat16(
         expected = attention(**call, **settings)
     torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
     assert "fwd_fp8" not in served  # in bfloat16 there are sinks
+
+
+# Its accuracy
+
+README = Path(__file__).parents[1] / "README.md"
+ACCURACY = re.compile(r"^\| (normal.*?) \| ([\d.]+) % \| ([\d.]+) % \| ([\d.]+) % \|$", re.MULTILINE)
+OUTLIERS = {
+    "normal": 0.0,
+    "normal, one of 1,000 ten times as wide": 0.001,
+    "normal, one of 100 ten times as wide": 0.01,
+}
+
+
+def errors(outliers: float, device: torch.device) -> tuple[float, float, float]:
+    """In percent of the root mean square of the result: the error of bfloat16, of float8, and of its rounded inputs."""
+    case = Case(512, 512, 128, 128, heads=1)
+    inputs = {name: x.bfloat16() for name, x in make_inputs(case, device, outliers).items()}
+    call = quantized(inputs)
+    expected, _ = attention_by_tiles(*(x.double().cpu() for x in inputs.values()))
+
+    def error(out: Tensor) -> float:
+        difference = out.double().cpu() - expected
+        return 100 * (difference.square().mean() / expected.square().mean()).sqrt().item()
+
+    return error(attention(**inputs)), error(attention(**call)), error(exact(call, case)[0])
+
+
+def test_accuracy_is_as_the_readme_says(device: torch.device, served: list[str]) -> None:
+    """`pytest tests/test_attention_fp8.py -k accuracy -s` prints the table."""
+    stated = {name: tuple(map(float, figures)) for name, *figures in ACCURACY.findall(README.read_text("utf-8"))}
+    assert list(stated) == list(OUTLIERS)
+    for name, outliers in OUTLIERS.items():
+        found = errors(outliers, device)
+        print(f"| {name} | " + " | ".join(f"{error:.2g} %" for error in found) + " |")
+        assert found == pytest.approx(stated[name], rel=0.06)
+    assert served == ["fwd", "fwd_fp8"] * len(OUTLIERS)
