@@ -142,7 +142,7 @@ def _fp8_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *descales_and
 
     settings = descales_and_settings[3:]
     problem = launch.Problem(q, k, v, Extras(*settings), arch)
-    reason = launch.refusal(problem)
+    reason = launch.refusal(problem, launch.allocate_out(problem))
     if reason is None:
         notes = ("v is transposed before, by a Triton kernel", *_hopper_notes(launch.KERNEL, problem))
         return Step(op, f"Gluon kernel for sm_{arch}, products in float8", notes)

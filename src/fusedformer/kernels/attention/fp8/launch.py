@@ -14,7 +14,7 @@ from fusedformer.kernels.attention.launch import Problem, arch_of
 from fusedformer.kernels.attention.launch import attention_fwd as launch_attention_fwd
 
 KERNEL = "fwd_fp8"
-_WARPS = 4
+_WARPS = 8
 _NAN_ROWS = 64  # queries of a program that looks for NaN
 _CHUNK = 128
 
@@ -25,13 +25,13 @@ def attention_fp8_fwd(
     """The op attention_fp8_fwd by its kernels."""
     problem = Problem(q, k, v, Extras(*settings), arch_of(q))
     descales = q_descale, k_descale, v_descale
-    if refusal(problem) is not None:
+    out = allocate_out(problem)
+    if refusal(problem, out) is not None:
         pairs = zip((q, k, v), descales)
         copies = (reference.dequantize(x, descale, reference.OUT_DTYPE) for x, descale in pairs)
         return launch_attention_fwd(*copies, *settings)
     from fusedformer.kernels.attention.hopper import launch  # not every Triton has what it needs
 
-    out = problem.allocate(*q.shape[:-1], v.shape[-1], dtype=reference.OUT_DTYPE)
     lse = problem.allocate(q.shape[0], q.shape[2], q.shape[1])
     row = tuning.row_of(KERNEL, q.shape[3], v.shape[3])
     assert row is not None  # it serves
@@ -42,9 +42,14 @@ def attention_fp8_fwd(
     return out, lse
 
 
-def refusal(problem: Problem) -> str | None:
+def allocate_out(problem: Problem) -> Tensor:
+    """A result (B, Sq, H, Dv)."""
+    return problem.allocate(*problem.q.shape[:-1], problem.v.shape[-1], dtype=reference.OUT_DTYPE)
+
+
+def refusal(problem: Problem, out: Tensor) -> str | None:
     """Why the Hopper kernel does not serve a problem of float8 tensors; None where it does."""
-    return problem.hopper_refusal(KERNEL)
+    return problem.hopper_refusal(KERNEL, out)
 
 
 def tiles_of_values(problem: Problem, row: tuning.Row) -> tuple[Tensor, Tensor | None]:
