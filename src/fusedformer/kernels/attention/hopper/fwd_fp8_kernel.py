@@ -3,14 +3,15 @@
 What is different:
 
 - Both operands of a product of 8 bits lie in memory with the summed dimension dense, so that values come transposed,
-  by tiles: values_kernel.py makes them so.
+  by tiles: ../fp8/values_kernel.py makes them so.
 - Two keys of a thread's scores lie side by side, but four of the weights that it gives to the tensor core. A sum over
   keys may take them in any order, so weights change places within 16 keys, from [2, 4, 2] to [4, 2, 2], which moves
   nothing between threads, and values_kernel.py gives values the same order.
 - Weights are up to 2^8, not 1: e4m3 ends at 448, and below 2^-6 its steps grow coarse, at 2^-10 to 0. A weight smaller
   than the largest by 2^18 or more is lost. The sum of weights has the same factor, so nothing has to be undone.
 - The tensor core adds products of 8 bits with 14 bits or so, and cuts off what is below: over many tiles the loss would
-  add up. So it adds up within a tile, and a register the tiles, in the multiply-add that shrinks the sum before it.
+  add up. So it adds up within a tile, and registers the tiles, in the multiply-add that shrinks the sum before it: no
+  instruction more, but two sums of 64 x Dv, which is why Dv ends at 128.
 
 Legend, rings and ragged edges: ring.py. FLOPs: as fwd_kernel.py. Memory: half of its reads, and one more pass over v.
 Source: Shah et al., "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", 2024; precision
