@@ -19,18 +19,22 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from attention_fp8_oracle import attention_by_tiles
 from torch import Tensor
 
 from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
+from fusedformer.kernels.attention.fp8 import reference as fp8
 from fusedformer.kernels.attention.hopper.launch import numbers_of, queries_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, SCORES, FWD, BWD, DQ = "ring", "scores", "fwd_kernel", "bwd_kernel", "dq_kernel"
-FILES = (RING, SCORES, FWD, BWD, DQ)
+RING, SCORES, FWD, FP8, BWD, DQ = "ring", "scores", "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel"
+FILES = (RING, SCORES, FWD, FP8, BWD, DQ)
 LOG2_E = math.log2(math.e)
 # Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
 BUDGET, LSE_BUDGET = 2e-3, 1e-5
+# What bfloat16 costs beside weights that are rounded to e4m3 in the same tiles; a weight may be rounded the other way.
+FP8_BUDGET = 6e-3
 REGISTERS: dict[str, Any] = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
 _copies = itertools.count()
 
@@ -103,6 +107,10 @@ CASES = {
     "fwd, heads": Case(
         FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
     ),
+    "fp8": Case(FP8),
+    "fp8, full": Case(FP8, right=None, head_dim_v=128),
+    "fp8, window": Case(FP8, left=130, right=20, stages=3),
+    "fp8, hidden": Case(FP8, seqlen_q=130, seqlen_k=70),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
@@ -135,7 +143,7 @@ def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
             )
         sys.path.insert(0, folder)
         try:
-            yield {name: importlib.import_module(f"{package}.{name}") for name in (FWD, BWD, DQ)}
+            yield {name: importlib.import_module(f"{package}.{name}") for name in FILES[1:]}
         finally:
             sys.path.remove(folder)
             for name in [name for name in sys.modules if name.partition(".")[0] == package]:
@@ -226,6 +234,46 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     return results | _named(flags)
 
 
+@functools.cache
+def fp8_problem_of(case: Case) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
+    """q, k and v in float8, their descales, and what must come out, with weights of a tile rounded to e4m3."""
+    generator = torch.Generator().manual_seed(0)
+    kv_heads = case.heads // case.group
+    shapes = {
+        "q": (case.seqlen_q, case.heads, case.head_dim),
+        "k": (case.seqlen_k, kv_heads, case.head_dim),
+        "v": (case.seqlen_k, kv_heads, case.head_dim_v),
+    }
+    tensors = {name: torch.randn((1, *shape), generator=generator).to(fp8.DTYPE) for name, shape in shapes.items()}
+    descales = [0.7 + torch.rand((1, x.shape[2]), generator=generator) for x in tensors.values()]
+    wide = (fp8.dequantize(x, descale, torch.float64) for x, descale in zip(tensors.values(), descales))
+    out, lse = attention_by_tiles(*wide, window=(case.left, case.right), rounded=True, block=case.block)
+    return tensors, descales, {"out": out, "lse": lse}
+
+
+def run_fp8(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
+    """Launch the forward kernel of float8."""
+    tensors, descales, _ = fp8_problem_of(case)
+    q, k, v = tensors.values()
+    tiles = -(-case.seqlen_k // case.block)
+    padded = torch.zeros((1, tiles * case.block, v.shape[2], case.head_dim_v)).to(v.dtype)
+    padded[:, : case.seqlen_k] = v
+    values = padded.view(1, tiles, case.block // 16, 2, 4, 2, v.shape[2], case.head_dim_v).permute(
+        0, 1, 7, 2, 4, 3, 5, 6
+    )
+    values = values.reshape(1, tiles * case.head_dim_v, case.block, v.shape[2]).transpose(2, 3).contiguous()
+    out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=torch.bfloat16)
+    results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
+    simulator.run(
+        kernel, (_programs(case.seqlen_q) * case.heads,),
+        rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim),
+        rows_of(values, case.head_dim_v, case.block), *descales,
+        rows_of(out, 64, case.head_dim_v), results["lse"], *_sizes(case),
+        STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
+    )  # fmt: skip
+    return results
+
+
 def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     """Launch the kernel of dQ alone."""
     problem = problem_of(case)
@@ -263,6 +311,7 @@ def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
 
 RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
     FWD: (run_fwd, "attention_hopper_fwd_kernel"),
+    FP8: (run_fp8, "attention_hopper_fwd_fp8_kernel"),
     DQ: (run_dq, "attention_hopper_dq_kernel"),
     BWD: (run_bwd, "attention_hopper_bwd_kernel"),
 }
@@ -296,11 +345,12 @@ def error(name: str, x: Tensor, case: Case) -> float:
     """The largest difference to float64, relative above 1; infinite where only one of the two is finite."""
     if name == "flags":
         return 0.0 if x.tolist() == expected_flags(case, x.shape[2]) else math.inf
-    expected = problem_of(case).expected[name]
+    expected = (fp8_problem_of(case)[2] if case.kernel == FP8 else problem_of(case).expected)[name]
     if (expected.isfinite() != x.isfinite()).any():
         return math.inf
     difference = (x.double() - expected).abs() / expected.abs().clamp(min=1)
-    return difference[expected.isfinite()].max().item() * (BUDGET / LSE_BUDGET if name == "lse" else 1)
+    budget = LSE_BUDGET if name == "lse" else FP8_BUDGET if case.kernel == FP8 else BUDGET
+    return difference[expected.isfinite()].max().item() * (BUDGET / budget)
 
 
 def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:

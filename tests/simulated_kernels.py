@@ -94,6 +94,41 @@ def product_kernel(a_desc, b_desc, out_desc, BREAK: gl.constexpr):
 
 
 @gluon.jit
+def product_of_8_bits_kernel(a_desc, b_desc, out_desc, IS_DENSE: gl.constexpr):
+    """out (64, 64) float32 = a (64, 64) @ b (64, 64) of float8, b given transposed if IS_DENSE, as it must be."""
+    a = gl.allocate_shared_memory(a_desc.dtype, a_desc.block_type.shape, a_desc.layout)
+    b = gl.allocate_shared_memory(b_desc.dtype, b_desc.block_type.shape, b_desc.layout)
+    out = gl.allocate_shared_memory(gl.float32, [64, 64], out_desc.layout)
+    ready = make_barriers(1)
+    fence_async_shared()
+    mbarrier.expect(ready.index(0), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
+    async_load(a_desc, [0, 0], ready.index(0), a)
+    async_load(b_desc, [0, 0], ready.index(0), b)
+    mbarrier.wait(ready.index(0), 0)
+    second = b.permute((1, 0)) if IS_DENSE else b
+    product = warpgroup_mma(a, second, gl.zeros([64, 64], gl.float32, PRODUCT), use_acc=False, is_async=True)
+    out.store(warpgroup_mma_wait(0, [product]))
+    fence_async_shared()
+    async_store(out_desc, [0, 0], out)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def words_kernel(x_ptr, words_ptr, TO_E4M3: gl.constexpr):
+    """Four neighbours of x (256,) float32 in a word of float8, by inline assembly; and x in float8, by a cast."""
+    i = gl.arange(0, 64, LINE)
+    low = gl.join(gl.load(x_ptr + 4 * i), gl.load(x_ptr + 4 * i + 1))
+    high = gl.join(gl.load(x_ptr + 4 * i + 2), gl.load(x_ptr + 4 * i + 3))
+    first, second = gl.split(low)
+    third, fourth = gl.split(high)
+    words = gl.inline_asm_elementwise(
+        TO_E4M3, "=r,r,r,r,r", [first, second, third, fourth], dtype=gl.int32, is_pure=True, pack=1
+    )
+    gl.store(words_ptr + i, words)
+    gl.store(words_ptr + (64 + i), first.to(gl.float8e4nv).to(gl.int8, bitcast=True).to(gl.int32))
+
+
+@gluon.jit
 def scalars_kernel(out_ptr, n, m, WIDTH: gl.constexpr = 4):
     """Integers as a GPU's: truncating division, 32 bits, values that do not change."""
     i = gl.arange(0, WIDTH, LINE)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fusedformer.kernels.attention import tuning
+from fusedformer.kernels.attention.hopper import dispatch
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.explain import explain
 from fusedformer.kernels.gelu import gelu
@@ -45,6 +46,25 @@ def test_a_simple_call_has_little_to_say() -> None:
     assert step.notes[1] == f"evidence of the tile: {evidence} (compiled, not timed)"
     (step,) = explain(attention, q, q, q, softcap=1.0, arch=90).steps
     assert step.notes[1] == "evidence of the tile: static (compiled, not timed)"
+
+
+@pytest.mark.parametrize(
+    ("preference", "implementation", "notes"),
+    [
+        (
+            "1",
+            "Gluon kernel for sm_90, products in float8",
+            ["v is transposed before", "predicted 1299 to 1919 TFLOP/s"],
+        ),
+        ("0", "Triton kernel for sm_90", ["no products in float8: FUSEDFORMER_HOPPER=0", "copied to bfloat16"]),
+    ],
+)
+def test_float8(preference: str, implementation: str, notes: list[str]) -> None:
+    q = torch.zeros(1, 64, 4, 128).to(torch.float8_e4m3fn)
+    with dispatch.preferred(preference):
+        (step,) = explain(attention, q, q, q, descale=[torch.ones(1, 4)] * 3, causal=True, arch=90).steps
+    assert (step.op, step.implementation) == ("attention_fp8_fwd", implementation)
+    assert all(any(note in text for text in step.notes) for note in notes)
 
 
 @pytest.mark.parametrize(

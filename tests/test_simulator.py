@@ -15,12 +15,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fusedformer import simulator
+from fusedformer.kernels.attention.hopper import fwd_fp8_kernel
 from fusedformer.simulator.functions import FUNCTIONS
 from fusedformer.simulator.scheduler import Scheduler
 from fusedformer.simulator.values import Int32, Int64, Register
 
 SEEDS = range(10)
-GLUON_DTYPES = {torch.float16: gl.float16, torch.float32: gl.float32}
+GLUON_DTYPES = {torch.float16: gl.float16, torch.float32: gl.float32, torch.float8_e4m3fn: gl.float8e4nv}
 BROKEN = {
     "load not waited for": r"a: read \(doubler\) without order after a write \(TMA load on ready.barriers\[0\]\)",
     "no order between partitions": r"without order after a (read|write)",
@@ -280,6 +281,30 @@ def test_products_are_of_warpgroups() -> None:
     descriptors = tiles_of(a, 64, 64), tiles_of(b, 64, 128), tiles_of(out, 64, 64)
     with pytest.raises(simulator.Hazard, match="warpgroup_mma by multiplier, which has 2 warps"):
         simulator.run(kernels.product_kernel, (1,), *descriptors, "", num_warps=2)
+
+
+def product_of_8_bits(is_dense: bool) -> float:
+    a, b = (randn(64, 64, seed=seed).to(torch.float8_e4m3fn) for seed in range(2))
+    out = torch.full((64, 64), math.nan)
+    descriptors = (tiles_of(x, 64, 64) for x in (a, b, out))
+    simulator.run(kernels.product_of_8_bits_kernel, (1,), *descriptors, is_dense)
+    return (out - a.float() @ b.float().T).abs().nan_to_num(math.inf).max().item()
+
+
+def test_products_of_8_bits_read_operands_that_are_dense_in_the_sum() -> None:
+    assert product_of_8_bits(True) < 1e-3
+    with pytest.raises(ValueError, match="the second is not dense in the dimension that is summed over"):
+        product_of_8_bits(False)
+
+
+def test_rounding_to_float8_ends_at_the_largest_number() -> None:
+    x = torch.linspace(-1000, 1000, 256)
+    x[3], x[5], x[8] = math.nan, math.inf, 2.0**-10
+    words = torch.zeros(128, dtype=torch.int32)
+    simulator.run(kernels.words_kernel, (1,), x, words, fwd_fp8_kernel.TO_E4M3.value)
+    expected = x.clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert torch.equal(words[:64].view(torch.int8), expected.view(torch.int8))
+    assert torch.equal(words[64:], expected[::4].view(torch.int8).int())
 
 
 def test_clusters_are_refused() -> None:

@@ -147,6 +147,17 @@ def test_the_busiest_unit_bounds_a_loop() -> None:
     assert more.most_tflops == pytest.approx(989 * more.cycles["matrix"] / more.cycles["shared"], rel=0.001)
 
 
+def test_a_product_of_8_bits_is_two_in_as_many_cycles() -> None:
+    in_16 = loops.steady_loop(SASS, "kernel")
+    in_8 = loops.steady_loop(SASS.replace("HGMMA.64x128x16.F32.BF16", "QGMMA.64x128x32.F32.E4M3.E4M3"), "kernel")
+    assert in_16 is not None
+    assert in_8 is not None
+    expected, found = (model.bound(loop, copied_bytes=0) for loop in (in_16, in_8))
+    assert (found.cycles, found.unit) == (expected.cycles, expected.unit)
+    assert found.most_tflops == pytest.approx(2 * expected.most_tflops, rel=0.001)
+    assert found.tflops == pytest.approx(2 * expected.tflops, rel=0.001)
+
+
 def test_a_variant_that_does_not_compile_carries_its_error() -> None:
     row = tuning.Row("fwd", 64, 64, 48, 2, tuning.UNKNOWN)  # no power of two
     found = collect.compile.compile_apart(HopperVariant(row))

@@ -15,6 +15,7 @@ from fusedformer.kernels.attention.flash_attn import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
+from fusedformer.kernels.attention.fp8.op import quantize_fp8
 from fusedformer.kernels.attention.op import attention, attention_backward
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
 from fusedformer.kernels.bias_activation import bias_gelu, bias_relu
@@ -69,6 +70,7 @@ __all__ = [
     "log_softmax",
     "nn",
     "patch",
+    "quantize_fp8",
     "record_attention",
     "register_torch",
     "register_transformers",

@@ -94,6 +94,8 @@ def _step(func: Any, args: tuple[Any, ...], arch: int | None) -> Step:
     arch = arch or _arch_of(device)
     if op == "attention_fwd" and arch is not None:
         return _attention_step(op, arch, *args)
+    if op == "attention_fp8_fwd" and arch is not None:
+        return _fp8_step(op, arch, *args)
     return Step(op, *implementation(op, device, arch=arch, is_emulated=emulation.is_active()))
 
 
@@ -130,13 +132,27 @@ def _attention_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *settin
     problem = Problem(q, k, v, Extras(*settings), arch)
     reason = problem.hopper_refusal("fwd")
     if reason is None:
-        return Step(op, f"Gluon kernel for sm_{arch}", tuple(_hopper_notes(problem)))
+        return Step(op, f"Gluon kernel for sm_{arch}", tuple(_hopper_notes("fwd", problem)))
     notes = [*_attention_notes(arch, problem), *([f"not the Hopper tier: {reason}"] if arch == dispatch.ARCH else [])]
     return Step(op, f"Triton kernel for sm_{arch}", tuple(notes))
 
 
-def _hopper_notes(problem: "Problem") -> Iterator[str]:
-    row = hopper_tuning.row_of("fwd", problem.q.shape[3], problem.v.shape[3])
+def _fp8_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *descales_and_settings: Any) -> Step:
+    from fusedformer.kernels.attention.fp8 import launch
+
+    settings = descales_and_settings[3:]
+    problem = launch.Problem(q, k, v, Extras(*settings), arch)
+    reason = launch.refusal(problem, launch.allocate_out(problem))
+    if reason is None:
+        notes = ("v is transposed before, by a Triton kernel", *_hopper_notes(launch.KERNEL, problem))
+        return Step(op, f"Gluon kernel for sm_{arch}, products in float8", notes)
+    step = _attention_step(op, arch, *(x.to(launch.reference.OUT_DTYPE) for x in (q, k, v)), *settings)
+    notes = (f"no products in float8: {reason}", "q, k and v are copied to bfloat16 first", *step.notes)
+    return Step(op, step.implementation, notes)
+
+
+def _hopper_notes(kernel: str, problem: "Problem") -> Iterator[str]:
+    row = hopper_tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # it serves
     yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
     extras = problem.extras

@@ -21,8 +21,8 @@ _FLAT = {GELU_ERF: 100.0, GELU_TANH: 100.0, SILU: 1000.0}
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for fp16, bf16 and fp32; float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
+    """fp32 for float8, fp16, bf16 and fp32; float64 for float64."""
+    return torch.float32 if dtype.itemsize == 1 else torch.promote_types(dtype, torch.float32)
 
 
 def layer_norm_fwd(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

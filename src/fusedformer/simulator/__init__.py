@@ -32,7 +32,10 @@ Ends. No program ends with a product, a TMA store or a TMA load that nobody wait
 Limits. Shared memory of a program, registers of partitions, the shapes of products and tiles, 32-bit integers that do
 not overflow, hints (multiple_of, assume) that are true.
 
-Numbers are torch's on the CPU: products of the operands as they are, in float32. Layouts, bank conflicts, clusters and
+Products of 8 bits. An operand in shared memory is dense in the dimension that is summed over.
+
+Numbers are torch's on the CPU: products of the operands as they are, in float32, where a GPU's of 8 bits are coarser;
+what is rounded to float8 ends at the largest number. Layouts, bank conflicts, clusters and
 time mean nothing here; a break of a rule is a `Hazard`, and what the simulator lacks an `UnsupportedError`.
 """
 

@@ -115,5 +115,8 @@ def _check_product(partition: Partition, a: Any, b: Any, acc: Any) -> None:
     rows, depth = a.shape
     if rows % INSTRUCTION_ROWS or b.shape[1] % 8 or (depth * a.dtype.itemsize) % INSTRUCTION_DEPTH_BYTES:
         raise ValueError(f"warpgroup_mma of {shapes}: rows by 64, columns by 8, depth by 32 bytes")
+    for name, operand, dim in (("first", a, 1), ("second", b, 0)):
+        if operand.dtype.itemsize < 2 and isinstance(operand, SharedView) and operand.data.stride(dim) != 1:
+            raise ValueError(f"warpgroup_mma of {shapes}: the {name} is not dense in the dimension that is summed over")
     if isinstance(acc, Register) and (acc.shape != [rows, b.shape[1]] or acc.dtype != torch.float32):
         raise TypeError(f"warpgroup_mma of {shapes} adds to {acc.dtype} {acc.shape}")

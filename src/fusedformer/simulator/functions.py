@@ -147,6 +147,17 @@ def permute(x: Register, order: Sequence[int]) -> Register:
     return Register(data_of(x).permute(tuple(order)))
 
 
+def split(x: Register) -> tuple[Register, Register]:
+    """The halves of `x`, whose last dimension has two elements."""
+    low, high = data_of(x).unbind(-1)
+    return Register(low), Register(high)
+
+
+def join(x: Register, y: Register) -> Register:
+    """`x` and `y` side by side, in a last dimension of two."""
+    return Register(torch.stack((data_of(x), data_of(y)), -1))
+
+
 def cast(x: Any, dtype: torch.dtype) -> Any:
     """`x` in another type."""
     return x.to(dtype) if isinstance(x, (Register, Int32)) else wrap_scalar(torch.tensor(x).to(dtype))
@@ -186,7 +197,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         function.__name__: function
         for function in (
             where, fma, cdiv, full, zeros, full_like, zeros_like, arange, expand_dims, convert_layout, reshape, permute,
-            cast, static_range, static_assert,
+            split, join, cast, static_range, static_assert,
         )
     },
     **{name: _elementwise(getattr(torch, name)) for name in ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "abs")},

@@ -2,6 +2,8 @@
 
 bar.sync 4, 256;    arrive at named barrier 4, which awaits 256 threads, and wait for the rest of them
 bar.arrive 4, 256;  arrive, without the wait
+
+Four numbers rounded to one word of float8 are several instructions with registers of their own, taken as one.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ import torch
 
 from fusedformer.simulator.errors import UnsupportedError
 from fusedformer.simulator.program import WARP, Program
-from fusedformer.simulator.values import data_of, wrap
+from fusedformer.simulator.values import data_of, narrowed, wrap
 
 BARRIER = re.compile(r"bar(?:rier)?(?:\.cta)?\.(sync|arrive)(?:\.aligned)?\s+(\S+?)\s*,\s*(\S+)")
 FENCE = re.compile(r"fence\.proxy\.async(\.\S+)?")
 ZERO = re.compile(r"mov\.\w+\s+\$0\s*,\s*0")  # the result that Triton wants of an instruction without one
+WORD_OF_E4M3 = re.compile(
+    r"\{\s*\.reg \.b16 (\w+), (\w+);"
+    r"\s*cvt\.rn\.satfinite\.e4m3x2\.f32 \1, \$(\d), \$(\d);\s*cvt\.rn\.satfinite\.e4m3x2\.f32 \2, \$(\d), \$(\d);"
+    r"\s*mov\.b32 \$0, \{\1, \2\};\s*\}"
+)
 UNARY = re.compile(r"(ex2|lg2|tanh|rcp|sqrt|rsqrt)\.approx(?:\.ftz)?\.f32\s+\$0\s*,\s*\$1")
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "ex2": torch.exp2,
@@ -32,6 +39,8 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 def run_assembly(program: Program, assembly: str, arguments: Sequence[Any], dtype: torch.dtype) -> Any:
     """Execute the instructions, and give what they leave in $0 (0 if nothing)."""
+    if match := WORD_OF_E4M3.fullmatch(assembly.strip()):
+        return _word_of_e4m3([arguments[int(place) - 1] for place in match.groups()[2:]])
     result: Any = torch.zeros((), dtype=dtype)
     for instruction in filter(None, (part.strip() for part in re.split(r"[;\n]", assembly))):
         if match := BARRIER.fullmatch(instruction):
@@ -44,6 +53,12 @@ def run_assembly(program: Program, assembly: str, arguments: Sequence[Any], dtyp
         elif not ZERO.fullmatch(instruction):
             raise UnsupportedError(f"inline assembly {instruction!r}")
     return wrap(result)
+
+
+def _word_of_e4m3(arguments: Sequence[Any]) -> Any:
+    """Of each pair, that for the upper half comes first."""
+    second, first, fourth, third = (narrowed(data_of(x), torch.float8_e4m3fn) for x in arguments)
+    return wrap(torch.stack((first, second, third, fourth), -1).view(torch.int32).squeeze(-1))
 
 
 def _operand(text: str, arguments: Sequence[Any]) -> int:

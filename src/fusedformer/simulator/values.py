@@ -15,6 +15,7 @@ import torch
 from fusedformer.simulator.errors import Hazard, Refusing
 
 HALVES = (torch.float16, torch.bfloat16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def truncated_quotient(a: int, b: int) -> int:
@@ -83,6 +84,14 @@ def _define_integer_operators() -> None:
 _define_integer_operators()
 
 
+def narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`x` in another type; in float8 what is too large is the largest number, where torch gives NaN."""
+    if dtype in FLOAT8 and x.dtype.is_floating_point:
+        largest = torch.finfo(dtype).max
+        x = x.clamp(-largest, largest)
+    return x.to(dtype)
+
+
 class Register(Refusing):
     """A tensor of a partition. Nothing changes it: `x += y` makes another, as in Gluon."""
 
@@ -99,9 +108,11 @@ class Register(Refusing):
         """Its element type."""
         return self.data.dtype
 
-    def to(self, dtype: torch.dtype) -> Register:
-        """Each element in another type."""
-        return Register(self.data.to(dtype))
+    def to(self, dtype: torch.dtype, bitcast: bool = False) -> Register:
+        """Each element in another type, or with `bitcast` its bits as that type."""
+        if bitcast and dtype.itemsize != self.dtype.itemsize:
+            raise TypeError(f"bitcast of {self.dtype} to {dtype}, which has another size")
+        return Register(self.data.view(dtype) if bitcast else narrowed(self.data, dtype))
 
     def __getitem__(self, index: Any) -> Register:
         return Register(self.data[index])

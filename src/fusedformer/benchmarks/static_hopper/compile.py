@@ -118,7 +118,7 @@ def _type(value: str | Tile) -> str:
     if isinstance(value, str):
         return value
     shape = list(value.shape)
-    dtype = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32}[value.dtype]
+    dtype = {"bf16": gl.bfloat16, "fp16": gl.float16, "fp32": gl.float32, "fp8e4nv": gl.float8e4nv}[value.dtype]
     # Lines of numbers, (1, 1, n), as launch.numbers_of describes them; tiles as launch.rows_of does.
     is_line = len(shape) == 3
     layout = gl.NVMMASharedLayout(0, 32, 3) if is_line else gl.NVMMASharedLayout.get_default_for(shape, dtype)

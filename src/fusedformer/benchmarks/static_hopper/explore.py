@@ -24,6 +24,9 @@ _SPACE: tuple[tuple[str, int, int, tuple[tuple[int, int], ...]], ...] = (
     ("fwd", 128, 128, ((64, 2), (64, 3), (128, 2))),
     ("fwd", 256, 128, ((32, 2), (64, 2))),
     ("fwd", 256, 256, ((32, 2), (64, 2))),
+    ("fwd_fp8", 64, 64, ((128, 2), (256, 2))),
+    ("fwd_fp8", 128, 128, ((64, 2), (128, 2), (128, 3))),
+    ("fwd_fp8", 256, 128, ((64, 2), (128, 2))),
     ("dq", 64, 64, ((64, 2), (128, 2))),
     ("dq", 128, 128, ((64, 2), (128, 2))),
     ("dq", 256, 256, ((32, 2), (64, 1))),
@@ -40,7 +43,7 @@ def candidates() -> Iterator[tuning.Row]:
         for block, stages in tiles:
             row = tuning.Row(kernel, head_dim, head_dim_v, block, stages, tuning.UNKNOWN)
             yield row
-            if kernel == "fwd" and (block, stages) == (128, 2):
+            if kernel.startswith("fwd") and (block, stages) == (128, 2):
                 yield replace(row, ping_pong=False)
             if head_dim_v == 128 == head_dim and _design(row) in _shipped():
                 yield replace(row, consumer_registers=224)
@@ -81,7 +84,7 @@ def _design(row: tuning.Row) -> tuning.Row:
 
 
 def _names(row: tuning.Row) -> tuple[object, ...]:
-    turns = ("yes" if row.ping_pong else "no") if row.kernel == "fwd" else "-"
+    turns = ("yes" if row.ping_pong else "no") if row.kernel.startswith("fwd") else "-"
     return (row.kernel, f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages, turns, row.consumer_registers)
 
 

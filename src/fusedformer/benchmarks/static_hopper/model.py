@@ -10,11 +10,13 @@ loop, in different places of it.
   consumer's own product, every kernel does worse where latencies show or power lowers the clock.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from fusedformer.benchmarks.static import model
 from fusedformer.benchmarks.static.loops import Loop
 
+_QGMMA = re.compile(r"^QGMMA\.(\d+x\d+)x32")
 ARCH = 90
 CONSUMERS, WARPS = 2, 4
 
@@ -37,10 +39,23 @@ def bound(loop: Loop, copied_bytes: int) -> Bound:
         copied_bytes: what TMA moves to and from shared memory in an iteration of both.
     """
     chip = model.CHIPS[ARCH]
-    expected = model.predict(ARCH, loop, WARPS, CONSUMERS)
+    products_16, rate = in_16_bits(loop)
+    expected = model.predict(ARCH, products_16, WARPS, CONSUMERS)
     cycles = {unit: CONSUMERS * count for unit, count in expected.cycles.items()}
     cycles["shared"] = round(cycles.get("shared", 0.0) + copied_bytes / model.SHARED_RATE, 1)
     unit = max(cycles, key=lambda name: cycles[name])
-    flop = 2 * cycles["matrix"] * chip.matrix_rates["HGMMA"]
+    flop = 2 * cycles["matrix"] * rate * chip.matrix_rates["HGMMA"]
     most = round(flop / cycles[unit] * chip.sms * chip.clock_ghz / 1000, 1)
-    return Bound(cycles, unit, min(expected.tflops, most), most)
+    return Bound(cycles, unit, min(rate * expected.tflops, most), most)
+
+
+def in_16_bits(loop: Loop) -> tuple[Loop, int]:
+    """The loop as ../static/model.py knows it, and how many products there are of each that it sees.
+
+    A product of 8 bits (QGMMA) has twice the depth of one of 16, in as many cycles, of as many bytes. A loop has
+    either.
+    """
+    if not any(instruction.mnemonic == "QGMMA" for instruction in loop.body):
+        return loop, 1
+    body = (replace(instruction, opcode=_QGMMA.sub(r"HGMMA.\1x16", instruction.opcode)) for instruction in loop.body)
+    return Loop(tuple(body)), 2

@@ -8,5 +8,7 @@ fwd_kernel.py, bwd_*_kernel.py, packing_kernel.py
                     the kernels; tiles.py, scores.py and bwd_kernel.py: what they share
 reference.py        the definition; aten.py: on a CPU, through PyTorch
 variants.py         what the static world compiles
+fp8/                the same for float8 tensors, forward only
+hopper/             kernels for sm_90 in Gluon
 decode/             the same for a cache of keys: `flash_attn_with_kvcache`
 """

@@ -34,6 +34,11 @@ def check_qkv(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError unless (B, Sq, H, D), (B, Sk, Hkv, D) and (B, Sk, Hkv, Dv) tensors fit together."""
     if not (q.dtype == k.dtype == v.dtype in library.DEVICE_DTYPES and q.device == k.device == v.device):
         _check_kind(call, q, k, v)
+    check_shapes(call, q, k, v)
+
+
+def check_shapes(call: Call, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """The part of `check_qkv` that is about shapes."""
     batch, _, heads, head_dim = q.shape
     k_batch, seqlen_k, kv_heads, k_head_dim = k.shape
     v_batch, v_seqlen, v_heads, v_head_dim = v.shape

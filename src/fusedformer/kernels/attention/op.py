@@ -18,6 +18,7 @@ from torch import Tensor
 from fusedformer.kernels import library
 from fusedformer.kernels.attention import aten, inputs, reference
 from fusedformer.kernels.attention.extras import SCHEMA, Extras
+from fusedformer.kernels.attention.fp8 import op as fp8
 from fusedformer.kernels.attention.inputs import Call
 from fusedformer.kernels.reference import accumulate_dtype
 
@@ -45,6 +46,7 @@ def attention(  # type: ignore[misc]  # the settings are written out below, once
     causal: bool = False,
     window: Sequence[int | None] | None = None,
     scale: float | None = None,
+    descale: Sequence[Tensor] | None = None,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -80,6 +82,9 @@ def attention(  # type: ignore[misc]  # the settings are written out below, once
         causal: hide key j from query i where j > i + Sk - Sq.
         window: (left, right): hide key j unless i + Sk - Sq - left <= j <= i + Sk - Sq + right; None or -1: no bound.
         scale: factor of the scores; 1 / sqrt(D) if None.
+        descale: of q, k and v in float8_e4m3fn, (B, H), (B, Hkv) and (B, Hkv), float32: what a head is multiplied by to
+            give its values, as `quantize_fp8` returns it; one that is not positive gives NaN. The result is bfloat16,
+            and has no gradient. Not with packed sequences.
         mask: bool, broadcastable to (B, H, Sq, Sk) whatever the layout; True takes part.
         bias: floating point, broadcastable to (B, H, Sq, Sk), added to the scores; differentiable.
         alibi_slopes: (H,) or (B, H), floating point; differentiable.
@@ -100,15 +105,16 @@ def attention(  # type: ignore[misc]  # the settings are written out below, once
 
     Raises:
         ValueError: a shape, head count, dtype, device or setting does not fit, or two do not go together.
+        NotImplementedError: a gradient is asked for where `descale` is given.
 
-    Source: Dao, "FlashAttention-2", 2023.
+    Source: Dao, "FlashAttention-2", 2023; float8: Shah et al., "FlashAttention-3", 2024.
     """
     layout = _layout(_ATTENTION, layout, cu_seqlens_q, cu_seqlens_k, mask, bias)
     q = _to_bshd(_ATTENTION, "q", q, layout)
     k = _to_bshd(_ATTENTION, "k", k, layout)
     v = _to_bshd(_ATTENTION, "v", v, layout)
     out, lse = attend(
-        _ATTENTION, q, k, v, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
+        _ATTENTION, q, k, v, descale=descale, mask=mask, bias=bias, alibi_slopes=alibi_slopes, sinks=sinks, seed=seed,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         causal=causal, window=window, scale=scale, softcap=softcap, dropout_p=dropout_p,
     )  # fmt: skip
@@ -218,7 +224,9 @@ def _from_bshd(x: Tensor, layout: str) -> Tensor:
     return x.squeeze(0) if layout == PACKED else x.transpose(1, 2) if layout == "bhsd" else x
 
 
-def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+def attend(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, *, descale: Sequence[Tensor] | None = None, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """Check the arguments of a public function and compute: what all such functions have in common.
 
     Args:
@@ -226,6 +234,7 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tupl
         q: (B, Sq, H, D), or packed (1, total, H, D).
         k: (B, Sk, Hkv, D), or packed as q.
         v: (B, Sk, Hkv, Dv), or packed as q.
+        descale: of float8 tensors, as in `attention`.
         settings: see `prepare`.
 
     Returns:
@@ -234,6 +243,11 @@ def attend(call: Call, q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> tupl
     Raises:
         ValueError: as `attention`.
     """
+    if descale is not None:
+        if settings["cu_seqlens_q"] is not None:
+            raise call.error("descale is given for packed sequences, expected none")
+        descales = fp8.check(call, q, k, v, descale)
+        return fp8.attention_fp8_fwd(q, k, v, *descales, *prepare(call, q, k, **settings))
     q, k, v = inputs.autocast(q, k, v)
     inputs.check_qkv(call, q, k, v)
     return attention_fwd(q, k, v, *prepare(call, q, k, **settings))

@@ -92,7 +92,7 @@ def status() -> str:
 def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     """Why the Hopper tier does not launch `kernel` of this problem; None where it does.
 
-    `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, or "fused".
+    `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, "fused", or "fwd_fp8".
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
     row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
@@ -100,7 +100,7 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
         _unfit_place(problem.arch)
         or _unwanted(kernel, row)
         or _unfit_features(kernel, problem)
-        or _unfit_shape(problem, row)
+        or _unfit_shape(kernel, problem, row)
         or next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None)
         or missing()
     )
@@ -125,14 +125,15 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
     given = {
         "a mask": extras.mask is not None,
         "a bias": extras.bias is not None,
-        "ALiBi, in gradients": kernel != "fwd" and extras.slopes is not None,
+        "ALiBi, in gradients or float8": kernel != "fwd" and extras.slopes is not None,
         "ALiBi and a softcap together": extras.slopes is not None and extras.softcap != 0,
         f"ALiBi beside a scale under {_SMALL}": extras.slopes is not None and 0 < extras.scale < _SMALL,
         "dropout": extras.seed is not None,
         f"a softcap outside of 1/{_CAP} to {_CAP}": kernel == "fwd" and not _is_fit_cap(extras.softcap),
-        "a softcap, in gradients": kernel != "fwd" and extras.softcap != 0,
+        "a softcap, in gradients or float8": kernel != "fwd" and extras.softcap != 0,
         "packed sequences": extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
+        "sinks, in float8": kernel == "fwd_fp8" and extras.sinks is not None,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
         and problem.left is not None,
     }
@@ -144,9 +145,9 @@ def _is_fit_cap(softcap: float) -> bool:
     return softcap == 0 or 1 / _CAP <= softcap <= _CAP
 
 
-def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
+def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str | None:
     q, k, v = problem.q, problem.k, problem.v
-    if q.dtype not in (torch.float16, torch.bfloat16):
+    if kernel != "fwd_fp8" and q.dtype not in (torch.float16, torch.bfloat16):
         return f"it is for float16 and bfloat16, not {q.dtype}"
     if not (q.numel() and k.numel()):
         return "there is nothing to compute"

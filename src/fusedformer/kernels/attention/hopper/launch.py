@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
 
 _PROGRAM_ROWS = 2 * ROWS
-_GLUON = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
+_GLUON = {
+    torch.float8_e4m3fn: gl.float8e4nv,
+    torch.float16: gl.float16,
+    torch.bfloat16: gl.bfloat16,
+    torch.float32: gl.float32,
+}
 
 
 def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tensor | None) -> None:
-    """Launch kernel "fwd", "dq", "dkdv" or "fused" of a problem that `dispatch.refusal` has nothing against.
+    """Launch kernel "fwd", "fwd_fp8", "dq", "dkdv" or "fused" of a problem that `dispatch.refusal` has nothing against.
 
     Args:
         name: the kernel's.
@@ -31,7 +36,8 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head; None where nothing is
             hidden.
         tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py; "fused", those of
-            "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale.
+            "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale; "fwd_fp8", see
+            ../fp8/launch.py.
     """
     row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # dispatch.refusal has found one
@@ -49,8 +55,10 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         "CONSUMER_REGISTERS": row.consumer_registers,
         "PRODUCER_REGISTERS": row.producer_registers,
     }
+    if name in ("fwd", "fwd_fp8"):
+        constants["PING_PONG"] = row.ping_pong
     if name == "fwd":
-        constants |= {"PING_PONG": row.ping_pong, "HEADS": heads}
+        constants["HEADS"] = heads
     kernel = KERNELS[name]
     if problem.arch is None:
         from fusedformer import simulator
@@ -78,6 +86,23 @@ def _fwd(
         problem.scoring.softcap_log2,
         problem.scoring.slopes_ptr,
         *(problem.scoring.slopes_strides or (None, None)),
+    )
+
+
+def _fwd_fp8(
+    problem: "Problem", row: tuning.Row, finite: None, values: Tensor,
+    q_descale: Tensor, k_descale: Tensor, v_descale: Tensor, out: Tensor, lse: Tensor,
+) -> tuple[Any, ...]:  # fmt: skip
+    return (
+        rows_of(problem.q, ROWS, row.head_dim),
+        rows_of(problem.k, row.block, row.head_dim),
+        rows_of(values.transpose(1, 2), row.head_dim_v, row.block),
+        q_descale,
+        k_descale,
+        v_descale,
+        rows_of(out, ROWS, row.head_dim_v),
+        lse,
+        *_sizes(problem),
     )
 
 
@@ -123,7 +148,7 @@ def _dkdv(
     )
 
 
-_ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "dq": _dq, "dkdv": _dkdv, "fused": _dkdv}
+_ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "fwd_fp8": _fwd_fp8, "dq": _dq, "dkdv": _dkdv, "fused": _dkdv}
 
 
 def finish_fused(problem: "Problem", finite: Tensor | None, sums: Tensor, dq: Tensor | None) -> None:

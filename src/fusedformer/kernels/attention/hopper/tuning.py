@@ -14,7 +14,7 @@ class Predicted:
     """Evidence of a row that was not timed: what a model says of its loop over whole tiles, from its machine code.
 
     The model is fusedformer/benchmarks/static_hopper/model.py. `tflops` is the rate of the matrix products in bfloat16
-    that it expects, `most_tflops` the one if everything hides behind the unit `bound`.
+    (float8 in "fwd_fp8") that it expects, `most_tflops` the one if everything hides behind the unit `bound`.
     """
 
     tflops: int
@@ -29,9 +29,9 @@ class Predicted:
 class Row:
     """How one kernel is built for head dimensions up to `head_dim` of q and k, and `head_dim_v` of v.
 
-    `block` is the keys of a tile in "fwd" and "dq", the queries in "dkdv" and "fused"; `stages` the tiles in flight in
-    each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/, which is what
-    puts it to use unasked.
+    `block` is the keys of a tile in "fwd", "fwd_fp8" and "dq", the queries in "dkdv" and "fused"; `stages`, the tiles
+    in flight in each ring. Registers are a thread's. `recorded`: its correctness on an H200 is on record in results/,
+    which is what puts it to use unasked.
     """
 
     kernel: str
@@ -42,7 +42,7 @@ class Row:
     evidence: Predicted
     consumer_registers: int = 240
     producer_registers: int = 24
-    ping_pong: bool = True  # in "fwd": the consumers take turns at issuing products
+    ping_pong: bool = True  # in "fwd" and "fwd_fp8": the consumers take turns at issuing products
     spills: tuple[str, ...] = ()  # where it does not serve, in words: "window alibi" is both together
     recorded: bool = False
 
@@ -63,6 +63,9 @@ TABLE = (
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
     Row("fwd", 256, 256, 64, 2, Predicted(876, 959, "shared")),
+    Row("fwd_fp8", 64, 64, 128, 2, Predicted(828, 959, "exp")),
+    Row("fwd_fp8", 128, 128, 128, 2, Predicted(1299, 1919, "exp")),
+    Row("fwd_fp8", 256, 128, 128, 2, Predicted(1546, 1979, "matrix")),
     Row("dq", 64, 64, 128, 2, Predicted(781, 989, "matrix")),
     Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix"), spills=("window",)),
     Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared")),
@@ -90,7 +93,7 @@ def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
     """The row that serves; None where there is none.
 
     Args:
-        kernel: "fwd", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
+        kernel: "fwd", "fwd_fp8", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
         head_dim: of q and k.
         head_dim_v: of v.
     """

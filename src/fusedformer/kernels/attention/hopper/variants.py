@@ -19,6 +19,7 @@ class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
     `features` are of "causal", "window", "sinks", "softcap", "alibi" and "grouped" (8 heads share a tile).
+    "fwd_fp8": ((), ("causal",), ("window",)),
     """
 
     row: tuning.Row
@@ -29,7 +30,8 @@ class HopperVariant:
         sizes = f"d{self.row.head_dim}"
         if self.row.head_dim_v != self.row.head_dim:
             sizes += f"/{self.row.head_dim_v}"
-        return " ".join([self.dtype, sizes, *["fused"] * (self.row.kernel == "fused"), *self.features])
+        kinds = [kind for kind in ("fused", "fp8") if self.row.kernel.endswith(kind)]
+        return " ".join([self.dtype, sizes, *kinds, *self.features])
 
     @property
     def _is_bwd(self) -> bool:
@@ -52,13 +54,15 @@ class HopperVariant:
         numbers = 2 if self._is_bwd else 0
         # The fused kernel's dQ leaves by TMA too.
         sums = self.row.head_dim if self.row.kernel == "fused" else 0
-        return self.row.block * (2 * columns + 4 * numbers + 4 * sums)
+        size = 1 if self.row.kernel == "fwd_fp8" else 2
+        return self.row.block * (size * columns + 4 * numbers + 4 * sums)
 
     def arguments(self) -> dict[str, Any]:
         """By name, in no order: a Triton type, a `Tile`, or (by name in capitals, or None) a compile-time value."""
         hides = bool({"causal", "window"} & set(self.features))
         common: dict[str, Any] = {
             "sinks_ptr": "*fp32" if "sinks" in self.features else None,
+            **dict.fromkeys(("q_descale_ptr", "k_descale_ptr", "v_descale_ptr"), "*fp32"),
             "lse_ptr": "*fp32",
             "delta_ptr": "*fp32",
             "shift_ptr": "*fp32",
@@ -81,9 +85,14 @@ class HopperVariant:
     def _tiles(self) -> dict[str, Any]:
         block, columns, columns_v = self.row.block, self.row.head_dim, self.row.head_dim_v
 
-        def tile(rows: int, columns: int) -> Tile:
-            return Tile((1, 1, rows, columns), self.dtype)
+        def tile(rows: int, columns: int, dtype: str = self.dtype) -> Tile:
+            return Tile((1, 1, rows, columns), dtype)
 
+        if self.row.kernel == "fwd_fp8":
+            return {
+                "q_desc": tile(64, columns, "fp8e4nv"), "k_desc": tile(block, columns, "fp8e4nv"),
+                "v_desc": tile(columns_v, block, "fp8e4nv"), "out_desc": tile(64, columns_v),
+            }  # fmt: skip
         if self._is_bwd:
             sums = Tile((1, 1, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
             queries, keys = tile(block, columns), tile(64, columns)
@@ -101,13 +110,14 @@ class HopperVariant:
         return Tile((1, 1, *rows, columns), self.dtype)
 
 
-# By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
+# By kernel, what is compiled of each row in bfloat16; sinks are part of the forward in 16 bits alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": (
         (), ("causal",), ("causal", "softcap"), ("causal", "alibi"), ("causal", "grouped"),
         ("window", "sinks"), ("window", "sinks", "softcap"), ("window", "sinks", "alibi"),
         ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"),
     ),
+    "fwd_fp8": ((), ("causal",), ("window",)),
     "dq": ((), ("causal",), ("window",)),
     "dkdv": ((), ("causal",)),
     "fused": ((), ("causal",)),
@@ -115,11 +125,15 @@ _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def variants() -> list[HopperVariant]:
-    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16."""
+    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16.
+
+    But for that of float8, whose result is always bfloat16.
+    """
     found = [
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
         if not row.spills_with(features or ("whole",))
     ]
-    return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
+    halves = [row for row in tuning.TABLE if row.head_dim == 128 and row.kernel != "fwd_fp8"]
+    return found + [HopperVariant(row, "fp16", ("causal",)) for row in halves]
