@@ -39,6 +39,13 @@ CASES = [
     (Case(70, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True), WITHOUT_DKDV),
     (Case(70, 70, 256, dtype=H, heads=1, causal=True, sinks=True), WITHOUT_DKDV),
 ]
+PACKED = ((70, 100), (0, 9), (3, 0), (130, 129))  # of queries and keys; and a tail of 7 rows that is nobody's
+PACKED_CASES = [
+    (Case(210, 245, 64, dtype=H, heads=2, causal=True, packed=PACKED), {"fwd"}),
+    (Case(210, 245, 64, dtype=B, heads=1, sinks=True, packed=PACKED), {"fwd"}),
+    (Case(210, 245, 96, dtype=H, heads=1, window=(30, 5), packed=PACKED), {"fwd"}),
+    (Case(78, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True, packed=((1, 70), (77, 70))), {"fwd"}),
+]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
 
 
@@ -71,7 +78,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("case", "kernels"), CASES, ids=[str(case) for case, _ in CASES])
+@pytest.mark.parametrize(("case", "kernels"), CASES + PACKED_CASES, ids=[str(case) for case, _ in CASES + PACKED_CASES])
 def test_values_and_gradients(case: Case, kernels: set[str], device: torch.device, served: set[str]) -> None:
     check(case, device)
     assert served == kernels
@@ -133,6 +140,39 @@ def test_what_is_hidden_does_not_leak(value: float, device: torch.device, served
     for name in ("out", "lse", "dq"):  # what was repaired is summed in another order
         torch.testing.assert_close(found[name][..., :-1, :], clean[name][..., :-1, :], atol=2e-3, rtol=2e-3)
     assert served == ALL
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_neighbour_does_not_leak(causal: bool, device: torch.device, served: set[str]) -> None:
+    """Packed sequences: neither what it holds nor, causal, the repair of it."""
+    case = Case(81, 93, 64, dtype=B, heads=1, causal=causal, packed=((3, 4), (70, 80), (2, 3)))
+    inputs = make_inputs(case, device)
+
+    def results() -> dict[str, Tensor]:
+        found = run(lambda **tensors: attention(**tensors, causal=causal, return_lse=True), inputs)
+        own = {name: x[3:73] if name in ("out", "dq") else x[4:84] for name, x in found.items() if name != "lse"}
+        return own | {"lse": found["lse"][:, 3:73], "tail": found["out"][75:]}
+
+    clean = results()
+    for name, rows in (("q", slice(3, 73)), ("k", slice(4, 84)), ("v", slice(4, 84))):
+        own = inputs[name][rows].clone()
+        inputs[name].fill_(torch.nan)[rows] = own
+    dirty = results()
+    assert all(torch.equal(dirty[name], clean[name]) for name in clean)
+    assert clean["tail"].count_nonzero() == 0
+    assert served == {"fwd"}
+
+
+def test_a_leak_of_a_packed_sequence_is_mended(device: torch.device, served: set[str]) -> None:
+    """What a later key of its own holds does not reach a query, in one tile of queries of several."""
+    case = Case(150, 210, 64, dtype=H, heads=2, kv_heads=1, causal=True, packed=((20, 70), (130, 140)))
+    inputs = make_inputs(case, device)
+    clean, _ = attention(**inputs, causal=True, return_lse=True)
+    inputs["k"][-1] = inputs["v"][-1] = torch.nan
+    dirty, _ = attention(**inputs, causal=True, return_lse=True)
+    assert torch.equal(dirty[:20], clean[:20])
+    torch.testing.assert_close(dirty[:-1], clean[:-1], atol=2e-3, rtol=2e-3)
+    assert dirty[-1].isnan().all()
 
 
 def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import planted_gluon_bugs
 import planted_gluon_gradient_bugs
+import planted_gluon_packed_bugs
 from planted_gluon import CASES, GluonBug, edited, outcome, texts
 
 SEEDS = range(int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10")))
 EVERY = 15  # bugs, of which one is in `make test`
-BUGS = [*planted_gluon_bugs.BUGS, *planted_gluon_gradient_bugs.BUGS]
+BUGS = [*planted_gluon_bugs.BUGS, *planted_gluon_gradient_bugs.BUGS, *planted_gluon_packed_bugs.BUGS]
 HARMLESS = [*planted_gluon_bugs.HARMLESS, *planted_gluon_gradient_bugs.HARMLESS]
 # Which random schedules alone let pass on some seeds.
 NEED_CLOCKS = [

@@ -29,6 +29,8 @@ SWITCH = "FUSEDFORMER_HOPPER"
 KERNELS = "fusedformer.kernels.attention.hopper.kernels"
 ARCH = 90
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
+LONGEST_PACKED = 2**30  # rows of all sequences, see packing.py
+PROGRAM_ROWS = 2 * ROWS  # of packed sequences these are
 
 
 def check(preference: str) -> str:
@@ -121,7 +123,8 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "ALiBi": extras.slopes is not None,
         "dropout": extras.seed is not None,
         "a softcap": extras.softcap != 0,
-        "packed sequences": extras.is_packed,
+        "packed sequences": extras.is_packed and kernel != "fwd",
+        "packed sequences whose first query faces the first key": extras.is_packed and not extras.bottom_right,
         "a scale that is not positive": extras.scale <= 0,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
         and problem.left is not None,
@@ -136,6 +139,8 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
         return f"it is for float16 and bfloat16, not {q.dtype}"
     if not (q.numel() and k.numel()):
         return "there is nothing to compute"
+    if problem.extras.is_packed and max(q.shape[1], k.shape[1]) > LONGEST_PACKED:
+        return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
     kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"

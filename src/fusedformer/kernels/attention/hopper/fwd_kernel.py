@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from fusedformer.kernels.attention.hopper.packing import Packed, corner, find, first_number, keys_of, queries_of
 from fusedformer.kernels.attention.hopper.ring import (
     INF,
     LN_2,
@@ -34,6 +35,7 @@ from fusedformer.kernels.attention.hopper.ring import (
     make_ring,
     make_tiles,
     note_finite,
+    note_packed_finite,
     release,
     tile_of,
     visible_keys,
@@ -74,7 +76,7 @@ def _fwd_step(
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     await_tile(shared.k, t)
     if PING_PONG:
         mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
@@ -96,13 +98,13 @@ def _fwd_step(
 
 @gluon.jit
 def _consumer(
-    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
     wid: gl.constexpr, PING_PONG: gl.constexpr,
 ):  # fmt: skip
     """Computes 64 queries."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    D: gl.constexpr = shared.q.shape[4]
-    DV: gl.constexpr = shared.v.tiles.shape[4]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    D: gl.constexpr = shared.q.shape[-1]
+    DV: gl.constexpr = shared.v.tiles.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
@@ -155,28 +157,33 @@ def _consumer(
     out = shared.out.index(wid)
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
-    async_store(out_desc, [plane // heads, plane % heads, start_m, 0], out)
+    async_store(out_desc, corner(out_desc, queries_of(packed, plane // heads), plane % heads, start_m), out)
     if finite_ptr is not None:
-        note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
+        if packed.queries is None:
+            note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
+        else:
+            note_packed_finite(finite_ptr, acc, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
-    gl.store(lse_ptr + (plane.to(gl.int64) * seqlen_q + i), lse, mask=i < seqlen_q)
+    gl.store(lse_ptr + (first_number(packed, plane, seqlen_q) + i), lse, mask=i < seqlen_q)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m):
+def _producer(shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m):
     """Loads what the consumers read."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     batch = plane // heads
     head = plane % heads
+    queries = queries_of(packed, batch)
+    keys = keys_of(packed, batch)
     for wid in gl.static_range(2):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
         rows = start_m + wid * ROWS
-        async_load(q_desc, [batch, head, rows, 0], shared.q_full.index(wid), shared.q.index(wid))
+        async_load(q_desc, corner(q_desc, queries, head, rows), shared.q_full.index(wid), shared.q.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
-        fill(shared.k, k_desc, batch, head // group, start_n, t)
-        fill(shared.v, v_desc, batch, head // group, start_n, t)
+        fill(shared.k, k_desc, keys, head // group, start_n, t)
+        fill(shared.v, v_desc, keys, head // group, start_n, t)
 
 
 @gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
@@ -200,12 +207,26 @@ def attention_hopper_fwd_kernel(
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
+    starts_k_ptr=None,  # (B + 1,) int32
+    tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
     """One program computes 128 queries of one head."""
-    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
-    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
-    plane = gl.program_id(0) // tiles_m
-    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
+    packed = Packed(None, None, None)
+    if tiles_ptr is None:
+        tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+        plane = gl.program_id(0) // tiles_m
+        tile = gl.program_id(0) % tiles_m
+    else:
+        sequence, plane, tile, packed = find(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q)
+        if sequence < 0:
+            return
+        seqlen_q = packed.queries.length
+        seqlen_k = packed.keys.length
+        diagonal = seqlen_k - seqlen_q
+        tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
+    start_m = (tiles_m - 1 - tile) * (2 * ROWS)  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
@@ -213,7 +234,7 @@ def attention_hopper_fwd_kernel(
 
     q = make_tiles(q_desc, 2)
     out = q
-    if out_desc.block_type.shape[3] != q_desc.block_type.shape[3]:
+    if out_desc.block_type.shape[-1] != q_desc.block_type.shape[-1]:
         out = make_tiles(out_desc, 2)
     q_full = make_barriers(2, 1)
     k = make_ring(k_desc, STAGES, 2)
@@ -226,14 +247,14 @@ def attention_hopper_fwd_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                0, PING_PONG,
+                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane,
+                start_m, 0, PING_PONG,
             )),
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                1, PING_PONG,
+                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scale_log2, seqlen_q, heads, plane,
+                start_m, 1, PING_PONG,
             )),
-            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m)),
+            (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

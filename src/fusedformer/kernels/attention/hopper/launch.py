@@ -1,6 +1,7 @@
 """Launchers of the Hopper attention kernels: on an sm_90 GPU, or on CPU tensors in the simulator."""
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from fusedformer.kernels.attention.hopper import tuning
-from fusedformer.kernels.attention.hopper.dispatch import ROWS
+from fusedformer.kernels.attention.hopper import packing, tuning
+from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
 
 if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
 
-_PROGRAM_ROWS = 2 * ROWS
+_ANY_STRIDE = 16  # of a dimension of size 1
+_LARGEST_SIZE = 2**31 - 2**16  # of a dimension
 _GLUON = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
 
 
@@ -33,9 +35,11 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     """
     row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # dispatch.refusal has found one
-    side = problem.k if name in ("dkdv", "fused") else problem.q
-    programs = side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], _PROGRAM_ROWS)
-    args = _ARGUMENTS[name](problem, row, finite, *tensors)
+    packed, programs = _divide(problem, of_keys=name in ("dkdv", "fused"))
+    flags = finite
+    if packed and finite is not None:  # a repair of packed sequences looks at all rows of a program as one
+        flags = finite.new_empty((2, programs))
+    args = _ARGUMENTS[name](problem, row, flags, *tensors)
     constants: dict[str, Any] = {
         "STAGES": row.stages,
         "CONSUMER_REGISTERS": row.consumer_registers,
@@ -43,26 +47,42 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     }
     if name == "fwd":
         constants["PING_PONG"] = row.ping_pong
-    kernel = KERNELS[name]
+    _start(KERNELS[name], programs, problem, args, constants | packed)
+    if flags is not None and flags is not finite:
+        torch.amin(flags, 0, out=finite)
+
+
+def _divide(problem: "Problem", *, of_keys: bool) -> tuple[dict[str, Tensor | None], int]:
+    """What a kernel is told of packed sequences, if anything, and how many programs it has."""
+    starts, side = (problem.extras.starts_k, problem.k) if of_keys else (problem.extras.starts_q, problem.q)
+    if starts is None:
+        return {}, side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], PROGRAM_ROWS)
+    slots = problem.slots(starts, side.shape[1], PROGRAM_ROWS)
+    packed = {"starts_q_ptr": problem.extras.starts_q, "starts_k_ptr": problem.extras.starts_k, "tiles_ptr": slots}
+    return packed, len(slots) * side.shape[2]
+
+
+def _start(kernel: Any, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
     if problem.arch is None:
         from fusedformer import simulator
 
         seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
-        simulator.run(kernel, (programs,), *args, seed=seed, **constants)
+        simulator.run(kernel, (programs,), *args, seed=seed, **by_name)
         return
     with torch.cuda.device_of(problem.q):
-        kernel[(programs,)](*args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
+        kernel[(programs,)](*args, **by_name, num_warps=4, maxnreg=tuning.REGISTERS)
 
 
 def _fwd(
     problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Any, ...]:
+    describe = describer(problem)
     return (
-        rows_of(problem.q, ROWS, row.head_dim),
-        rows_of(problem.k, row.block, row.head_dim),
-        rows_of(problem.v, row.block, row.head_dim_v),
+        describe(problem.q, ROWS, row.head_dim),
+        describe(problem.k, row.block, row.head_dim),
+        describe(problem.v, row.block, row.head_dim_v),
         sinks,
-        rows_of(out, ROWS, row.head_dim_v),
+        describe(out, ROWS, row.head_dim_v),
         lse,
         finite,
         *_sizes(problem),
@@ -93,7 +113,7 @@ def _dkdv(
     heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
     return (
         rows_of(problem.q, row.block, row.head_dim),
-        rows_of(problem.k, _PROGRAM_ROWS, row.head_dim),
+        rows_of(problem.k, PROGRAM_ROWS, row.head_dim),
         rows_of(problem.v, ROWS, row.head_dim),
         rows_of(dout, row.block, row.head_dim),
         numbers_of(delta, row.block),
@@ -131,12 +151,31 @@ def _sizes(problem: "Problem") -> tuple[Any, ...]:
     return heads, group, seqlen_q, seqlen_k, diagonal, left, right, problem.scoring.scale_log2
 
 
+def describer(problem: "Problem") -> Callable[[Tensor, int, int], TensorDescriptor]:
+    """What describes the tensors of a problem."""
+    return packed_rows_of if problem.extras.is_packed else rows_of
+
+
 def rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Descriptor of tiles of `rows` rows of a head of a (B, S, H, D) tensor."""
     x = x.transpose(1, 2)
     return _descriptor(
         x, [1, 1, rows, columns], gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], _GLUON[x.dtype])
     )
+
+
+def packed_rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Descriptor of tiles of `rows` rows of a head of a (1, total, H, D) tensor, which end with their sequence.
+
+    packing.py says how.
+    """
+    stride = x.stride(1) if x.shape[1] > 1 else _ANY_STRIDE
+    of_heads = x.stride(2) if x.shape[2] > 1 else _ANY_STRIDE
+    block = [1, 1, 1, rows, columns]
+    layout = gl.NVMMASharedLayout.get_default_for(block, _GLUON[x.dtype])
+    largest = packing.LARGEST_SEQUENCE.value
+    shape = [_LARGEST_SIZE, _LARGEST_SIZE, x.shape[2], largest, x.shape[3]]
+    return TensorDescriptor(x, shape, [2**64 // largest - stride, stride, of_heads, stride, 1], block, layout)
 
 
 def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
@@ -152,5 +191,5 @@ def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
 
 def _descriptor(x: Tensor, block: list[int], layout: gl.NVMMASharedLayout) -> TensorDescriptor:
     """A dimension of size 1 may have any stride in PyTorch; TMA gets one that it accepts."""
-    strides = [stride if size > 1 else 16 for size, stride in zip(x.shape[:-1], x.stride())]
+    strides = [stride if size > 1 else _ANY_STRIDE for size, stride in zip(x.shape[:-1], x.stride())]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)

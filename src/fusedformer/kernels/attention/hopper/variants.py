@@ -18,7 +18,7 @@ class Tile:
 class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
-    `features` are of "causal", "window" and "sinks".
+    `features` are of "causal", "window", "sinks" and "packed".
     """
 
     row: tuning.Row
@@ -34,6 +34,10 @@ class HopperVariant:
     @property
     def _is_bwd(self) -> bool:
         return self.row.kernel in ("dkdv", "fused")
+
+    @property
+    def _is_packed(self) -> bool:
+        return "packed" in self.features
 
     @property
     def kernel(self) -> str:
@@ -61,6 +65,7 @@ class HopperVariant:
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
+            **dict.fromkeys(("starts_q_ptr", "starts_k_ptr", "tiles_ptr"), "*i32" if self._is_packed else None),
             "scale_log2": "fp32",
             "STAGES": self.row.stages,
             "PING_PONG": self.row.ping_pong,
@@ -71,12 +76,13 @@ class HopperVariant:
 
     def _tiles(self) -> dict[str, Any]:
         block, columns, columns_v = self.row.block, self.row.head_dim, self.row.head_dim_v
+        batch_and_head = (1, 1, 1) if self._is_packed else (1, 1)  # packing.py says why
 
         def tile(rows: int, columns: int) -> Tile:
-            return Tile((1, 1, rows, columns), self.dtype)
+            return Tile((*batch_and_head, rows, columns), self.dtype)
 
         if self._is_bwd:
-            sums = Tile((1, 1, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
+            sums = Tile((*batch_and_head, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
             queries, keys = tile(block, columns), tile(64, columns)
             numbers = Tile((1, 1, block), "fp32")
             return {
@@ -88,12 +94,14 @@ class HopperVariant:
         return tiles | {"out_desc": rows_v, "dout_desc": rows_v, "dq_desc": rows}
 
 
+_MASKS: tuple[tuple[str, ...], ...] = ((), ("causal",), ("window",))
+_PACKED = tuple((*features, "packed") for features in (*_MASKS[:2], ("window", "sinks")))
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "fwd": ((), ("causal",), ("window", "sinks")),
-    "dq": ((), ("causal",), ("window",)),
-    "dkdv": ((), ("causal",)),
-    "fused": ((), ("causal",)),
+    "fwd": (*_MASKS[:2], ("window", "sinks"), *_PACKED),
+    "dq": _MASKS,
+    "dkdv": _MASKS[:2],
+    "fused": _MASKS[:2],
 }
 
 
