@@ -111,7 +111,7 @@ class Case:
         return (packed_rows_of if self.packed else rows_of)(x, rows, columns)
 
 
-PACKED: dict[str, Any] = {"packed": ((70, 100), (9, 40), (0, 7), (66, 130)), "seqlen_q": 151, "seqlen_k": 284}
+PACKED: dict[str, Any] = {"packed": ((66, 100), (3, 9), (0, 7), (5, 70)), "seqlen_q": 80, "seqlen_k": 192}
 CASES = {
     "fwd": Case(FWD),
     "fwd, full": Case(FWD, right=None),
@@ -123,6 +123,7 @@ CASES = {
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "dq, packed": Case(DQ, **PACKED, has_flags=True),
     "dkdv": Case(BWD, seqlen_k=200),
     "dkdv, flags": Case(BWD, has_flags=True, seqlen_k=130, seqlen_q=70),
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
@@ -201,10 +202,12 @@ def problem_of(case: Case) -> Problem:
 def _expected(
     case: Case, qkv: tuple[Tensor, Tensor, Tensor], dout: Tensor, sinks: Tensor | None
 ) -> dict[str, Tensor]:  # fmt: skip
-    """What must come out; NaN, which results hold before the launch, in rows that belong to no sequence."""
+    """What must come out; in rows that belong to no sequence NaN, as before the launch, and 0 where results add up."""
     leaves = tuple(x.double().requires_grad_() for x in qkv)
     expected = {"out": dout, "lse": dout[..., 0].transpose(1, 2), "dq": qkv[0], "dk": qkv[1], "dv": qkv[2]}
     expected = {name: torch.full(x.shape, math.nan, dtype=torch.float64) for name, x in expected.items()}
+    if case.is_fused:
+        expected["dq"].zero_()
     for rows, keys in case.sequences:
         own = [leaves[0][:, rows], leaves[1][:, keys], leaves[2][:, keys]]
         with torch.enable_grad():
@@ -258,10 +261,10 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     flags = _flags(case, case.heads, case.seqlen_q)
     simulator.run(
         kernel, (_programs(case, 0) * case.heads,),
-        rows_of(problem.q, 64, case.head_dim), rows_of(problem.k, case.block, case.head_dim),
-        rows_of(problem.v, case.block, case.head_dim_v), rows_of(problem.dout, 64, case.head_dim_v),
-        problem.delta, problem.shift, rows_of(dq, 64, case.head_dim), flags, *_sizes(case),
-        STAGES=case.stages, **REGISTERS, **options,
+        case.describe(problem.q, 64, case.head_dim), case.describe(problem.k, case.block, case.head_dim),
+        case.describe(problem.v, case.block, case.head_dim_v), case.describe(problem.dout, 64, case.head_dim_v),
+        problem.delta, problem.shift, case.describe(dq, 64, case.head_dim), flags, *_sizes(case),
+        STAGES=case.stages, **REGISTERS, **_packing(case, 0), **options,
     )  # fmt: skip
     return {"dq": dq} | _named(flags)
 

@@ -1,6 +1,6 @@
 """Bugs planted in what the Hopper kernels do for packed sequences, as planted_gluon_bugs.py."""
 
-from planted_gluon import FWD, PACKING, bug, without
+from planted_gluon import DQ, FWD, PACKING, RING, bug, without
 
 EDGE = "edge = LARGEST_SEQUENCE - batch.length"
 END = "batch.first + batch.length, head"
@@ -16,33 +16,43 @@ PACKING_BUGS = [
         EDGE, "edge = 0", (END, "LARGEST_SEQUENCE + batch.first, head"),
     ),
     bug("first head for all", "fwd, packed", PACKING, "length, head, edge", "length, head * 0, edge"),
-    bug("first tile for all", "fwd, packed", PACKING, "edge + start, 0]", "edge, 0]"),
+    bug("first tile for all", "fwd, packed", PACKING, "edge + start, column]", "edge, column]"),
     bug("address not brought back", "fwd, packed", PACKING, "return [LARGEST_SEQUENCE, ", "return [0, "),
-    bug("rows of k for those of q", "fwd, packed", PACKING, "else packed.queries\n", "else packed.keys\n"),
-    bug("rows of q for those of k", "fwd, packed", PACKING, "else packed.keys\n", "else packed.queries\n"),
-    bug("numbers of the first sequence", "fwd, packed", PACKING, " + packed.queries.first\n", "\n"),
+    bug("rows of k for q's", "fwd, packed", PACKING, "(desc, packed.queries, plane", "(desc, packed.keys, plane"),
+    bug("rows of q for k's", "fwd, packed", PACKING, "else packed.keys\n", "else packed.queries\n"),
+    bug("numbers of the first sequence", "fwd, packed", PACKING, " + packed.numbers\n", "\n"),
     bug("numbers by the sequence's length", "fwd, packed", PACKING, "* packed.total_q", "* packed.queries.length"),
     bug("slots by the programs", "fwd, packed", PACKING, "gl.num_programs(0) // heads", "gl.num_programs(0)"),
     bug("slot of the program before", "fwd, packed", PACKING, "+ 2 * (gl.program_id(0)", "+ (gl.program_id(0)"),
-    bug("tile of the sequence's number", "fwd, packed", PACKING, "load(slot_ptr + 1)", "load(slot_ptr)"),
-    bug("head by the slot", "fwd, packed", PACKING, "(0) // slots, tile", "(0) % slots, tile"),
+    bug("tile of the sequence's number", "fwd, packed", PACKING, "gl.load(slot_ptr + 1)", "sequence"),
+    bug("head by the slot", "fwd, packed", PACKING, "(0) // slots, gl", "(0) % slots, gl"),
     bug("keys where the queries begin", "fwd, packed", PACKING, "= _extent(starts_k_ptr", "= _extent(starts_q_ptr"),
     bug("queries where the keys begin", "fwd, packed", PACKING, "= _extent(starts_q_ptr", "= _extent(starts_k_ptr"),
     bug("end for a length", "fwd, packed", PACKING, "(sequence + 1)) - first)", "(sequence + 1)))"),
     bug("length with the next", "fwd, packed", PACKING, "(sequence + 1)) - first)", "(sequence + 2)) - first)"),
     bug("length of a row more", "fwd, packed, full", PACKING, "1)) - first)", "1)) - first + 1)"),
+    bug("queries of all sequences", "fwd, packed", PACKING, "queries.length, keys", "seqlen_q, keys"),
+    bug("keys of all sequences", "fwd, packed, full", PACKING, ", keys.length, packed", ", seqlen_k, packed"),
     bug("length of a row less", "fwd, packed", PACKING, "1)) - first)", "1)) - first - 1)"),
 ]  # fmt: skip
 
 FWD_BUGS = [
     without("program without a tile goes on", "fwd, packed", FWD, "        if sequence < 0:\n            return\n"),
-    without("queries of all sequences", "fwd, packed", FWD, "        seqlen_q = packed.queries.length\n"),
-    without("keys of all sequences", "fwd, packed, full", FWD, "        seqlen_k = packed.keys.length\n"),
     bug("first query faces the first key", "fwd, packed", FWD, "diagonal = seqlen_k - seqlen_q", "diagonal = 0"),
-    bug("Q where K is", "fwd, packed", FWD, "queries = queries_of(packed, batch)", "queries = keys_of(packed, batch)"),
-    bug("O where K is", "fwd, packed", FWD, "queries_of(packed, plane // heads)", "keys_of(packed, plane // heads)"),
+    bug("K where Q is", "fwd, packed", FWD, "fill(shared.k, k_desc, keys,", "fill(shared.k, k_desc, packed.queries,"),
+    bug("V where Q is", "fwd, packed", FWD, "fill(shared.v, v_desc, keys,", "fill(shared.v, v_desc, packed.queries,"),
+    bug("key after the last one seen", "fwd, packed, full", FWD, "Sight(seqlen_k, lower", "Sight(seqlen_k + 1, lower"),
     bug("LSE over the next sequence", "fwd, packed", FWD, ", lse, mask=i < seqlen_q)", ", lse, mask=i < seqlen_q + 1)"),
-    bug("flag of the second consumer", "fwd, packed, full", FWD, "finite_ptr, acc, wid)", "finite_ptr, acc, 1)"),
+    bug("flag of the second consumer", "fwd, packed, full", RING, "num_programs(0) * wid", "num_programs(0)"),
 ]  # fmt: skip
 
-BUGS = [*PACKING_BUGS, *FWD_BUGS]
+DQ_BUGS = [
+    without("program without a tile goes on", "dq, packed", DQ, "        if sequence < 0:\n            return\n"),
+    bug("first query faces the first key", "dq, packed", DQ, "diagonal = seqlen_k - seqlen_q", "diagonal = 0"),
+    bug("K where Q is", "dq, packed", DQ, "fill(shared.k, k_desc, keys,", "fill(shared.k, k_desc, packed.queries,"),
+    bug("V where Q is", "dq, packed", DQ, "fill(shared.v, v_desc, keys,", "fill(shared.v, v_desc, packed.queries,"),
+    bug("numbers of the next sequence", "dq, packed", DQ, "plane, seqlen_q) + i", "plane, seqlen_q) + seqlen_q + i"),
+    bug("flag of the second consumer for dQ", "dq, packed", RING, "num_programs(0) * wid", "num_programs(0)"),
+]  # fmt: skip
+
+BUGS = [*PACKING_BUGS, *FWD_BUGS, *DQ_BUGS]

@@ -123,7 +123,7 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "ALiBi": extras.slopes is not None,
         "dropout": extras.seed is not None,
         "a softcap": extras.softcap != 0,
-        "packed sequences": extras.is_packed and kernel != "fwd",
+        "packed sequences": extras.is_packed and kernel in ("dkdv", "fused"),
         "packed sequences whose first query faces the first key": extras.is_packed and not extras.bottom_right,
         "a scale that is not positive": extras.scale <= 0,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
@@ -144,8 +144,9 @@ def _unfit_shape(problem: "Problem", row: tuning.Row | None) -> str | None:
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
     kind = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
-    if kind in row.spills:
-        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {kind}"
+    kinds = {kind} | ({"packed"} if problem.extras.is_packed else set())
+    if spilling := sorted(kinds.intersection(row.spills)):
+        return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(spilling)}"
     return None
 
 

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fusedformer.kernels.attention.hopper.packing import Packed, corner, find, first_number, keys_of, queries_of
+from fusedformer.kernels.attention.hopper.packing import first_number, keys_of, place, query_corner
 from fusedformer.kernels.attention.hopper.ring import (
     INF,
     LN_2,
@@ -35,7 +35,6 @@ from fusedformer.kernels.attention.hopper.ring import (
     make_ring,
     make_tiles,
     note_finite,
-    note_packed_finite,
     release,
     tile_of,
     visible_keys,
@@ -157,12 +156,9 @@ def _consumer(
     out = shared.out.index(wid)
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
-    async_store(out_desc, corner(out_desc, queries_of(packed, plane // heads), plane % heads, start_m), out)
+    async_store(out_desc, query_corner(out_desc, packed, plane, heads, start_m), out)
     if finite_ptr is not None:
-        if packed.queries is None:
-            note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
-        else:
-            note_packed_finite(finite_ptr, acc, wid)
+        note_finite(finite_ptr, acc, start_m, seqlen_q, plane, packed, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
     gl.store(lse_ptr + (first_number(packed, plane, seqlen_q) + i), lse, mask=i < seqlen_q)
     tma.store_wait(0)
@@ -172,14 +168,12 @@ def _consumer(
 def _producer(shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m):
     """Loads what the consumers read."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
-    batch = plane // heads
     head = plane % heads
-    queries = queries_of(packed, batch)
-    keys = keys_of(packed, batch)
+    keys = keys_of(packed, plane // heads)
     for wid in gl.static_range(2):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
-        rows = start_m + wid * ROWS
-        async_load(q_desc, corner(q_desc, queries, head, rows), shared.q_full.index(wid), shared.q.index(wid))
+        rows = query_corner(q_desc, packed, plane, heads, start_m + wid * ROWS)
+        async_load(q_desc, rows, shared.q_full.index(wid), shared.q.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
         fill(shared.k, k_desc, keys, head // group, start_n, t)
@@ -213,20 +207,14 @@ def attention_hopper_fwd_kernel(
 ):
     """One program computes 128 queries of one head."""
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
-    packed = Packed(None, None, None)
-    if tiles_ptr is None:
-        tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
-        plane = gl.program_id(0) // tiles_m
-        tile = gl.program_id(0) % tiles_m
-    else:
-        sequence, plane, tile, packed = find(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q)
+    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
+        tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q, seqlen_q, seqlen_k, 2 * ROWS
+    )
+    if tiles_ptr is not None:
         if sequence < 0:
             return
-        seqlen_q = packed.queries.length
-        seqlen_k = packed.keys.length
         diagonal = seqlen_k - seqlen_q
-        tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
-    start_m = (tiles_m - 1 - tile) * (2 * ROWS)  # last rows first: when causal, they take longest
+    start_m = (gl.cdiv(seqlen_q, 2 * ROWS) - 1 - tile) * (2 * ROWS)  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)

@@ -28,8 +28,8 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     Args:
         name: the kernel's.
         problem: q, k, v and settings.
-        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head; None where nothing is
-            hidden.
+        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head, of packed sequences for
+            every PROGRAM_ROWS of them; None where nothing is hidden.
         tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py; "fused", those of
             "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale.
     """
@@ -93,14 +93,15 @@ def _dq(
     problem: "Problem", row: tuning.Row, finite: Tensor | None,
     dout: Tensor, delta: Tensor, shift: Tensor, dq: Tensor, slope_rows: None,
 ) -> tuple[Any, ...]:  # fmt: skip
+    describe = describer(problem)
     return (
-        rows_of(problem.q, ROWS, row.head_dim),
-        rows_of(problem.k, row.block, row.head_dim),
-        rows_of(problem.v, row.block, row.head_dim_v),
-        rows_of(dout, ROWS, row.head_dim_v),
+        describe(problem.q, ROWS, row.head_dim),
+        describe(problem.k, row.block, row.head_dim),
+        describe(problem.v, row.block, row.head_dim_v),
+        describe(dout, ROWS, row.head_dim_v),
         delta,
         shift,
-        rows_of(dq, ROWS, row.head_dim),
+        describe(dq, ROWS, row.head_dim),
         finite,
         *_sizes(problem),
     )

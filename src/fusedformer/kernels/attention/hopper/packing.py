@@ -35,27 +35,31 @@ class Packed(NamedTuple):
     queries: Any  # Sequence
     keys: Any  # Sequence
     total_q: Any  # queries of all sequences
+    numbers: Any  # where the numbers of its queries begin in each head: with the queries, or later where there is room
 
 
 @gluon.jit
-def corner(desc, batch, head, start):
+def corner(desc, batch, head, start, column: gl.constexpr = 0):
     """Coordinates of the tile from row `start` of a head on; of packed rows, `batch` is the Sequence."""
     if len(desc.block_type.shape) == 5:
         edge = LARGEST_SEQUENCE - batch.length
-        return [LARGEST_SEQUENCE, batch.first + batch.length, head, edge + start, 0]
+        return [LARGEST_SEQUENCE, batch.first + batch.length, head, edge + start, column]
     else:  # without it, the compiler would go on
-        return [batch, head, start, 0]
+        return [batch, head, start, column]
 
 
 @gluon.jit
-def queries_of(packed, batch):
-    """What stands in the batch's place in coordinates of queries: `batch` itself where nothing is packed."""
-    return batch if packed.queries is None else packed.queries
+def query_corner(desc, packed, plane, heads, start):
+    """`corner` of the queries of a program; `plane` counts the heads of all batches, packed those of the one."""
+    if packed.queries is None:
+        return corner(desc, plane // heads, plane % heads, start)
+    else:
+        return corner(desc, packed.queries, plane, start)
 
 
 @gluon.jit
 def keys_of(packed, batch):
-    """As `queries_of`, of keys."""
+    """What stands in the batch's place in coordinates of keys: `batch` itself where nothing is packed."""
     return batch if packed.keys is None else packed.keys
 
 
@@ -65,19 +69,31 @@ def first_number(packed, plane, seqlen_q):
     if packed.queries is None:
         return plane.to(gl.int64) * seqlen_q
     else:
-        return plane.to(gl.int64) * packed.total_q + packed.queries.first
+        return plane.to(gl.int64) * packed.total_q + packed.numbers
 
 
 @gluon.jit
-def find(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, total_q):
-    """Where this program works: sequence (negative: nowhere), head and tile within the sequence, and its rows."""
-    slots = gl.num_programs(0) // heads
-    slot_ptr = tiles_ptr + 2 * (gl.program_id(0) % slots)
-    sequence = gl.load(slot_ptr)
-    tile = gl.load(slot_ptr + 1)
-    queries = _extent(starts_q_ptr, gl.maximum(sequence, 0))
-    keys = _extent(starts_k_ptr, gl.maximum(sequence, 0))
-    return sequence, gl.program_id(0) // slots, tile, Packed(queries, keys, total_q)
+def place(
+    tiles_ptr, starts_q_ptr, starts_k_ptr, heads, length, seqlen_q, seqlen_k,
+    BLOCK: gl.constexpr, ROOM: gl.constexpr = 0,
+):  # fmt: skip
+    """Where this program works: sequence, negative for nowhere, plane, tile of BLOCK rows out of `length`, and then
+    lengths and rows of its sequence.
+
+    ROOM: places between the numbers of one sequence's queries and the next's.
+    """
+    if tiles_ptr is None:
+        tiles = gl.cdiv(length, BLOCK)
+        nothing = Packed(None, None, None, None)
+        return 0, gl.program_id(0) // tiles, gl.program_id(0) % tiles, seqlen_q, seqlen_k, nothing
+    else:
+        slots = gl.num_programs(0) // heads
+        slot_ptr = tiles_ptr + 2 * (gl.program_id(0) % slots)
+        sequence = gl.load(slot_ptr)
+        queries = _extent(starts_q_ptr, gl.maximum(sequence, 0))
+        keys = _extent(starts_k_ptr, gl.maximum(sequence, 0))
+        packed = Packed(queries, keys, seqlen_q, queries.first + sequence * ROOM)
+        return sequence, gl.program_id(0) // slots, gl.load(slot_ptr + 1), queries.length, keys.length, packed
 
 
 @gluon.jit

@@ -153,17 +153,14 @@ def all_finite(x):
 
 
 @gluon.jit
-def note_finite(finite_ptr, x, start, length, plane):
-    """Write whether a consumer's tile of 64 rows is finite to where the repair of ../fwd_kernel.py looks for it.
+def note_finite(finite_ptr, x, start, length, plane, packed, wid: gl.constexpr):
+    """Write whether the 64 rows of consumer `wid` are finite to where the repair of ../fwd_kernel.py looks for it.
 
-    That kernel counts tiles of a head from its last rows on.
+    That kernel counts tiles of a head from its last rows on; packed, each consumer has a place for each program.
     """
-    tiles = gl.cdiv(length, ROWS)
-    if start < length:
-        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
-
-
-@gluon.jit
-def note_packed_finite(finite_ptr, x, wid: gl.constexpr):
-    """`note_finite` of packed sequences: consumer `wid` has a place for each program."""
-    gl.store(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), all_finite(x))
+    if packed.queries is None:
+        tiles = gl.cdiv(length, ROWS)
+        if start < length:
+            gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
+    else:
+        gl.store(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), all_finite(x))

@@ -99,10 +99,15 @@ _PACKED = tuple((*features, "packed") for features in (*_MASKS[:2], ("window", "
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": (*_MASKS[:2], ("window", "sinks"), *_PACKED),
-    "dq": _MASKS,
+    "dq": (*_MASKS, *((*features, "packed") for features in _MASKS)),
     "dkdv": _MASKS[:2],
     "fused": _MASKS[:2],
 }
+
+
+def _kinds(features: tuple[str, ...]) -> set[str]:
+    """The features, and "whole" where nothing is hidden."""
+    return {*features} | (set() if {"causal", "window"} & {*features} else {"whole"})
 
 
 def variants() -> list[HopperVariant]:
@@ -111,6 +116,6 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
-        if not {*(features or ("whole",))} & {*row.spills}
+        if not _kinds(features) & {*row.spills}
     ]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in tuning.TABLE if row.head_dim == 128]
