@@ -24,6 +24,7 @@ from torch import Tensor
 from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
 from fusedformer.kernels.attention.hopper.launch import PROGRAM_ROWS, numbers_of, packed_rows_of, rows_of
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 from fusedformer.kernels.attention.packing_kernel import pack
 
 FOLDER = Path(hopper.__file__).parent
@@ -126,8 +127,11 @@ CASES = {
     "dq, packed": Case(DQ, **PACKED, has_flags=True),
     "dkdv": Case(BWD, seqlen_k=200),
     "dkdv, flags": Case(BWD, has_flags=True, seqlen_k=130, seqlen_q=70),
+    "dkdv, packed": Case(BWD, **PACKED),
+    "dkdv, packed, full": Case(BWD, **PACKED, right=None, has_flags=True),
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
     "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
+    "bwd, packed": Case(BWD, **PACKED, is_fused=True),
 }  # fmt: skip
 
 
@@ -276,14 +280,20 @@ def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
     dq = torch.zeros(problem.q.shape) if case.is_fused else None
     flags = _flags(case, case.heads // case.group, case.seqlen_k)
-    right = None if case.right is None else case.seqlen_k - case.seqlen_q + case.right
+    right, delta, shift = case.right, problem.delta, problem.shift
+    if case.packed:
+        slots = pack(case.starts(0), case.seqlen_q, block)
+        delta, shift = spread(delta, shift, case.starts(0), slots, block)
+    elif right is not None:
+        right += case.seqlen_k - case.seqlen_q
     simulator.run(
         kernel, (_programs(case, 1) * case.heads // case.group,),
-        rows_of(problem.q, block, d), rows_of(problem.k, 128, d), rows_of(problem.v, 64, d),
-        rows_of(problem.dout, block, d), numbers_of(problem.delta, block), numbers_of(problem.shift, block),
-        None if dq is None else rows_of(dq, block, d // 2), rows_of(dk, 64, d), rows_of(dv, 64, d), flags,
+        case.describe(problem.q, block, d), case.describe(problem.k, 128, d), case.describe(problem.v, 64, d),
+        case.describe(problem.dout, block, d), numbers_of(delta, block), numbers_of(shift, block),
+        None if dq is None else case.describe(dq, block, d // 2),
+        case.describe(dk, 64, d), case.describe(dv, 64, d), flags,
         case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, right, d**-0.5 * LOG2_E,
-        STAGES=case.stages, **REGISTERS, **options,
+        STAGES=case.stages, **REGISTERS, **_packing(case, 1), **options,
     )  # fmt: skip
     results = {"dk": dk, "dv": dv} | _named(flags)
     return results if dq is None else results | {"dq": dq * d**-0.5}

@@ -1,6 +1,6 @@
 """Bugs planted in what the Hopper kernels do for packed sequences, as planted_gluon_bugs.py."""
 
-from planted_gluon import DQ, FWD, PACKING, RING, bug, without
+from planted_gluon import BWD, DQ, FWD, PACKING, RING, bug, without
 
 EDGE = "edge = LARGEST_SEQUENCE - batch.length"
 END = "batch.first + batch.length, head"
@@ -55,4 +55,25 @@ DQ_BUGS = [
     bug("flag of the second consumer for dQ", "dq, packed", RING, "num_programs(0) * wid", "num_programs(0)"),
 ]  # fmt: skip
 
-BUGS = [*PACKING_BUGS, *FWD_BUGS, *DQ_BUGS]
+BWD_BUGS = [
+    without("program without a tile goes on", "dkdv, packed", BWD, "        if sequence < 0:\n            return\n"),
+    bug("first query faces the first key", "dkdv, packed", BWD, "right += seqlen_k - seqlen_q", "right += 0"),
+    bug("first key faces the last query", "dkdv, packed", BWD, "+= seqlen_k - seqlen_q", "+= seqlen_q - seqlen_k"),
+    bug("no room between numbers", "dkdv, packed", BWD, "seqlen_k, KEYS, BLOCK_M", "seqlen_k, KEYS, 0"),
+    bug("room of a consumer's keys", "dkdv, packed", BWD, "seqlen_k, KEYS, BLOCK_M", "seqlen_k, KEYS, KEYS"),
+    bug("K where Q is", "dkdv, packed", BWD, "keys = keys_of(packed, batch)", "keys = queries_of(packed, batch)"),
+    bug("Q where K is", "dkdv, packed", BWD, "queries = queries_of(packed, batch)", "queries = keys_of(packed, batch)"),
+    bug("dK where Q is", "dkdv, packed", BWD, "corner(dk_desc, keys_of(packed", "corner(dk_desc, queries_of(packed"),
+    bug("dQ where K is", "bwd, packed", BWD, "corner(dq_desc, queries_of(packed", "corner(dq_desc, keys_of(packed"),
+    bug("dQ of the first columns alone", "bwd, packed", BWD, "tile * BLOCK_M, column)", "tile * BLOCK_M, 0)"),
+    bug("last key hidden", "dkdv, packed, full", BWD, "hidden = seqlen_k - start_n", "hidden = seqlen_k - start_n - 1"),
+    bug("queries after the last", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M + 2"),
+    bug("last tile of queries left out", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M"),
+    bug("flag of the second consumer", "dkdv, packed, full", BWD, "programs(0) * wid + gl", "programs(0) + gl"),
+    bug("numbers of the first sequence", "dkdv, packed", PACKING, "head, packed.numbers + start", "head, start"),
+    bug("numbers of the first head", "dkdv, packed", PACKING, "[0, head, packed", "[0, head * 0, packed"),
+    bug("a row of the next sequence for dK", "dkdv, packed", PACKING, EDGE, EDGE + " - 1", (END, "1 + " + END)),
+    bug("last row left out of dQ's sums", "bwd, packed", PACKING, EDGE, EDGE + " + 1", (END, "-1 + " + END)),
+]  # fmt: skip
+
+BUGS = [*PACKING_BUGS, *FWD_BUGS, *DQ_BUGS, *BWD_BUGS]

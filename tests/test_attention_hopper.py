@@ -18,7 +18,9 @@ pytest.importorskip("triton")
 from fusedformer.kernels.attention import launch
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.hopper import dispatch
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 from fusedformer.kernels.attention.op import attention
+from fusedformer.kernels.attention.packing_kernel import pack
 from fusedformer.kernels.explain import explain
 
 pytestmark = pytest.mark.op("attention")
@@ -41,8 +43,8 @@ CASES = [
 ]
 PACKED = ((70, 100), (0, 9), (3, 0), (130, 129))  # of queries and keys; and a tail of 7 rows that is nobody's
 PACKED_CASES = [
-    (Case(210, 245, 64, dtype=H, heads=2, causal=True, packed=PACKED), WITHOUT_DKDV),
-    (Case(210, 245, 96, dtype=B, heads=1, sinks=True, packed=PACKED), WITHOUT_DKDV),
+    (Case(210, 245, 64, dtype=H, heads=2, causal=True, packed=PACKED), ALL),
+    (Case(210, 245, 96, dtype=B, heads=1, sinks=True, packed=PACKED), ALL),
     (Case(210, 245, 64, dtype=H, heads=1, window=(30, 5), packed=PACKED), WITHOUT_DKDV),
     (Case(78, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True, packed=((1, 70), (77, 70))), {"fwd"}),
 ]
@@ -86,7 +88,11 @@ def test_values_and_gradients(case: Case, kernels: set[str], device: torch.devic
 
 @pytest.mark.parametrize(
     "case",
-    [Case(70, 140, 96, dtype=B, heads=2, causal=True), Case(130, 70, 64, dtype=H, heads=1)],
+    [
+        Case(70, 140, 96, dtype=B, heads=2, causal=True),
+        Case(130, 70, 64, dtype=H, heads=1),
+        Case(75, 145, 64, dtype=H, heads=2, causal=True, packed=((66, 70), (3, 0), (5, 72))),
+    ],
     ids=str,
 )
 def test_fused_gradients(case: Case, device: torch.device, served: set[str]) -> None:
@@ -160,7 +166,21 @@ def test_a_neighbour_does_not_leak(causal: bool, device: torch.device, served: s
     dirty = results()
     assert all(torch.equal(dirty[name], clean[name]) for name in clean)
     assert clean["tail"].count_nonzero() == 0
-    assert served == WITHOUT_DKDV
+    assert served == ALL
+
+
+def test_numbers_of_packed_queries_have_room_after_each_sequence() -> None:
+    with emulated_world("attention"):
+        lengths = torch.tensor([70, 0, 64, 5])
+        starts = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+        delta, shift = torch.randn(2, 1, 3, 150).unbind()  # 11 of which are nobody's
+        delta[..., 139:] = shift[..., 139:] = torch.nan
+        for x, spread_out in zip((delta, shift), spread(delta, shift, starts, pack(starts, 150, 64), 64)):
+            for sequence, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist())):
+                tiles = spread_out[..., start + 64 * sequence :][..., : -(-length // 64) * 64]
+                assert torch.equal(tiles[..., :length], x[..., start : start + length])
+                assert tiles[..., length:].count_nonzero() == 0
+            assert spread_out.shape[2] % 4 == 0
 
 
 def test_a_leak_of_a_packed_sequence_is_mended(device: torch.device, served: set[str]) -> None:
@@ -206,6 +226,19 @@ def test_what_it_does_not_serve_is_said(change: dict[str, object], reason: str) 
     assert step.implementation == "Triton kernel for sm_90"
     assert step.notes[-1].startswith("not the Hopper tier: ")
     assert reason in step.notes[-1]
+
+
+def test_packed_sequences_have_limits() -> None:
+    starts = torch.zeros(2, dtype=torch.int32, device="meta")
+    rows = 2**30 + 1
+    long = torch.empty(rows, 1, 64, dtype=H, device="meta")
+    with dispatch.preferred("1"):
+        (step,) = explain(attention, long, long, long, cu_seqlens_q=starts, cu_seqlens_k=starts, arch=90).steps
+        assert f"it packs {2**30} rows, not {rows}" in step.notes[-1]
+        (step,) = explain(
+            attention, long[:9], long[:9], long[:9], cu_seqlens_q=starts, cu_seqlens_k=starts, arch=90
+        ).steps
+    assert step.implementation == "Gluon kernel for sm_90"
 
 
 def test_it_is_for_one_architecture() -> None:

@@ -123,7 +123,6 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "ALiBi": extras.slopes is not None,
         "dropout": extras.seed is not None,
         "a softcap": extras.softcap != 0,
-        "packed sequences": extras.is_packed and kernel in ("dkdv", "fused"),
         "packed sequences whose first query faces the first key": extras.is_packed and not extras.bottom_right,
         "a scale that is not positive": extras.scale <= 0,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")

@@ -13,6 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from fusedformer.kernels.attention.hopper import packing, tuning
 from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 
 if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
@@ -112,16 +113,21 @@ def _dkdv(
     dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor, sums: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
+    describe = describer(problem)
+    if problem.extras.starts_q is not None:
+        diagonal = 0  # each sequence has its own
+        slots = problem.slots(problem.extras.starts_q, problem.q.shape[1], row.block)
+        delta, shift = spread(delta, shift, problem.extras.starts_q, slots, row.block)
     return (
-        rows_of(problem.q, row.block, row.head_dim),
-        rows_of(problem.k, PROGRAM_ROWS, row.head_dim),
-        rows_of(problem.v, ROWS, row.head_dim),
-        rows_of(dout, row.block, row.head_dim),
+        describe(problem.q, row.block, row.head_dim),
+        describe(problem.k, PROGRAM_ROWS, row.head_dim),
+        describe(problem.v, ROWS, row.head_dim),
+        describe(dout, row.block, row.head_dim),
         numbers_of(delta, row.block),
         numbers_of(shift, row.block),
-        None if sums is None else rows_of(sums, row.block, row.head_dim // 2),
-        rows_of(dk, ROWS, row.head_dim),
-        rows_of(dv, ROWS, row.head_dim),
+        None if sums is None else describe(sums, row.block, row.head_dim // 2),
+        describe(dk, ROWS, row.head_dim),
+        describe(dv, ROWS, row.head_dim),
         finite,
         heads // group,
         group,

@@ -49,6 +49,15 @@ def corner(desc, batch, head, start, column: gl.constexpr = 0):
 
 
 @gluon.jit
+def corner_of_numbers(packed, batch, head, start):
+    """`corner` of numbers of queries."""
+    if packed.numbers is None:
+        return [batch, head, start]
+    else:
+        return [0, head, packed.numbers + start]
+
+
+@gluon.jit
 def query_corner(desc, packed, plane, heads, start):
     """`corner` of the queries of a program; `plane` counts the heads of all batches, packed those of the one."""
     if packed.queries is None:
@@ -58,8 +67,14 @@ def query_corner(desc, packed, plane, heads, start):
 
 
 @gluon.jit
+def queries_of(packed, batch):
+    """What stands in the batch's place in coordinates of queries: `batch` itself where nothing is packed."""
+    return batch if packed.queries is None else packed.queries
+
+
+@gluon.jit
 def keys_of(packed, batch):
-    """What stands in the batch's place in coordinates of keys: `batch` itself where nothing is packed."""
+    """As `queries_of`, of keys."""
     return batch if packed.keys is None else packed.keys
 
 

@@ -100,8 +100,8 @@ _PACKED = tuple((*features, "packed") for features in (*_MASKS[:2], ("window", "
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": (*_MASKS[:2], ("window", "sinks"), *_PACKED),
     "dq": (*_MASKS, *((*features, "packed") for features in _MASKS)),
-    "dkdv": _MASKS[:2],
-    "fused": _MASKS[:2],
+    "dkdv": (*_MASKS[:2], *_PACKED[:2]),
+    "fused": (*_MASKS[:2], *_PACKED[:2]),
 }
 
 
