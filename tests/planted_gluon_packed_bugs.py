@@ -70,7 +70,7 @@ BWD_BUGS = [
     bug("queries after the last", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M + 2"),
     bug("last tile of queries left out", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M"),
     bug("flag of the second consumer", "dkdv, packed, full", BWD, "programs(0) * wid + gl", "programs(0) + gl"),
-    bug("numbers of the first sequence", "dkdv, packed", PACKING, "head, packed.numbers + start", "head, start"),
+    bug("numbers of the first sequence for dK", "dkdv, packed", PACKING, "head, packed.numbers + start", "head, start"),
     bug("numbers of the first head", "dkdv, packed", PACKING, "[0, head, packed", "[0, head * 0, packed"),
     bug("a row of the next sequence for dK", "dkdv, packed", PACKING, EDGE, EDGE + " - 1", (END, "1 + " + END)),
     bug("last row left out of dQ's sums", "bwd, packed", PACKING, EDGE, EDGE + " + 1", (END, "-1 + " + END)),
