@@ -25,11 +25,20 @@ from torch import Tensor
 from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
 from fusedformer.kernels.attention.fp8 import reference as fp8
-from fusedformer.kernels.attention.hopper.launch import numbers_of, queries_of, rows_of
+from fusedformer.kernels.attention.hopper.launch import (
+    PROGRAM_ROWS,
+    grouped_rows_of,
+    numbers_of,
+    packed_rows_of,
+    rows_of,
+)
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
+from fusedformer.kernels.attention.packing_kernel import pack
 
 FOLDER = Path(hopper.__file__).parent
-RING, SCORES, FWD, FP8, BWD, DQ = "ring", "scores", "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel"
-FILES = (RING, SCORES, FWD, FP8, BWD, DQ)
+RING, PACKING, SCORES = "ring", "packing", "scores"
+FWD, FP8, BWD, DQ = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel"
+FILES = (RING, PACKING, SCORES, FWD, FP8, BWD, DQ)
 LOG2_E = math.log2(math.e)
 # Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
 BUDGET, LSE_BUDGET = 2e-3, 1e-5
@@ -74,7 +83,11 @@ def swapped(name: str, case: str, file: str, first: str, second: str) -> GluonBu
 
 @dataclass(frozen=True)
 class Case:
-    """A launch of a kernel: the smallest shapes that have ragged tails, several tiles, and heads that share keys."""
+    """A launch of a kernel: the smallest shapes that have ragged tails, several tiles, and heads that share keys.
+
+    With `packed`, pairs of lengths of sequences, the second of which holds nothing but NaN, `seqlen_q` and `seqlen_k`
+    are the rows of all, and of an unused tail.
+    """
 
     kernel: str
     seqlen_q: int = 150
@@ -94,8 +107,27 @@ class Case:
     has_flags: bool = False
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
+    packed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sequences(self) -> list[tuple[slice, slice]]:
+        """Rows of q and of k of each sequence."""
+        ends_q, ends_k = (list(itertools.accumulate(x)) for x in zip(*self.packed or [(self.seqlen_q, self.seqlen_k)]))
+        return [
+            (slice(end_q - length_q, end_q), slice(end_k - length_k, end_k))
+            for end_q, end_k, (length_q, length_k) in zip(ends_q, ends_k, self.packed or [(ends_q[0], ends_k[0])])
+        ]
+
+    def starts(self, side: int) -> Tensor:
+        """Where the packed sequences begin, of queries (0) or keys (1)."""
+        return torch.tensor([0, *(rows[side].stop for rows in self.sequences)], dtype=torch.int32)
+
+    def describe(self, x: Tensor, rows: int, columns: int) -> Any:
+        """The descriptor of a (B, S, H, D) tensor."""
+        return (packed_rows_of if self.packed else rows_of)(x, rows, columns)
 
 
+PACKED: dict[str, Any] = {"packed": ((66, 100), (3, 9), (0, 7), (5, 70)), "seqlen_q": 80, "seqlen_k": 192}
 CASES = {
     "fwd": Case(FWD),
     "fwd, full": Case(FWD, right=None),
@@ -111,13 +143,19 @@ CASES = {
     "fp8, full": Case(FP8, right=None, head_dim_v=128),
     "fp8, window": Case(FP8, left=130, right=20, stages=3),
     "fp8, hidden": Case(FP8, seqlen_q=130, seqlen_k=70),
+    "fwd, packed": Case(FWD, **PACKED),
+    "fwd, packed, full": Case(FWD, **PACKED, right=None, has_flags=True),
     "dq": Case(DQ),
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "dq, packed": Case(DQ, **PACKED, has_flags=True),
     "dkdv": Case(BWD, seqlen_k=200),
     "dkdv, flags": Case(BWD, has_flags=True, seqlen_k=130, seqlen_q=70),
+    "dkdv, packed": Case(BWD, **PACKED),
+    "dkdv, packed, full": Case(BWD, **PACKED, right=None, has_flags=True),
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
     "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
+    "bwd, packed": Case(BWD, **PACKED, is_fused=True),
 }  # fmt: skip
 
 
@@ -173,20 +211,40 @@ def problem_of(case: Case) -> Problem:
         return torch.randn(shape, generator=generator).to(case.dtype)
 
     q = randn(1, case.seqlen_q, case.heads, case.head_dim)
-    if case.has_flags and case.kernel != BWD:
+    if case.has_flags and case.kernel != BWD and not case.packed:
         q[:, -1] = math.nan  # of the last tile alone
     k = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim)
     v = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim_v)
     dout = randn(1, case.seqlen_q, case.heads, case.head_dim_v)
+    if case.packed:
+        for x, side in ((q, 0), (k, 1), (v, 1), (dout, 0)):
+            x[:, case.sequences[1][side]] = math.nan
+            x[:, case.sequences[-1][side].stop :] = math.nan
     sinks = torch.randn(case.heads, generator=generator) if case.has_sinks else None
-    leaves = [x.double().requires_grad_() for x in (q, k, v)]
-    with torch.enable_grad():
-        out, lse = reference(case, (leaves[0], leaves[1], leaves[2]), sinks)
-        dq, dk, dv = torch.autograd.grad(out, leaves, dout.double())
-    delta = (out.detach() * dout).sum(-1).transpose(1, 2).float().contiguous()
-    shift = torch.where(lse.isinf(), math.inf, lse.detach() * LOG2_E).float().contiguous()
-    expected = {"out": out.detach(), "lse": lse.detach(), "dq": dq, "dk": dk, "dv": dv}
+    expected = _expected(case, (q, k, v), dout, sinks)
+    delta = (expected["out"] * dout).sum(-1).transpose(1, 2).float().contiguous()
+    shift = torch.where(expected["lse"].isinf(), math.inf, expected["lse"] * LOG2_E).float().contiguous()
     return Problem(q, k, v, dout, sinks, delta, shift, expected)
+
+
+def _expected(
+    case: Case, qkv: tuple[Tensor, Tensor, Tensor], dout: Tensor, sinks: Tensor | None
+) -> dict[str, Tensor]:  # fmt: skip
+    """What must come out; in rows that belong to no sequence NaN, as before the launch, and 0 where results add up."""
+    leaves = tuple(x.double().requires_grad_() for x in qkv)
+    expected = {"out": dout, "lse": dout[..., 0].transpose(1, 2), "dq": qkv[0], "dk": qkv[1], "dv": qkv[2]}
+    expected = {name: torch.full(x.shape, math.nan, dtype=torch.float64) for name, x in expected.items()}
+    if case.is_fused:
+        expected["dq"].zero_()
+    for rows, keys in case.sequences:
+        own = [leaves[0][:, rows], leaves[1][:, keys], leaves[2][:, keys]]
+        with torch.enable_grad():
+            out, lse = reference(case, (own[0], own[1], own[2]), sinks)
+            gradients = torch.autograd.grad(out, own, dout[:, rows].double())
+        expected["out"][:, rows], expected["lse"][..., rows] = out.detach(), lse.detach()
+        for name, x, place in zip(("dq", "dk", "dv"), gradients, (rows, keys, keys)):
+            expected[name][:, place] = x
+    return expected
 
 
 def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -196,9 +254,10 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
     scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
     if case.softcap is not None:
         scores = case.softcap * (scores / case.softcap).tanh()
-    distance = torch.arange(case.seqlen_k) - torch.arange(case.seqlen_q)[:, None] - (case.seqlen_k - case.seqlen_q)
-    is_visible = (distance >= -(case.seqlen_k if case.left is None else case.left)) & (
-        distance <= (case.seqlen_k if case.right is None else case.right)
+    seqlen_q, seqlen_k = scores.shape[2:]
+    distance = torch.arange(seqlen_k) - torch.arange(seqlen_q)[:, None] - (seqlen_k - seqlen_q)
+    is_visible = (distance >= -(seqlen_k if case.left is None else case.left)) & (
+        distance <= (seqlen_k if case.right is None else case.right)
     )
     if case.has_slopes:
         scores = scores - slopes_of(case).double().view(1, -1, 1, 1) * distance.abs()
@@ -207,7 +266,7 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
         scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
     sees_any = (scores != -math.inf).any(-1, keepdim=True)
     weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
-    return (weights[..., : case.seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
+    return (weights[..., :seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
 
 
 def slopes_of(case: Case) -> Tensor:
@@ -223,13 +282,17 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     flags = _flags(case, case.heads, case.seqlen_q)
     kv_heads, heads = case.heads // case.group, case.heads_of_tile
-    programs = _programs(case.seqlen_q * heads) * (kv_heads if heads > 1 else case.heads)
+    programs = _programs(case, 0, heads) * (kv_heads if heads > 1 else case.heads)
+
+    def describe(x: Tensor, columns: int) -> Any:
+        return case.describe(x, 64, columns) if heads == 1 else grouped_rows_of(x, kv_heads, heads, columns)
+
     simulator.run(
-        kernel, (programs,), queries_of(q, kv_heads, heads, case.head_dim),
-        rows_of(k, case.block, case.head_dim), rows_of(v, case.block, case.head_dim_v),
-        problem.sinks, queries_of(out, kv_heads, heads, case.head_dim_v), results["lse"], flags, *_sizes(case),
+        kernel, (programs,), describe(q, case.head_dim), case.describe(k, case.block, case.head_dim),
+        case.describe(v, case.block, case.head_dim_v), problem.sinks, describe(out, case.head_dim_v),
+        results["lse"], flags, *_sizes(case),
         None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **options,
+        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_packing(case, 0), **options,
     )  # fmt: skip
     return results | _named(flags)
 
@@ -265,7 +328,7 @@ def run_fp8(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=torch.bfloat16)
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     simulator.run(
-        kernel, (_programs(case.seqlen_q) * case.heads,),
+        kernel, (_programs(case, 0) * case.heads,),
         rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim),
         rows_of(values, case.head_dim_v, case.block), *descales,
         rows_of(out, 64, case.head_dim_v), results["lse"], *_sizes(case),
@@ -280,11 +343,11 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     dq = torch.full_like(problem.q, math.nan)
     flags = _flags(case, case.heads, case.seqlen_q)
     simulator.run(
-        kernel, (_programs(case.seqlen_q) * case.heads,),
-        rows_of(problem.q, 64, case.head_dim), rows_of(problem.k, case.block, case.head_dim),
-        rows_of(problem.v, case.block, case.head_dim_v), rows_of(problem.dout, 64, case.head_dim_v),
-        problem.delta, problem.shift, rows_of(dq, 64, case.head_dim), flags, *_sizes(case),
-        STAGES=case.stages, **REGISTERS, **options,
+        kernel, (_programs(case, 0) * case.heads,),
+        case.describe(problem.q, 64, case.head_dim), case.describe(problem.k, case.block, case.head_dim),
+        case.describe(problem.v, case.block, case.head_dim_v), case.describe(problem.dout, 64, case.head_dim_v),
+        problem.delta, problem.shift, case.describe(dq, 64, case.head_dim), flags, *_sizes(case),
+        STAGES=case.stages, **REGISTERS, **_packing(case, 0), **options,
     )  # fmt: skip
     return {"dq": dq} | _named(flags)
 
@@ -296,14 +359,20 @@ def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
     dq = torch.zeros(problem.q.shape) if case.is_fused else None
     flags = _flags(case, case.heads // case.group, case.seqlen_k)
-    right = None if case.right is None else case.seqlen_k - case.seqlen_q + case.right
+    right, delta, shift = case.right, problem.delta, problem.shift
+    if case.packed:
+        slots = pack(case.starts(0), case.seqlen_q, block)
+        delta, shift = spread(delta, shift, case.starts(0), slots, block)
+    elif right is not None:
+        right += case.seqlen_k - case.seqlen_q
     simulator.run(
-        kernel, (_programs(case.seqlen_k) * case.heads // case.group,),
-        rows_of(problem.q, block, d), rows_of(problem.k, 128, d), rows_of(problem.v, 64, d),
-        rows_of(problem.dout, block, d), numbers_of(problem.delta, block), numbers_of(problem.shift, block),
-        None if dq is None else rows_of(dq, block, d // 2), rows_of(dk, 64, d), rows_of(dv, 64, d), flags,
+        kernel, (_programs(case, 1) * case.heads // case.group,),
+        case.describe(problem.q, block, d), case.describe(problem.k, 128, d), case.describe(problem.v, 64, d),
+        case.describe(problem.dout, block, d), numbers_of(delta, block), numbers_of(shift, block),
+        None if dq is None else case.describe(dq, block, d // 2),
+        case.describe(dk, 64, d), case.describe(dv, 64, d), flags,
         case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, right, d**-0.5 * LOG2_E,
-        STAGES=case.stages, **REGISTERS, **options,
+        STAGES=case.stages, **REGISTERS, **_packing(case, 1), **options,
     )  # fmt: skip
     results = {"dk": dk, "dv": dv} | _named(flags)
     return results if dq is None else results | {"dq": dq * d**-0.5}
@@ -317,8 +386,19 @@ RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
 }
 
 
-def _programs(length: int) -> int:
-    return -(-length // 128)
+def _packing(case: Case, side: int) -> dict[str, Any]:
+    """What a kernel is told of packed sequences, whose queries (0) or keys (1) its programs divide."""
+    if not case.packed:
+        return {}
+    slots = pack(case.starts(side), (case.seqlen_q, case.seqlen_k)[side], PROGRAM_ROWS)
+    return {"starts_q_ptr": case.starts(0), "starts_k_ptr": case.starts(1), "tiles_ptr": slots}
+
+
+def _programs(case: Case, side: int, heads: int = 1) -> int:
+    """For each head, or for each group where `heads` share a tile."""
+    if packing := _packing(case, side):
+        return len(packing["tiles_ptr"])
+    return -(-(case.seqlen_q, case.seqlen_k)[side] * heads // PROGRAM_ROWS)
 
 
 def _sizes(case: Case) -> tuple[Any, ...]:
@@ -334,6 +414,8 @@ def _slopes(case: Case) -> tuple[Any, ...]:
 
 
 def _flags(case: Case, heads: int, length: int) -> Tensor | None:
+    if case.has_flags and case.packed:
+        return torch.full((2, heads, _programs(case, int(case.kernel == BWD))), -1, dtype=torch.int8)
     return torch.full((1, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
 
 
@@ -344,7 +426,8 @@ def _named(flags: Tensor | None) -> dict[str, Tensor]:
 def error(name: str, x: Tensor, case: Case) -> float:
     """The largest difference to float64, relative above 1; infinite where only one of the two is finite."""
     if name == "flags":
-        return 0.0 if x.tolist() == expected_flags(case, x.shape[2]) else math.inf
+        expected_places = expected_packed_flags(case) if case.packed else expected_flags(case, x.shape[2])
+        return 0.0 if x.tolist() == expected_places else math.inf
     expected = (fp8_problem_of(case)[2] if case.kernel == FP8 else problem_of(case).expected)[name]
     if (expected.isfinite() != x.isfinite()).any():
         return math.inf
@@ -359,6 +442,14 @@ def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
         [[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]]
         * (case.heads // (case.group if case.kernel == BWD else 1))
     ]
+
+
+def expected_packed_flags(case: Case) -> list[list[list[int]]]:
+    """For both consumers: which slots are finite, all but those of the sequence of NaN; -1 for those of no sequence."""
+    side = int(case.kernel == BWD)
+    slots = _packing(case, side)["tiles_ptr"][:, 0].tolist()
+    flags = [-1 if sequence < 0 else int(sequence != 1) for sequence in slots]
+    return [[flags] * (case.heads // (case.group if case.kernel == BWD else 1))] * 2
 
 
 def outcome(modules: dict[str, ModuleType], case: Case, seed: int, *, clocks: bool = True) -> str:

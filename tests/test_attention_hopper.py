@@ -18,7 +18,9 @@ pytest.importorskip("triton")
 from fusedformer.kernels.attention import launch
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.hopper import dispatch, tuning
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 from fusedformer.kernels.attention.op import attention
+from fusedformer.kernels.attention.packing_kernel import pack
 from fusedformer.kernels.explain import explain
 
 pytestmark = pytest.mark.op("attention")
@@ -49,6 +51,13 @@ CASES = [
     (Case(5, 140, 128, dtype=H, heads=7, causal=True), ALL),
     (Case(37, 20, 64, dtype=H, heads=6, kv_heads=2, batch=2, causal=True, sinks=True, alibi="bh"), FWD),
     (Case(40, 150, 96, dtype=B, heads=4, window=(60, 3), softcap=3.0), FWD),
+]
+PACKED = ((70, 100), (0, 9), (3, 0), (130, 129))  # of queries and keys; and a tail of 7 rows that is nobody's
+PACKED_CASES = [
+    (Case(210, 245, 64, dtype=H, heads=2, causal=True, packed=PACKED), ALL),
+    (Case(210, 245, 96, dtype=B, heads=1, sinks=True, packed=PACKED), ALL),
+    (Case(210, 245, 64, dtype=H, heads=1, window=(30, 5), packed=PACKED), WITHOUT_DKDV),
+    (Case(78, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True, packed=((1, 70), (77, 70))), {"fwd"}),
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
 GROUPED = Case(20, 70, 64, dtype=H, heads=3, causal=True)
@@ -83,7 +92,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("case", "kernels"), CASES, ids=[str(case) for case, _ in CASES])
+@pytest.mark.parametrize(("case", "kernels"), CASES + PACKED_CASES, ids=[str(case) for case, _ in CASES + PACKED_CASES])
 def test_values_and_gradients(case: Case, kernels: set[str], device: torch.device, served: set[str]) -> None:
     check(case, device)
     assert served == kernels
@@ -91,7 +100,11 @@ def test_values_and_gradients(case: Case, kernels: set[str], device: torch.devic
 
 @pytest.mark.parametrize(
     "case",
-    [Case(70, 140, 96, dtype=B, heads=2, causal=True), Case(130, 70, 64, dtype=H, heads=1)],
+    [
+        Case(70, 140, 96, dtype=B, heads=2, causal=True),
+        Case(130, 70, 64, dtype=H, heads=1),
+        Case(75, 145, 64, dtype=H, heads=2, causal=True, packed=((66, 70), (3, 0), (5, 72))),
+    ],
     ids=str,
 )
 def test_fused_gradients(case: Case, device: torch.device, served: set[str]) -> None:
@@ -148,6 +161,53 @@ def test_what_is_hidden_does_not_leak(value: float, case: Case, device: torch.de
     assert served == ALL
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_a_neighbour_does_not_leak(causal: bool, device: torch.device, served: set[str]) -> None:
+    """Packed sequences: neither what it holds nor, causal, the repair of it."""
+    case = Case(81, 93, 64, dtype=B, heads=1, causal=causal, packed=((3, 4), (70, 80), (2, 3)))
+    inputs = make_inputs(case, device)
+
+    def results() -> dict[str, Tensor]:
+        found = run(lambda **tensors: attention(**tensors, causal=causal, return_lse=True), inputs)
+        own = {name: x[3:73] if name in ("out", "dq") else x[4:84] for name, x in found.items() if name != "lse"}
+        return own | {"lse": found["lse"][:, 3:73], "tail": found["out"][75:]}
+
+    clean = results()
+    for name, rows in (("q", slice(3, 73)), ("k", slice(4, 84)), ("v", slice(4, 84))):
+        own = inputs[name][rows].clone()
+        inputs[name].fill_(torch.nan)[rows] = own
+    dirty = results()
+    assert all(torch.equal(dirty[name], clean[name]) for name in clean)
+    assert clean["tail"].count_nonzero() == 0
+    assert served == ALL
+
+
+def test_numbers_of_packed_queries_have_room_after_each_sequence() -> None:
+    with emulated_world("attention"):
+        lengths = torch.tensor([70, 0, 64, 5])
+        starts = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
+        delta, shift = torch.randn(2, 1, 3, 150).unbind()  # 11 of which are nobody's
+        delta[..., 139:] = shift[..., 139:] = torch.nan
+        for x, spread_out in zip((delta, shift), spread(delta, shift, starts, pack(starts, 150, 64), 64)):
+            for sequence, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist())):
+                tiles = spread_out[..., start + 64 * sequence :][..., : -(-length // 64) * 64]
+                assert torch.equal(tiles[..., :length], x[..., start : start + length])
+                assert tiles[..., length:].count_nonzero() == 0
+            assert spread_out.shape[2] % 4 == 0
+
+
+def test_a_leak_of_a_packed_sequence_is_mended(device: torch.device, served: set[str]) -> None:
+    """What a later key of its own holds does not reach a query, in one tile of queries of several."""
+    case = Case(150, 210, 64, dtype=H, heads=2, kv_heads=1, causal=True, packed=((20, 70), (130, 140)))
+    inputs = make_inputs(case, device)
+    clean, _ = attention(**inputs, causal=True, return_lse=True)
+    inputs["k"][-1] = inputs["v"][-1] = torch.nan
+    dirty, _ = attention(**inputs, causal=True, return_lse=True)
+    assert torch.equal(dirty[:20], clean[:20])
+    torch.testing.assert_close(dirty[:-1], clean[:-1], atol=2e-3, rtol=2e-3)
+    assert dirty[-1].isnan().all()
+
+
 def _last_rows(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Results by query, the queries in the last dimension but one; gradients of all but the last query's output."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
@@ -184,6 +244,19 @@ def test_what_it_does_not_serve_is_said(change: dict[str, object], reason: str) 
     assert step.implementation == "Triton kernel for sm_90"
     assert step.notes[-1].startswith("not the Hopper tier: ")
     assert reason in step.notes[-1]
+
+
+def test_packed_sequences_have_limits() -> None:
+    starts = torch.zeros(2, dtype=torch.int32, device="meta")
+    rows = 2**30 + 1
+    long = torch.empty(rows, 1, 64, dtype=H, device="meta")
+    with dispatch.preferred("1"):
+        (step,) = explain(attention, long, long, long, cu_seqlens_q=starts, cu_seqlens_k=starts, arch=90).steps
+        assert f"it packs {2**30} rows, not {rows}" in step.notes[-1]
+        (step,) = explain(
+            attention, long[:9], long[:9], long[:9], cu_seqlens_q=starts, cu_seqlens_k=starts, arch=90
+        ).steps
+    assert step.implementation == "Gluon kernel for sm_90"
 
 
 def test_it_is_for_one_architecture() -> None:

@@ -13,14 +13,21 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import planted_gluon_bugs
 import planted_gluon_fp8_bugs
 import planted_gluon_gradient_bugs
+import planted_gluon_packed_bugs
 import planted_gluon_score_bugs
 from planted_gluon import CASES, GluonBug, edited, outcome, texts
 
 SEEDS = range(int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10")))
 EVERY = 15  # bugs, of which one is in `make test`
-MODULES = (planted_gluon_bugs, planted_gluon_score_bugs, planted_gluon_gradient_bugs, planted_gluon_fp8_bugs)
+MODULES = (
+    planted_gluon_bugs,
+    planted_gluon_score_bugs,
+    planted_gluon_gradient_bugs,
+    planted_gluon_packed_bugs,
+    planted_gluon_fp8_bugs,
+)
 BUGS = [bug for module in MODULES for bug in module.BUGS]
-HARMLESS = [edit for module in MODULES for edit in module.HARMLESS]
+HARMLESS = [edit for module in MODULES for edit in getattr(module, "HARMLESS", [])]
 # Which random schedules alone let pass on some seeds.
 NEED_CLOCKS = [
     "fwd_kernel: O over the other consumer's Q",

@@ -17,6 +17,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from fusedformer import simulator
 from fusedformer.kernels.attention.hopper import fwd_fp8_kernel
 from fusedformer.simulator.functions import FUNCTIONS
+from fusedformer.simulator.global_memory import Descriptor, Written
 from fusedformer.simulator.scheduler import Scheduler
 from fusedformer.simulator.values import Int32, Int64, Register
 
@@ -269,6 +270,22 @@ def test_shared_memory_begins_as_nan() -> None:
     x = torch.zeros(128)
     simulator.run(kernels.misuse_kernel, (1,), x, 0, "never written")
     assert x[64:].isnan().all()
+
+
+def test_addresses_of_descriptors_wrap_at_64_bits() -> None:
+    """Rows 3 to 6 of 10: the coordinate that bounds them counts to 2^30, and the first brings the address back."""
+    x = torch.arange(1.0, 81.0).view(10, 8)
+    shape, strides = [2**31 - 1, 2**31 - 1, 2**30, 8], [2**34 - 8, 8, 8, 1]
+    descriptor = Descriptor(
+        TensorDescriptor(x, shape, strides, [1, 1, 4, 8], gl.NVMMASharedLayout(32, 32, 4)), Written()
+    )
+    tile = torch.zeros(1, 1, 4, 8)
+    for start, rows in ((-1, slice(2, 6)), (0, slice(3, 7)), (3, slice(6, 7)), (4, slice(7, 7))):
+        piece, of_tile = descriptor.clip([2**30, 7, 2**30 - 4 + start, 0], tile)
+        assert torch.equal(piece.data.reshape(-1, 8), x[rows])
+        assert of_tile.shape == piece.data.shape
+    with pytest.raises(simulator.Hazard, match="outside of a global tensor's memory, but inside of its descriptor"):
+        descriptor.clip([2**30, 11, 2**30 - 4, 0], tile)
 
 
 def test_registers_of_partitions() -> None:

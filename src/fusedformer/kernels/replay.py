@@ -88,12 +88,17 @@ def launch(kernel: Any, programs: int, args: Sequence[Any], **options: Any) -> N
         recorder.launches.append((triton_compat.launcher(compiled, programs, recorder.device), bound))
 
 
-def launch_by(start: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Launch by `start(*args)`, which needs nothing else."""
+def launch_by(start: Callable[..., Any], args: Sequence[Any], by_name: dict[str, Any] | None = None) -> None:
+    """Launch by `start(*args, **by_name)`, which needs nothing else."""
+    names, values = tuple(by_name or ()), tuple((by_name or {}).values())
+
+    def start_by_position(*given: Any) -> None:
+        start(*given[: len(args)], **dict(zip(names, given[len(args) :])))
+
     with _disable_current_modes():
-        start(*args)
+        start_by_position(*args, *values)
     if recorder := _recorder():
-        recorder.launches.append((start, args))
+        recorder.launches.append((start_by_position, (*args, *values)))
 
 
 def _recorder() -> "_Recorder | None":

@@ -16,6 +16,7 @@ from fusedformer.simulator.errors import Hazard, UnsupportedError
 from fusedformer.simulator.values import Register, check_ranks
 
 UNTOUCHED, STORED, REDUCED = 0, 1, 2
+ADDRESSES = 2**64  # bytes
 LARGEST_BOX = 256  # elements of a tile in a dimension, for TMA
 
 
@@ -138,8 +139,10 @@ class Descriptor:
                 f"a tile {list(descriptor.block_shape)} has more than {LARGEST_BOX} elements in a dimension"
             )
         base = descriptor.base.detach()
-        self._base = base.as_strided(tuple(descriptor.shape), tuple(descriptor.strides), base.storage_offset())
-        self._written = written.of(self._base)
+        self._start, self._strides = base.storage_offset(), list(descriptor.strides)
+        elements = base.untyped_storage().nbytes() // base.itemsize
+        flat = base.as_strided((elements,), (1,), 0)
+        self._memory = Piece(flat, written.of(flat))
         self.shape, self.dtype = list(descriptor.shape), base.dtype
         self.block_type = BlockType(list(descriptor.block_shape), base.dtype)
 
@@ -159,9 +162,22 @@ class Descriptor:
         if list(tile.shape) != shape or tile.dtype != self.dtype or len(coordinates) != len(shape):
             held = f"{tile.dtype} {list(tile.shape)} at {len(coordinates)} coordinates"
             raise TypeError(f"{held} for a descriptor of {self.dtype} {shape}")
-        inside, of_tile = [], []
+        firsts, lengths, of_tile = [], [], []
         for first, length, size in zip(map(int, coordinates), shape, self.shape, strict=True):
             low, high = min(max(first, 0), size), min(max(first + length, 0), size)
-            inside.append(slice(low, high))
+            firsts.append(low)
+            lengths.append(high - low)
             of_tile.append(slice(low - first, high - first) if low < high else slice(0, 0))
-        return Piece(self._base[tuple(inside)], self._written[tuple(inside)]), tile[tuple(of_tile)]
+        return self._piece(firsts, lengths), tile[tuple(of_tile)]
+
+    def _piece(self, firsts: list[int], lengths: list[int]) -> Piece:
+        """`lengths` elements from `firsts` on. Addresses wrap at 64 bits, as TMA's do."""
+        if 0 in lengths:
+            return Piece(*(x.new_empty(lengths) for x in (self._memory.data, self._memory.written)))
+        offset = sum(first * stride for first, stride in zip(firsts, self._strides, strict=True))
+        start = (self._start + offset) % (ADDRESSES // self.dtype.itemsize)
+        reach = sum((length - 1) * stride for length, stride in zip(lengths, self._strides, strict=True))
+        if start + reach >= len(self._memory.data):
+            raise Hazard("a tile lies outside of a global tensor's memory, but inside of its descriptor")
+        data, written = (x.as_strided(lengths, self._strides, start) for x in (self._memory.data, self._memory.written))
+        return Piece(data, written)

@@ -145,7 +145,7 @@ class Problem:
         if starts is None:
             packing, tiles = Packing(), triton.cdiv(side.shape[1], block) * side.shape[0]
         else:
-            slots = self._slots(starts, side.shape[1], block)
+            slots = self.slots(starts, side.shape[1], block)
             packing, tiles = Packing(self.extras.starts_q, self.extras.starts_k, slots, len(slots)), len(slots)
         programs = tiles * side.shape[2]
         finite = torch.empty(programs, dtype=torch.int8, device=side.device) if len(self.launches) > 1 else None
@@ -168,7 +168,7 @@ class Problem:
     def _tiled(self, name: str, on_hopper: bool) -> tuple[Tensor | None, Tensor, int]:
         """What the tiles of a kernel divide: where sequences start, if packed; keys or queries; and how many a tile."""
         of_keys = name == "dkdv"
-        block = dispatch.ROWS
+        block = dispatch.PROGRAM_ROWS if self.extras.is_packed else dispatch.ROWS
         if not on_hopper:
             tile = self.tile(name, exact=self.launches[0][0])
             block = tile.block_n if of_keys else tile.block_m
@@ -197,7 +197,7 @@ class Problem:
             "HEAD_DIM": self.q.shape[3], "HEAD_DIM_V": self.v.shape[3],
         }  # fmt: skip
 
-    def _slots(self, starts: Tensor, length: int, block: int) -> Tensor:
+    def slots(self, starts: Tensor, length: int, block: int) -> Tensor:
         """`pack`, once for all launches that need the same."""
         key = (starts is self.extras.starts_q, block)
         if key not in self._packed:

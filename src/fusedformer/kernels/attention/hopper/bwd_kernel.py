@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from fusedformer.kernels.attention.hopper.packing import corner, corner_of_numbers, keys_of, place, queries_of
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
@@ -76,7 +77,7 @@ class Exchange(NamedTuple):
 @gluon.jit
 def _weights(s, shared, t, scale_log2, hidden, CAUSAL: gl.constexpr, layout: gl.constexpr):
     """p^T of tile t. Key row i counts if i < `hidden`; if CAUSAL, for queries of the tile from i - hidden on."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     columns: gl.constexpr = gl.SliceLayout(0, layout)
     shift = shared.shift.index(t % shared.shift.shape[0]).reshape([BLOCK_M]).load(columns)
     p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 0))
@@ -98,8 +99,8 @@ def _bwd_step(
     s_layout: gl.constexpr, dk_layout: gl.constexpr, dq_layout: gl.constexpr,
 ):  # fmt: skip
     """Take tile t of queries into dK, before its scale, and dV; and hand on its dQ."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
-    D: gl.constexpr = shared.q.tiles.shape[4]
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
+    D: gl.constexpr = shared.q.tiles.shape[-1]
     FUSED: gl.constexpr = exchange.ds is not None
     operand: gl.constexpr = gl.DotOperandLayout(0, dk_layout, 2)
     dtype: gl.constexpr = shared.q.tiles.dtype
@@ -147,8 +148,8 @@ def _consumer(
     wid: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Computes dK and dV of 64 keys."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
-    D: gl.constexpr = shared.q.tiles.shape[4]
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
+    D: gl.constexpr = shared.q.tiles.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
@@ -182,15 +183,18 @@ def _consumer(
 
 @gluon.jit
 def _producer(
-    shared, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last, batch, kv_head, start_n
-):
+    shared, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
+    batch, kv_head, start_n,
+):  # fmt: skip
     """Loads what the consumers read."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     keys_full = shared.keys_full.index(0)
     mbarrier.expect(keys_full, k_desc.block_type.nbytes + 2 * v_desc.block_type.nbytes)
-    async_load(k_desc, [batch, kv_head, start_n, 0], keys_full, shared.k)
+    keys = keys_of(packed, batch)
+    queries = queries_of(packed, batch)
+    async_load(k_desc, corner(k_desc, keys, kv_head, start_n), keys_full, shared.k)
     for wid in gl.static_range(2):
-        async_load(v_desc, [batch, kv_head, start_n + wid * ROWS, 0], keys_full, shared.v.index(wid))
+        async_load(v_desc, corner(v_desc, keys, kv_head, start_n + wid * ROWS), keys_full, shared.v.index(wid))
     t = first * 0
     for member in range(group):
         head = kv_head * group + member
@@ -198,22 +202,29 @@ def _producer(
             start_m = tile * BLOCK_M
             stage = claim(shared.q, t, q_desc.block_type.nbytes + shift_desc.block_type.nbytes)
             full = shared.q.full.index(stage)
-            async_load(q_desc, [batch, head, start_m, 0], full, shared.q.tiles.index(stage))
-            async_load(shift_desc, [batch, head, start_m], full, shared.shift.index(stage))
+            async_load(q_desc, corner(q_desc, queries, head, start_m), full, shared.q.tiles.index(stage))
+            async_load(shift_desc, corner_of_numbers(packed, batch, head, start_m), full, shared.shift.index(stage))
             stage = claim(shared.dout, t, dout_desc.block_type.nbytes + delta_desc.block_type.nbytes)
             full = shared.dout.full.index(stage)
-            async_load(dout_desc, [batch, head, start_m, 0], full, shared.dout.tiles.index(stage))
-            async_load(delta_desc, [batch, head, start_m], full, shared.delta.index(stage))
+            async_load(dout_desc, corner(dout_desc, queries, head, start_m), full, shared.dout.tiles.index(stage))
+            async_load(delta_desc, corner_of_numbers(packed, batch, head, start_m), full, shared.delta.index(stage))
             t += 1
 
 
 @gluon.jit
+def _note_finite(finite_ptr, zeros):
+    """Write whether a consumer's zeros are."""
+    zeros = zeros.load(gl.BlockedLayout([2], [32], [1], [0]))
+    gl.store(finite_ptr, gl.sum(zeros, 0) == 0.0)
+
+
+@gluon.jit
 def _writer(
-    shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
+    shared, exchange, packed, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
     plane, seqlen_k,
 ):  # fmt: skip
     """Adds the consumers' halves of dQ to global memory, and stores dK and dV, and whether they are finite."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
+    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     if exchange.dq is not None:
         t = first * 0
         for member in range(group):
@@ -221,29 +232,32 @@ def _writer(
             for tile in range(first, last):
                 for wid in gl.static_range(2):
                     mbarrier.wait(exchange.dq_full.index(wid), t & 1)
-                    column = wid * exchange.dq.shape[4]
-                    async_atomic_add(dq_desc, [batch, head, tile * BLOCK_M, column], exchange.dq.index(wid))
+                    column = wid * exchange.dq.shape[-1]
+                    corner_m = corner(dq_desc, queries_of(packed, batch), head, tile * BLOCK_M, column)
+                    async_atomic_add(dq_desc, corner_m, exchange.dq.index(wid))
                 tma.store_wait(0)
                 for wid in gl.static_range(2):
                     mbarrier.arrive(exchange.dq_empty.index(wid), count=1)
                 t += 1
     mbarrier.wait(shared.done.index(0), 0)
     for wid in gl.static_range(2):
-        async_store(dk_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.dk.index(wid))
-        async_store(dv_desc, [batch, kv_head, start_n + wid * ROWS, 0], shared.v.index(wid))
+        corner_n = corner(dk_desc, keys_of(packed, batch), kv_head, start_n + wid * ROWS)
+        async_store(dk_desc, corner_n, shared.dk.index(wid))
+        async_store(dv_desc, corner_n, shared.v.index(wid))
     if finite_ptr is not None:  # here, for the consumers have no registers left
         for wid in gl.static_range(2):
-            tile = start_n // ROWS + wid  # as ../bwd_dkdv_kernel.py counts them, which repairs those that are not
-            if tile * ROWS < seqlen_k:
-                zeros = shared.zeros.index(wid).load(gl.BlockedLayout([2], [32], [1], [0]))
-                place = plane * gl.cdiv(seqlen_k, ROWS) + tile
-                gl.store(finite_ptr + place, gl.sum(zeros, 0) == 0.0)
+            if packed.keys is None:
+                tile = start_n // ROWS + wid  # as ../bwd_dkdv_kernel.py counts them, which repairs those that are not
+                if tile * ROWS < seqlen_k:
+                    _note_finite(finite_ptr + (plane * gl.cdiv(seqlen_k, ROWS) + tile), shared.zeros.index(wid))
+            else:  # as ring.note_finite
+                _note_finite(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), shared.zeros.index(wid))
     tma.store_wait(0)
 
 
 @gluon.jit
 def _make_exchange(dq_desc, dtype: gl.constexpr):
-    BLOCK_M: gl.constexpr = dq_desc.block_type.shape[2]
+    BLOCK_M: gl.constexpr = dq_desc.block_type.shape[-2]
     ds_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([KEYS, BLOCK_M], dtype)
     ds = gl.allocate_shared_memory(dtype, [2, KEYS, BLOCK_M], ds_layout)
     dq = make_tiles(dq_desc, 2)
@@ -264,7 +278,7 @@ def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAG
     shift = make_tiles(shift_desc, STAGES)
     delta = make_tiles(delta_desc, STAGES)
     dk = q.tiles
-    if q_desc.block_type.shape[2] != ROWS or STAGES < 2:
+    if q_desc.block_type.shape[-2] != ROWS or STAGES < 2:
         dk = make_tiles(v_desc, 2)
     zeros = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     queries_done = make_barriers(1, 2)
@@ -278,7 +292,7 @@ def attention_hopper_bwd_kernel(
     k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, 128, D)
     v_desc,  # (B, Hkv, Sk, Dv), tiles (1, 1, 64, D)
     dout_desc,  # (B, H, Sq, Dv), tiles (1, 1, BLOCK_M, D)
-    delta_desc,  # (B, H, Sq) float32, tiles (1, 1, BLOCK_M)
+    delta_desc,  # (B, H, Sq) float32, tiles (1, 1, BLOCK_M); packed, as the next, spread: see spreading_kernel.py
     shift_desc,  # (B, H, Sq) float32, tiles (1, 1, BLOCK_M): lse in base 2, and +inf for a query that sees no key
     dq_desc,  # (B, H, Sq, D) float32, 0 at the start and without its scale at the end; tiles (1, 1, BLOCK_M, D / 2);
     # None where another kernel computes dQ
@@ -289,18 +303,27 @@ def attention_hopper_bwd_kernel(
     group,
     seqlen_q,
     seqlen_k,
-    right,  # query i sees keys to i + right; None: all
+    right,  # query i sees keys to i + right, of packed sequences counted from both ends; None: all
     scale_log2,  # scale * log2(e), positive
     STAGES: gl.constexpr,  # of the rings of queries
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
+    starts_k_ptr=None,  # (B + 1,) int32
+    tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
     """One program computes dK and dV of 128 keys of one key head, and their share of dQ."""
-    BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
+    BLOCK_M: gl.constexpr = q_desc.block_type.shape[-2]
     CAUSAL: gl.constexpr = right is not None
-    tiles_n = gl.cdiv(seqlen_k, KEYS)
-    plane = gl.program_id(0) // tiles_n
-    start_n = gl.program_id(0) % tiles_n * KEYS  # the first keys first: when causal, they take longest
+    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
+        tiles_ptr, starts_q_ptr, starts_k_ptr, kv_heads, seqlen_k, seqlen_q, seqlen_k, KEYS, BLOCK_M
+    )
+    if tiles_ptr is not None:
+        if sequence < 0:
+            return
+        if CAUSAL:
+            right += seqlen_k - seqlen_q
+    start_n = tile * KEYS  # the first keys first: when causal, they take longest
     batch = plane // kv_heads
     kv_head = plane % kv_heads
     last = gl.cdiv(seqlen_q, BLOCK_M)
@@ -319,12 +342,12 @@ def attention_hopper_bwd_kernel(
             (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 0, CAUSAL)),
             (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 1, CAUSAL)),
             (_producer, (
-                shared, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
+                shared, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
                 batch, kv_head, start_n,
             )),
             (_writer, (
-                shared, exchange, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
-                plane, seqlen_k,
+                shared, exchange, packed, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last,
+                batch, kv_head, start_n, plane, seqlen_k,
             )),
         ],
         [4, 1, 1],

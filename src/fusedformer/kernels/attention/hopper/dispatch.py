@@ -31,6 +31,8 @@ ARCH = 90
 _CAP = 1024  # the largest softcap: errors of capped scores are 2^-22 of it
 _SMALL = 1e-20  # a scale by which slopes can be divided
 ROWS = 64  # queries or keys of a consumer: the tiles whose finiteness a repair asks for
+LONGEST_PACKED = 2**30  # rows of all sequences, see packing.py
+PROGRAM_ROWS = 2 * ROWS  # of packed sequences these are
 
 
 def check(preference: str) -> str:
@@ -131,7 +133,9 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "dropout": extras.seed is not None,
         f"a softcap outside of 1/{_CAP} to {_CAP}": kernel == "fwd" and not _is_fit_cap(extras.softcap),
         "a softcap, in gradients or float8": kernel != "fwd" and extras.softcap != 0,
-        "packed sequences": extras.is_packed,
+        "packed sequences whose first query faces the first key": extras.is_packed and not extras.bottom_right,
+        "packed sequences with ALiBi or a softcap": extras.is_packed and not extras.is_scaled_only,
+        "packed sequences, in float8": kernel == "fwd_fp8" and extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
         "sinks, in float8": kernel == "fwd_fp8" and extras.sinks is not None,
         "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
@@ -151,10 +155,12 @@ def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str
         return f"it is for float16 and bfloat16, not {q.dtype}"
     if not (q.numel() and k.numel()):
         return "there is nothing to compute"
+    if problem.extras.is_packed and max(q.shape[1], k.shape[1]) > LONGEST_PACKED:
+        return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
     features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
-    features += ["alibi"] * (problem.extras.slopes is not None)
+    features += ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
     if row.spills_with(features):
         return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(features)}"
     return None

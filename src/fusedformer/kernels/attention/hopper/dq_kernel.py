@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from fusedformer.kernels.attention.hopper.packing import first_number, keys_of, place, query_corner
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
@@ -54,7 +55,7 @@ def _dq_step(
     MASKED: gl.constexpr, s_layout: gl.constexpr, dq_layout: gl.constexpr,
 ):  # fmt: skip
     """Take tile t of keys into dQ, before its scale."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
     await_tile(shared.k, t)
     s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -76,19 +77,19 @@ def _dq_step(
 
 @gluon.jit
 def _consumer(
-    shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
+    shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
     wid: gl.constexpr,
 ):  # fmt: skip
     """Computes dQ of 64 queries."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    D: gl.constexpr = shared.q.shape[4]
-    DV: gl.constexpr = shared.dout.shape[4]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    D: gl.constexpr = shared.q.shape[-1]
+    DV: gl.constexpr = shared.dout.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     start_m += wid * ROWS
     i = start_m + gl.arange(0, ROWS, gl.SliceLayout(1, s_layout))
     whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 0)
-    offsets = plane.to(gl.int64) * seqlen_q + i
+    offsets = first_number(packed, plane, seqlen_q) + i
     shift = gl.load(shift_ptr + offsets, mask=i < seqlen_q, other=0.0)
     delta = gl.load(delta_ptr + offsets, mask=i < seqlen_q, other=0.0)
     dq = gl.full([ROWS, D], 0.0, gl.float32, dq_layout)
@@ -107,28 +108,28 @@ def _consumer(
     dq = dq * (scale_log2 * LN_2)
     q.store(dq.to(shared.q.dtype))
     fence_async_shared()
-    async_store(dq_desc, [plane // heads, plane % heads, start_m, 0], shared.q.index(wid))
+    async_store(dq_desc, query_corner(dq_desc, packed, plane, heads, start_m), shared.q.index(wid))
     if finite_ptr is not None:
-        note_finite(finite_ptr, dq, start_m, seqlen_q, plane)
+        note_finite(finite_ptr, dq, start_m, seqlen_q, plane, packed, wid)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _producer(shared, sight, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m):
+def _producer(shared, sight, packed, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m):
     """Loads what the consumers read."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    batch = plane // heads
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     head = plane % heads
+    keys = keys_of(packed, plane // heads)
     for wid in gl.static_range(2):
         full = shared.rows_full.index(wid)
         mbarrier.expect(full, q_desc.block_type.nbytes + dout_desc.block_type.nbytes)
         rows = start_m + wid * ROWS
-        async_load(q_desc, [batch, head, rows, 0], full, shared.q.index(wid))
-        async_load(dout_desc, [batch, head, rows, 0], full, shared.dout.index(wid))
+        async_load(q_desc, query_corner(q_desc, packed, plane, heads, rows), full, shared.q.index(wid))
+        async_load(dout_desc, query_corner(dout_desc, packed, plane, heads, rows), full, shared.dout.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
-        fill(shared.k, k_desc, batch, head // group, start_n, t)
-        fill(shared.v, v_desc, batch, head // group, start_n, t)
+        fill(shared.k, k_desc, keys, head // group, start_n, t)
+        fill(shared.v, v_desc, keys, head // group, start_n, t)
 
 
 @gluon.jit(do_not_specialize=["heads", "group", "seqlen_q", "seqlen_k", "diagonal", "left", "right"])
@@ -152,12 +153,20 @@ def attention_hopper_dq_kernel(
     STAGES: gl.constexpr,  # of the rings of keys and of values
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
+    starts_k_ptr=None,  # (B + 1,) int32
+    tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
     """One program computes dQ of 128 queries of one head."""
-    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
-    tiles_m = gl.cdiv(seqlen_q, 2 * ROWS)
-    plane = gl.program_id(0) // tiles_m
-    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * (2 * ROWS)  # last rows first: when causal, they take longest
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
+    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
+        tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q, seqlen_q, seqlen_k, 2 * ROWS
+    )
+    if tiles_ptr is not None:
+        if sequence < 0:
+            return
+        diagonal = seqlen_k - seqlen_q
+    start_m = (gl.cdiv(seqlen_q, 2 * ROWS) - 1 - tile) * (2 * ROWS)  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N)
@@ -173,14 +182,14 @@ def attention_hopper_dq_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                0,
+                shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane,
+                start_m, 0,
             )),
             (_consumer, (
-                shared, sight, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-                1,
+                shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane,
+                start_m, 1,
             )),
-            (_producer, (shared, sight, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m)),
+            (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from fusedformer.kernels.attention.hopper.packing import first_number, keys_of, place, query_corner
 from fusedformer.kernels.attention.hopper.ring import (
     INF,
     LN_2,
@@ -79,7 +80,7 @@ def _fwd_step(
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     await_tile(shared.k, t)
     if PING_PONG:
         mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
@@ -100,10 +101,10 @@ def _fwd_step(
 
 
 @gluon.jit
-def _corner(plane, heads, group, start_m, HEADS: gl.constexpr):
+def _corner(desc, packed, plane, heads, group, start_m, HEADS: gl.constexpr):
     """Where the tile of queries from `start_m` on begins in the descriptor of q, and of out."""
     if HEADS == 1:
-        return (plane // heads, plane % heads, start_m, 0)
+        return query_corner(desc, packed, plane, heads, start_m)
     else:
         kv_heads = heads // group
         return (plane // kv_heads, plane % kv_heads, start_m, 0, 0)
@@ -111,13 +112,13 @@ def _corner(plane, heads, group, start_m, HEADS: gl.constexpr):
 
 @gluon.jit
 def _consumer(
-    shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
     wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
     """Computes 64 rows."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
-    D: gl.constexpr = shared.k.tiles.shape[4]
-    DV: gl.constexpr = shared.v.tiles.shape[4]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    D: gl.constexpr = shared.k.tiles.shape[-1]
+    DV: gl.constexpr = shared.v.tiles.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
@@ -180,29 +181,29 @@ def _consumer(
     out = shared.out.index(wid)
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
-    async_store(out_desc, _corner(plane, heads, group, start_m, HEADS), out)
+    async_store(out_desc, _corner(out_desc, packed, plane, heads, group, start_m, HEADS), out)
     if finite_ptr is not None:
-        note_finite(finite_ptr, acc, start_m, seqlen_q, plane)
+        note_finite(finite_ptr, acc, start_m, seqlen_q, plane, packed, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
-    gl.store(lse_ptr + (of_row.to(gl.int64) * seqlen_q + i), lse, mask=is_row)
+    gl.store(lse_ptr + (first_number(packed, of_row, seqlen_q) + i), lse, mask=is_row)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _producer(shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
+def _producer(shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
     """Loads what the consumers read."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[3]
+    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     first_head = plane if HEADS == 1 else plane * group
-    batch = first_head // heads
     head = first_head % heads
+    keys = keys_of(packed, first_head // heads)
     for wid in gl.static_range(2):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
-        corner = _corner(plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
+        corner = _corner(q_desc, packed, plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
         async_load(q_desc, corner, shared.q_full.index(wid), shared.q.index(wid))
     for t in range(sight.tiles):
         start_n = (sight.first + t) * BLOCK_N
-        fill(shared.k, k_desc, batch, head // group, start_n, t)
-        fill(shared.v, v_desc, batch, head // group, start_n, t)
+        fill(shared.k, k_desc, keys, head // group, start_n, t)
+        fill(shared.v, v_desc, keys, head // group, start_n, t)
 
 
 @gluon.jit(
@@ -234,17 +235,25 @@ def attention_hopper_fwd_kernel(
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
-    HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2
+    HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2; 1 where it is packed
+    starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
+    starts_k_ptr=None,  # (B + 1,) int32
+    tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
     """One program computes 128 queries of one head, or 128 / HEADS of each head of a group.
 
     Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D).
     """
-    BLOCK_N: gl.constexpr = k_desc.block_type.shape[2]
+    BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
     QUERIES: gl.constexpr = 2 * ROWS // HEADS
-    tiles_m = gl.cdiv(seqlen_q, QUERIES)
-    plane = gl.program_id(0) // tiles_m
-    start_m = (tiles_m - 1 - gl.program_id(0) % tiles_m) * QUERIES  # last rows first: when causal, they take longest
+    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
+        tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q, seqlen_q, seqlen_k, QUERIES
+    )
+    if tiles_ptr is not None:
+        if sequence < 0:
+            return
+        diagonal = seqlen_k - seqlen_q
+    start_m = (gl.cdiv(seqlen_q, QUERIES) - 1 - tile) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
     first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS)
@@ -270,14 +279,14 @@ def attention_hopper_fwd_kernel(
     gl.warp_specialize(
         [
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
                 start_m, 0, PING_PONG, HEADS,
             )),
             (_consumer, (
-                shared, sight, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
                 start_m, 1, PING_PONG, HEADS,
             )),
-            (_producer, (shared, sight, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
+            (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +12,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fusedformer.kernels import replay
-from fusedformer.kernels.attention.hopper import tuning
-from fusedformer.kernels.attention.hopper.dispatch import ROWS
+from fusedformer.kernels.attention.hopper import packing, tuning
+from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
+from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 
 if TYPE_CHECKING:
     from fusedformer.kernels.attention.launch import Problem
 
-_PROGRAM_ROWS = 2 * ROWS
+_ANY_STRIDE = 16  # of a dimension of size 1
+_LARGEST_SIZE = 2**31 - 2**16  # of a dimension
 _GLUON = {
     torch.float8_e4m3fn: gl.float8e4nv,
     torch.float16: gl.float16,
@@ -33,23 +36,23 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     Args:
         name: the kernel's.
         problem: q, k, v and settings.
-        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head; None where nothing is
-            hidden.
+        finite: int8, a place for every 64 queries (in "dkdv" and "fused" keys) of every head, of packed sequences for
+            every PROGRAM_ROWS of them; None where nothing is hidden.
         tensors: the same as plain Triton's kernel takes in its place, see attention/launch.py; "fused", those of
             "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale; "fwd_fp8", see
             ../fp8/launch.py.
     """
     row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # dispatch.refusal has found one
-    side = problem.k if name in ("dkdv", "fused") else problem.q
-    programs = side.shape[0] * side.shape[2] * triton.cdiv(side.shape[1], _PROGRAM_ROWS)
     heads = _heads_of_tile(problem) if name == "fwd" else 1
-    if heads > 1:
-        programs = problem.k.shape[0] * problem.k.shape[2] * triton.cdiv(side.shape[1] * heads, _PROGRAM_ROWS)
-        if finite is not None:  # the repair finds out itself: these are few rows
-            finite.zero_()
-            finite = None
-    args = _ARGUMENTS[name](problem, row, finite, *tensors)
+    packed, programs = _divide(problem, heads, of_keys=name in ("dkdv", "fused"))
+    flags = finite
+    if heads > 1 and finite is not None:  # the repair finds out itself: these are few rows
+        finite.zero_()
+        flags = None
+    if packed and finite is not None:  # a repair of packed sequences looks at all rows of a program as one
+        flags = finite.new_empty((2, programs))
+    args = _ARGUMENTS[name](problem, row, flags, *tensors)
     constants: dict[str, Any] = {
         "STAGES": row.stages,
         "CONSUMER_REGISTERS": row.consumer_registers,
@@ -59,27 +62,47 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         constants["PING_PONG"] = row.ping_pong
     if name == "fwd":
         constants["HEADS"] = heads
-    kernel = KERNELS[name]
+    _start(KERNELS[name], programs, problem, args, constants | packed)
+    if packed and flags is not None:
+        torch.amin(flags, 0, out=finite)
+
+
+def _divide(problem: "Problem", heads: int, *, of_keys: bool) -> tuple[dict[str, Tensor | None], int]:
+    """What a kernel is told of packed sequences, if anything, and how many programs it has; `heads` share a tile."""
+    starts, side = (problem.extras.starts_k, problem.k) if of_keys else (problem.extras.starts_q, problem.q)
+    if starts is None:
+        planes = side.shape[0] * (side.shape[2] if heads == 1 else problem.k.shape[2])
+        return {}, planes * triton.cdiv(side.shape[1] * heads, PROGRAM_ROWS)
+    slots = problem.slots(starts, side.shape[1], PROGRAM_ROWS)
+    packed = {"starts_q_ptr": problem.extras.starts_q, "starts_k_ptr": problem.extras.starts_k, "tiles_ptr": slots}
+    return packed, len(slots) * side.shape[2]
+
+
+def _start(kernel: Any, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
     if problem.arch is None:
         from fusedformer import simulator
 
         seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
-        replay.launch_by(functools.partial(simulator.run, kernel, (programs,), seed=seed, **constants), args)
+        replay.launch_by(functools.partial(simulator.run, kernel, (programs,), seed=seed), args, by_name)
         return
     with torch.cuda.device_of(problem.q):
-        replay.launch(kernel, programs, args, **constants, num_warps=4, maxnreg=tuning.REGISTERS)
+        replay.launch(kernel, programs, args, **by_name, num_warps=4, maxnreg=tuning.REGISTERS)
 
 
 def _fwd(
     problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Any, ...]:
-    heads = _heads_of_tile(problem)
+    heads, describe = _heads_of_tile(problem), describer(problem)
+
+    def describe_queries(x: Tensor, columns: int) -> TensorDescriptor:
+        return describe(x, ROWS, columns) if heads == 1 else grouped_rows_of(x, problem.k.shape[2], heads, columns)
+
     return (
-        queries_of(problem.q, problem.k.shape[2], heads, row.head_dim),
-        rows_of(problem.k, row.block, row.head_dim),
-        rows_of(problem.v, row.block, row.head_dim_v),
+        describe_queries(problem.q, row.head_dim),
+        describe(problem.k, row.block, row.head_dim),
+        describe(problem.v, row.block, row.head_dim_v),
         sinks,
-        queries_of(out, problem.k.shape[2], heads, row.head_dim_v),
+        describe_queries(out, row.head_dim_v),
         lse,
         finite,
         *_sizes(problem),
@@ -110,14 +133,15 @@ def _dq(
     problem: "Problem", row: tuning.Row, finite: Tensor | None,
     dout: Tensor, delta: Tensor, shift: Tensor, dq: Tensor, slope_rows: None,
 ) -> tuple[Any, ...]:  # fmt: skip
+    describe = describer(problem)
     return (
-        rows_of(problem.q, ROWS, row.head_dim),
-        rows_of(problem.k, row.block, row.head_dim),
-        rows_of(problem.v, row.block, row.head_dim_v),
-        rows_of(dout, ROWS, row.head_dim_v),
+        describe(problem.q, ROWS, row.head_dim),
+        describe(problem.k, row.block, row.head_dim),
+        describe(problem.v, row.block, row.head_dim_v),
+        describe(dout, ROWS, row.head_dim_v),
         delta,
         shift,
-        rows_of(dq, ROWS, row.head_dim),
+        describe(dq, ROWS, row.head_dim),
         finite,
         *_sizes(problem),
     )
@@ -128,16 +152,21 @@ def _dkdv(
     dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor, sums: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
     heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
+    describe = describer(problem)
+    if problem.extras.starts_q is not None:
+        diagonal = 0  # each sequence has its own
+        slots = problem.slots(problem.extras.starts_q, problem.q.shape[1], row.block)
+        delta, shift = spread(delta, shift, problem.extras.starts_q, slots, row.block)
     return (
-        rows_of(problem.q, row.block, row.head_dim),
-        rows_of(problem.k, _PROGRAM_ROWS, row.head_dim),
-        rows_of(problem.v, ROWS, row.head_dim),
-        rows_of(dout, row.block, row.head_dim),
+        describe(problem.q, row.block, row.head_dim),
+        describe(problem.k, PROGRAM_ROWS, row.head_dim),
+        describe(problem.v, ROWS, row.head_dim),
+        describe(dout, row.block, row.head_dim),
         numbers_of(delta, row.block),
         numbers_of(shift, row.block),
-        None if sums is None else rows_of(sums, row.block, row.head_dim // 2),
-        rows_of(dk, ROWS, row.head_dim),
-        rows_of(dv, ROWS, row.head_dim),
+        None if sums is None else describe(sums, row.block, row.head_dim // 2),
+        describe(dk, ROWS, row.head_dim),
+        describe(dv, ROWS, row.head_dim),
         finite,
         heads // group,
         group,
@@ -169,21 +198,41 @@ def _sizes(problem: "Problem") -> tuple[Any, ...]:
 
 
 def _heads_of_tile(problem: "Problem") -> int:
+    if problem.extras.is_packed:
+        return 1
     return tuning.heads_of_tile(problem.q.shape[2] // problem.k.shape[2], problem.q.shape[1])
 
 
-def queries_of(x: Tensor, kv_heads: int, heads: int, columns: int) -> TensorDescriptor:
-    """Descriptor of tiles of 64 rows of a (B, S, H, D) tensor: of a head, or, if `heads` is not 1, of the heads of a
-    group: row r of a tile is that of query r // heads and head r % heads.
+def grouped_rows_of(x: Tensor, kv_heads: int, heads: int, columns: int) -> TensorDescriptor:
+    """Descriptor of tiles of 64 rows of the heads of a group of a (B, S, H, D) tensor.
+
+    Row r of a tile is that of query r // heads and head r % heads.
     """
-    if heads == 1:
-        return rows_of(x, ROWS, columns)
     return _tiles(x.unflatten(2, (kv_heads, -1)).transpose(1, 2), [1, 1, ROWS // heads, heads, columns])
+
+
+def describer(problem: "Problem") -> Callable[[Tensor, int, int], TensorDescriptor]:
+    """What describes the tensors of a problem."""
+    return packed_rows_of if problem.extras.is_packed else rows_of
 
 
 def rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Descriptor of tiles of `rows` rows of a head of a (B, S, H, D) tensor."""
     return _tiles(x.transpose(1, 2), [1, 1, rows, columns])
+
+
+def packed_rows_of(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Descriptor of tiles of `rows` rows of a head of a (1, total, H, D) tensor, which end with their sequence.
+
+    packing.py says how.
+    """
+    stride = x.stride(1) if x.shape[1] > 1 else _ANY_STRIDE
+    of_heads = x.stride(2) if x.shape[2] > 1 else _ANY_STRIDE
+    block = [1, 1, 1, rows, columns]
+    layout = gl.NVMMASharedLayout.get_default_for(block, _GLUON[x.dtype])
+    largest = packing.LARGEST_SEQUENCE.value
+    shape = [_LARGEST_SIZE, _LARGEST_SIZE, x.shape[2], largest, x.shape[3]]
+    return TensorDescriptor(x, shape, [2**64 // largest - stride, stride, of_heads, stride, 1], block, layout)
 
 
 def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
@@ -203,5 +252,5 @@ def _tiles(x: Tensor, block: list[int]) -> TensorDescriptor:
 
 def _descriptor(x: Tensor, block: list[int], layout: gl.NVMMASharedLayout) -> TensorDescriptor:
     """A dimension of size 1 may have any stride in PyTorch; TMA gets one that it accepts."""
-    strides = [stride if size > 1 else 16 for size, stride in zip(x.shape[:-1], x.stride())]
+    strides = [stride if size > 1 else _ANY_STRIDE for size, stride in zip(x.shape[:-1], x.stride())]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)

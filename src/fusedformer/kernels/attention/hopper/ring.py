@@ -3,6 +3,7 @@
 Legend, as in ../tiles.py: B batch, Sq and Sk lengths, H query heads, Hkv key heads (each serves `group` query heads),
 D head dimension of q and k, Dv that of v and out. Descriptors are of (B, H, S, D) tensors; what a tile has outside of
 the tensor is read as 0 and not written, so ragged lengths and head dimensions that are no powers of two need no code.
+Packed sequences have descriptors of their own, see packing.py: the last dimensions are the same, rows and columns.
 
 A program has a producer warp, which loads tiles by TMA, and consumers: warpgroups of 4 warps with 64 rows each. They
 hand tiles over by pairs of mbarriers. Tile t of a ring of n stages uses stage t % n for the (t // n)-th time, and an
@@ -17,6 +18,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from fusedformer.kernels.attention.hopper.packing import corner
 from fusedformer.kernels.gluon_compat import async_load
 
 INF = gl.constexpr(float("inf"))
@@ -27,7 +29,7 @@ ROWS = gl.constexpr(64)  # of a consumer: those of one wgmma
 class Ring(NamedTuple):
     """Tiles that the producer fills and the consumers empty, in turn."""
 
-    tiles: Any  # (stages, 1, 1, rows, columns)
+    tiles: Any  # (stages, 1, 1, rows, columns), packed a 1 more
     full: Any  # (stages, 1) mbarriers: the tile is there
     empty: Any  # (stages, 1) mbarriers: all its readers are done
 
@@ -81,7 +83,7 @@ def claim(ring, t, nbytes: gl.constexpr):
 def fill(ring, desc, batch, head, start, t):
     """Load rows from `start` on into tile t."""
     stage = claim(ring, t, desc.block_type.nbytes)
-    async_load(desc, [batch, head, start, 0], ring.full.index(stage), ring.tiles.index(stage))
+    async_load(desc, corner(desc, batch, head, start), ring.full.index(stage), ring.tiles.index(stage))
 
 
 @gluon.jit
@@ -94,7 +96,7 @@ def await_tile(ring, t):
 @gluon.jit
 def tile_of(ring, t):
     """Tile t, (rows, columns)."""
-    return ring.tiles.index(t % ring.tiles.shape[0]).reshape([ring.tiles.shape[3], ring.tiles.shape[4]])
+    return ring.tiles.index(t % ring.tiles.shape[0]).reshape([ring.tiles.shape[-2], ring.tiles.shape[-1]])
 
 
 @gluon.jit
@@ -151,11 +153,14 @@ def all_finite(x):
 
 
 @gluon.jit
-def note_finite(finite_ptr, x, start, length, plane):
-    """Write whether a consumer's tile of 64 rows is finite to where the repair of ../fwd_kernel.py looks for it.
+def note_finite(finite_ptr, x, start, length, plane, packed, wid: gl.constexpr):
+    """Write whether the 64 rows of consumer `wid` are finite to where the repair of ../fwd_kernel.py looks for it.
 
-    That kernel counts tiles of a head from its last rows on.
+    That kernel counts tiles of a head from its last rows on; packed, each consumer has a place for each program.
     """
-    tiles = gl.cdiv(length, ROWS)
-    if start < length:
-        gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
+    if packed.queries is None:
+        tiles = gl.cdiv(length, ROWS)
+        if start < length:
+            gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
+    else:
+        gl.store(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), all_finite(x))

@@ -68,7 +68,7 @@ TABLE = (
     Row("fwd_fp8", 256, 128, 128, 2, Predicted(1546, 1979, "matrix")),
     Row("dq", 64, 64, 128, 2, Predicted(781, 989, "matrix")),
     Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix"), spills=("window",)),
-    Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared")),
+    Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared"), spills=("packed",)),
     Row("dkdv", 64, 64, 64, 2, Predicted(794, 876, "shared")),
     Row("dkdv", 128, 128, 64, 2, Predicted(905, 988, "shared")),
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),

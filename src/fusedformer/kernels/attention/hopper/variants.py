@@ -18,8 +18,8 @@ class Tile:
 class HopperVariant:
     """One row of the tuning table, compiled for a dtype ("bf16", "fp16") and features.
 
-    `features` are of "causal", "window", "sinks", "softcap", "alibi" and "grouped" (8 heads share a tile).
-    "fwd_fp8": ((), ("causal",), ("window",)),
+    `features` are of "causal", "window", "sinks", "softcap", "alibi", "grouped" (8 heads share a tile) and "packed".
+    The dtype is that of the result; q, k and v of "fwd_fp8" are float8.
     """
 
     row: tuning.Row
@@ -41,6 +41,10 @@ class HopperVariant:
     def _heads(self) -> int:
         """That share a tile."""
         return 8 if "grouped" in self.features else 1
+
+    @property
+    def _is_packed(self) -> bool:
+        return "packed" in self.features
 
     @property
     def kernel(self) -> str:
@@ -70,6 +74,7 @@ class HopperVariant:
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
+            **dict.fromkeys(("starts_q_ptr", "starts_k_ptr", "tiles_ptr"), "*i32" if self._is_packed else None),
             "scale_log2": "fp32",
             "softcap_log2": "fp32" if "softcap" in self.features else None,
             "slopes_ptr": "*fp32" if "alibi" in self.features else None,
@@ -84,9 +89,10 @@ class HopperVariant:
 
     def _tiles(self) -> dict[str, Any]:
         block, columns, columns_v = self.row.block, self.row.head_dim, self.row.head_dim_v
+        batch_and_head = (1, 1, 1) if self._is_packed else (1, 1)  # packing.py says why
 
         def tile(rows: int, columns: int, dtype: str = self.dtype) -> Tile:
-            return Tile((1, 1, rows, columns), dtype)
+            return Tile((*batch_and_head, rows, columns), dtype)
 
         if self.row.kernel == "fwd_fp8":
             return {
@@ -94,7 +100,7 @@ class HopperVariant:
                 "v_desc": tile(columns_v, block, "fp8e4nv"), "out_desc": tile(64, columns_v),
             }  # fmt: skip
         if self._is_bwd:
-            sums = Tile((1, 1, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
+            sums = Tile((*batch_and_head, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
             queries, keys = tile(block, columns), tile(64, columns)
             numbers = Tile((1, 1, block), "fp32")
             return {
@@ -107,21 +113,28 @@ class HopperVariant:
 
     def _tile_of_queries(self, columns: int) -> Tile:
         rows = (64,) if self._heads == 1 else (64 // self._heads, self._heads)
-        return Tile((1, 1, *rows, columns), self.dtype)
+        return Tile((1, 1, 1, *rows, columns) if self._is_packed else (1, 1, *rows, columns), self.dtype)
 
 
+_MASKS: tuple[tuple[str, ...], ...] = ((), ("causal",), ("window",))
+_PACKED = tuple((*features, "packed") for features in (*_MASKS[:2], ("window", "sinks")))
 # By kernel, what is compiled of each row in bfloat16; sinks are part of the forward in 16 bits alone.
 _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "fwd": (
         (), ("causal",), ("causal", "softcap"), ("causal", "alibi"), ("causal", "grouped"),
         ("window", "sinks"), ("window", "sinks", "softcap"), ("window", "sinks", "alibi"),
-        ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"),
+        ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"), *_PACKED,
     ),
-    "fwd_fp8": ((), ("causal",), ("window",)),
-    "dq": ((), ("causal",), ("window",)),
-    "dkdv": ((), ("causal",)),
-    "fused": ((), ("causal",)),
+    "fwd_fp8": _MASKS,
+    "dq": (*_MASKS, *((*features, "packed") for features in _MASKS)),
+    "dkdv": (*_MASKS[:2], *_PACKED[:2]),
+    "fused": (*_MASKS[:2], *_PACKED[:2]),
 }  # fmt: skip
+
+
+def _kinds(features: tuple[str, ...]) -> set[str]:
+    """The features, and "whole" where nothing is hidden."""
+    return {*features} | (set() if {"causal", "window"} & {*features} else {"whole"})
 
 
 def variants() -> list[HopperVariant]:
@@ -133,7 +146,7 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
-        if not row.spills_with(features or ("whole",))
+        if not row.spills_with(_kinds(features))
     ]
     halves = [row for row in tuning.TABLE if row.head_dim == 128 and row.kernel != "fwd_fp8"]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in halves]
