@@ -64,7 +64,7 @@ HEADS_BUGS = [
     bug("heads of a group rounded up", "fwd, heads", FWD, "of_row = plane * group", "of_row = plane * HEADS"),
     without("LSE of heads that are none", "fwd, heads", FWD, "        is_row = is_row & (rows % HEADS < group)\n"),
     bug(
-        "first head of the other group", "fwd, heads", FWD, "1 else plane * group\n    batch", "1 else plane\n    batch"
+        "first head of the other group", "fwd, heads", FWD, "1 else plane * group\n    head", "1 else plane\n    head"
     ),
     bug("rows of the first group", "fwd, heads", FWD, "plane % kv_heads, start_m", "plane * 0, start_m"),
     bug(

@@ -90,10 +90,10 @@ def launch(kernel: Any, programs: int, args: Sequence[Any], **options: Any) -> N
 
 def launch_by(start: Callable[..., Any], args: Sequence[Any], by_name: dict[str, Any] | None = None) -> None:
     """Launch by `start(*args, **by_name)`, which needs nothing else."""
-    names, values = tuple(by_name or ()), tuple((by_name or {}).values())
+    count, names, values = len(args), tuple(by_name or ()), tuple((by_name or {}).values())
 
     def start_by_position(*given: Any) -> None:
-        start(*given[: len(args)], **dict(zip(names, given[len(args) :])))
+        start(*given[:count], **dict(zip(names, given[count:])))
 
     with _disable_current_modes():
         start_by_position(*args, *values)
