@@ -63,9 +63,7 @@ HEADS_BUGS = [
     bug("heads side by side", "fwd, heads", FWD, "plane * group + rows % HEADS", "plane * group + rows // 16"),
     bug("heads of a group rounded up", "fwd, heads", FWD, "of_row = plane * group", "of_row = plane * HEADS"),
     without("LSE of heads that are none", "fwd, heads", FWD, "        is_row = is_row & (rows % HEADS < group)\n"),
-    bug(
-        "first head of the other group", "fwd, heads", FWD, "1 else plane * group\n    head", "1 else plane\n    head"
-    ),
+    bug("first head of the other group", "fwd, heads", FWD, "1 else plane * group\n    head", "1 else plane\n    head"),
     bug("rows of the first group", "fwd, heads", FWD, "plane % kv_heads, start_m", "plane * 0, start_m"),
     bug(
         "second consumer 64 queries on", "fwd, heads", FWD, "start_m += wid * (ROWS // HEADS)", "start_m += wid * ROWS"

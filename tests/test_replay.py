@@ -14,7 +14,7 @@ from conftest import emulated_world
 from torch import Tensor
 
 import fusedformer
-from fusedformer.kernels import replay, triton_compat
+from fusedformer.kernels import replay
 from fusedformer.kernels.attention.hopper import dispatch
 
 STARTS = torch.tensor([0, 7, 7, 20], dtype=torch.int32)
@@ -180,7 +180,7 @@ def test_forms_that_do_not_come_again_are_dropped(monkeypatch: pytest.MonkeyPatc
 
 
 class TestLauncher:
-    """`triton_compat.launcher`, by a kernel as Triton's compiler leaves it."""
+    """`replay.launcher`, by a kernel as Triton's compiler leaves it."""
 
     @pytest.fixture
     def compiled(self) -> Any:
@@ -189,14 +189,14 @@ class TestLauncher:
             yield compiled
 
     def test_it_launches_on_the_current_stream(self, compiled: Any) -> None:
-        triton_compat.launcher(compiled, 7, torch.device("cuda", 1))("x", 3)
+        replay.launcher(compiled, 7, torch.device("cuda", 1))("x", 3)
         compiled.run.assert_called_once_with(
             7, 1, 1, "stream 1", "function", "metadata", None, None, None, "x", 3
         )  # fmt: skip
 
     @pytest.mark.parametrize("hook", [mock.Mock(), SimpleNamespace(calls=[mock.Mock()])], ids=["function", "chain"])
     def test_hooks_are_called(self, compiled: Any, hook: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        launch = triton_compat.launcher(compiled, 7, torch.device("cuda", 0))
+        launch = replay.launcher(compiled, 7, torch.device("cuda", 0))
         monkeypatch.setattr("triton.knobs.runtime.launch_enter_hook", hook)
         launch("x")
         assert not compiled.run.called

@@ -10,16 +10,19 @@ Nothing is assumed about the op: a call that does anything else, as to compute w
 is called each time.
 """
 
+import contextlib
 import functools
+import importlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fusedformer.kernels import triton_compat
+from fusedformer.kernels.triton_compat import INTERPRETED
 
 MOST_FORMS = 1024  # of an op: where lengths never come again, what was recorded of them must go
 _ALIGNMENT = 16  # bytes: whether an address is a multiple, Triton compiles in
@@ -33,6 +36,13 @@ _empty_strided_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", No
 _SEEN, _NEVER = "seen", "never"
 _local = threading.local()
 _plans: list[dict[Any, "Plan | str"]] = []
+
+
+if INTERPRETED:
+    # Gluon takes names of Triton's language as they are when it is imported: not within a launch of the interpreter,
+    # which replaces them until it is done.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton.experimental.gluon.language")
 
 
 def replayed(environment: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -78,14 +88,38 @@ def forget() -> None:
 def launch(kernel: Any, programs: int, args: Sequence[Any], **options: Any) -> None:
     """Launch a Triton or Gluon kernel: `kernel[(programs,)](*args, **options)`."""
     start = functools.partial(kernel[(programs,)], **options)
-    if triton_compat.INTERPRETED:
+    if INTERPRETED:
         launch_by(start, args)
         return
     compiled = start(*args)
     if recorder := _recorder():
         given = dict(zip(kernel.arg_names, args)) | options
         bound = [given.get(x.name, x.default) for x in kernel.params]
-        recorder.launches.append((triton_compat.launcher(compiled, programs, recorder.device), bound))
+        recorder.launches.append((launcher(compiled, programs, recorder.device), bound))
+
+
+def launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
+    """What launches a compiled kernel, and does no more where nobody has hooks on launches.
+
+    It takes all arguments of the kernel, compile-time ones too, as they were when it was compiled.
+    """
+    grid = (programs, 1, 1)
+    usual = compiled[grid]
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    runtime, stream_of, index = triton.knobs.runtime, torch._C._cuda_getCurrentRawStream, device.index
+
+    def launch(*args: Any) -> None:
+        if _has_calls(runtime.launch_enter_hook) or _has_calls(runtime.launch_exit_hook):
+            usual(*args)
+        else:
+            run(*grid, stream_of(index), function, metadata, None, None, None, *args)
+
+    return launch
+
+
+def _has_calls(hook: Any) -> bool:
+    """A hook is None, a function, or a chain of those."""
+    return hook is not None and bool(getattr(hook, "calls", True))
 
 
 def launch_by(start: Callable[..., Any], args: Sequence[Any], by_name: dict[str, Any] | None = None) -> None:

@@ -4,12 +4,9 @@ The interpreter of both versions multiplies bfloat16 as raw bits in `tl.dot` and
 bfloat16, so kernels call `dot` and `narrow` instead. Compiled, these are `tl.dot` and a cast, and nothing else.
 """
 
-import contextlib
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -17,12 +14,6 @@ import triton.language as tl
 # that needs numpy, which neither PyTorch nor Triton brings.
 INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
 _INTERPRETED = tl.constexpr(INTERPRETED)
-
-if INTERPRETED:
-    # Gluon takes names of Triton's language as they are when it is imported: not within a launch of the interpreter,
-    # which replaces them until it is done.
-    with contextlib.suppress(ImportError):
-        importlib.import_module("triton.experimental.gluon.language")
 
 
 def device_function(function: Callable[..., Any]) -> Any:
@@ -33,30 +24,6 @@ def device_function(function: Callable[..., Any]) -> Any:
     """
     compiled = triton.jit(function)
     return compiled.rewrite() if INTERPRETED else compiled
-
-
-def launcher(compiled: Any, programs: int, device: torch.device) -> Callable[..., None]:
-    """What launches a compiled kernel, and does no more where nobody has hooks on launches.
-
-    It takes all arguments of the kernel, compile-time ones too, as they were when it was compiled.
-    """
-    grid = (programs, 1, 1)
-    usual = compiled[grid]
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-    runtime, stream_of, index = triton.knobs.runtime, torch._C._cuda_getCurrentRawStream, device.index
-
-    def launch(*args: Any) -> None:
-        if _has_calls(runtime.launch_enter_hook) or _has_calls(runtime.launch_exit_hook):
-            usual(*args)
-        else:
-            run(*grid, stream_of(index), function, metadata, None, None, None, *args)
-
-    return launch
-
-
-def _has_calls(hook: Any) -> bool:
-    """A hook is None, a function, or a chain of those."""
-    return hook is not None and bool(getattr(hook, "calls", True))
 
 
 @device_function
