@@ -31,8 +31,8 @@ PACKING_BUGS = [
     bug("end for a length", "fwd, packed", PACKING, "(sequence + 1)) - first)", "(sequence + 1)))"),
     bug("length with the next", "fwd, packed", PACKING, "(sequence + 1)) - first)", "(sequence + 2)) - first)"),
     bug("length of a row more", "fwd, packed, full", PACKING, "1)) - first)", "1)) - first + 1)"),
-    bug("queries of all sequences", "fwd, packed", PACKING, "queries.length, keys", "seqlen_q, keys"),
-    bug("keys of all sequences", "fwd, packed, full", PACKING, ", keys.length, packed", ", seqlen_k, packed"),
+    without("queries of all sequences", "fwd, packed", FWD, "        seqlen_q = packed.queries.length\n"),
+    without("keys of all sequences", "fwd, packed, full", FWD, "        seqlen_k = packed.keys.length\n"),
     bug("length of a row less", "fwd, packed", PACKING, "1)) - first)", "1)) - first - 1)"),
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ FWD_BUGS = [
     bug("K where Q is", "fwd, packed", FWD, "fill(shared.k, k_desc, keys,", "fill(shared.k, k_desc, packed.queries,"),
     bug("V where Q is", "fwd, packed", FWD, "fill(shared.v, v_desc, keys,", "fill(shared.v, v_desc, packed.queries,"),
     bug("key after the last one seen", "fwd, packed, full", FWD, "Sight(seqlen_k, lower", "Sight(seqlen_k + 1, lower"),
-    bug("LSE over the next sequence", "fwd, packed", FWD, ", lse, mask=i < seqlen_q)", ", lse, mask=i < seqlen_q + 1)"),
+    bug("LSE over the next sequence", "fwd, packed", FWD, "is_row = i < seqlen_q", "is_row = i < seqlen_q + 1"),
     bug("flag of the second consumer", "fwd, packed, full", RING, "num_programs(0) * wid", "num_programs(0)"),
 ]  # fmt: skip
 
@@ -59,8 +59,8 @@ BWD_BUGS = [
     without("program without a tile goes on", "dkdv, packed", BWD, "        if sequence < 0:\n            return\n"),
     bug("first query faces the first key", "dkdv, packed", BWD, "right += seqlen_k - seqlen_q", "right += 0"),
     bug("first key faces the last query", "dkdv, packed", BWD, "+= seqlen_k - seqlen_q", "+= seqlen_q - seqlen_k"),
-    bug("no room between numbers", "dkdv, packed", BWD, "seqlen_k, KEYS, BLOCK_M", "seqlen_k, KEYS, 0"),
-    bug("room of a consumer's keys", "dkdv, packed", BWD, "seqlen_k, KEYS, BLOCK_M", "seqlen_k, KEYS, KEYS"),
+    bug("no room between numbers", "dkdv, packed", BWD, "kv_heads, seqlen_q, BLOCK_M", "kv_heads, seqlen_q, 0"),
+    bug("room of a consumer's keys", "dkdv, packed", BWD, "kv_heads, seqlen_q, BLOCK_M", "kv_heads, seqlen_q, KEYS"),
     bug("K where Q is", "dkdv, packed", BWD, "keys = keys_of(packed, batch)", "keys = queries_of(packed, batch)"),
     bug("Q where K is", "dkdv, packed", BWD, "queries = queries_of(packed, batch)", "queries = keys_of(packed, batch)"),
     bug("dK where Q is", "dkdv, packed", BWD, "corner(dk_desc, keys_of(packed", "corner(dk_desc, queries_of(packed"),

@@ -27,7 +27,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fusedformer.kernels.attention.hopper.packing import corner, corner_of_numbers, keys_of, place, queries_of
+from fusedformer.kernels.attention.hopper.packing import (
+    Packed,
+    corner,
+    corner_of_numbers,
+    keys_of,
+    packed_place,
+    place,
+    queries_of,
+)
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
@@ -315,12 +323,15 @@ def attention_hopper_bwd_kernel(
     """One program computes dK and dV of 128 keys of one key head, and their share of dQ."""
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[-2]
     CAUSAL: gl.constexpr = right is not None
-    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
-        tiles_ptr, starts_q_ptr, starts_k_ptr, kv_heads, seqlen_k, seqlen_q, seqlen_k, KEYS, BLOCK_M
-    )
-    if tiles_ptr is not None:
+    if tiles_ptr is None:
+        packed = Packed(None, None, None, None)  # made here: no function of Triton 3.6 can return None in a tuple
+        plane, tile = place(seqlen_k, KEYS)
+    else:
+        sequence, plane, tile, packed = packed_place(tiles_ptr, starts_q_ptr, starts_k_ptr, kv_heads, seqlen_q, BLOCK_M)
         if sequence < 0:
             return
+        seqlen_q = packed.queries.length
+        seqlen_k = packed.keys.length
         if CAUSAL:
             right += seqlen_k - seqlen_q
     start_n = tile * KEYS  # the first keys first: when causal, they take longest

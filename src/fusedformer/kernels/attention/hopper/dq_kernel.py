@@ -19,7 +19,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fusedformer.kernels.attention.hopper.packing import first_number, keys_of, place, query_corner
+from fusedformer.kernels.attention.hopper.packing import (
+    Packed,
+    first_number,
+    keys_of,
+    packed_place,
+    place,
+    query_corner,
+)
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
@@ -159,12 +166,15 @@ def attention_hopper_dq_kernel(
 ):
     """One program computes dQ of 128 queries of one head."""
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
-    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
-        tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q, seqlen_q, seqlen_k, 2 * ROWS
-    )
-    if tiles_ptr is not None:
+    if tiles_ptr is None:
+        packed = Packed(None, None, None, None)  # made here: no function of Triton 3.6 can return None in a tuple
+        plane, tile = place(seqlen_q, 2 * ROWS)
+    else:
+        sequence, plane, tile, packed = packed_place(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q)
         if sequence < 0:
             return
+        seqlen_q = packed.queries.length
+        seqlen_k = packed.keys.length
         diagonal = seqlen_k - seqlen_q
     start_m = (gl.cdiv(seqlen_q, 2 * ROWS) - 1 - tile) * (2 * ROWS)  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left

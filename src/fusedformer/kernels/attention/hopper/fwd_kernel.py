@@ -27,7 +27,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from fusedformer.kernels.attention.hopper.packing import first_number, keys_of, place, query_corner
+from fusedformer.kernels.attention.hopper.packing import (
+    Packed,
+    first_number,
+    keys_of,
+    packed_place,
+    place,
+    query_corner,
+)
 from fusedformer.kernels.attention.hopper.ring import (
     INF,
     LN_2,
@@ -246,12 +253,15 @@ def attention_hopper_fwd_kernel(
     """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
     QUERIES: gl.constexpr = 2 * ROWS // HEADS
-    sequence, plane, tile, seqlen_q, seqlen_k, packed = place(
-        tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q, seqlen_q, seqlen_k, QUERIES
-    )
-    if tiles_ptr is not None:
+    if tiles_ptr is None:
+        packed = Packed(None, None, None, None)  # made here: no function of Triton 3.6 can return None in a tuple
+        plane, tile = place(seqlen_q, QUERIES)
+    else:
+        sequence, plane, tile, packed = packed_place(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, seqlen_q)
         if sequence < 0:
             return
+        seqlen_q = packed.queries.length
+        seqlen_k = packed.keys.length
         diagonal = seqlen_k - seqlen_q
     start_m = (gl.cdiv(seqlen_q, QUERIES) - 1 - tile) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left

@@ -88,27 +88,25 @@ def first_number(packed, plane, seqlen_q):
 
 
 @gluon.jit
-def place(
-    tiles_ptr, starts_q_ptr, starts_k_ptr, heads, length, seqlen_q, seqlen_k,
-    BLOCK: gl.constexpr, ROOM: gl.constexpr = 0,
-):  # fmt: skip
-    """Where this program works: sequence, negative for nowhere, plane, tile of BLOCK rows out of `length`, and then
-    lengths and rows of its sequence.
+def place(length, BLOCK: gl.constexpr):
+    """Where this program works where nothing is packed: plane, and tile of BLOCK rows out of `length`."""
+    tiles = gl.cdiv(length, BLOCK)
+    return gl.program_id(0) // tiles, gl.program_id(0) % tiles
+
+
+@gluon.jit
+def packed_place(tiles_ptr, starts_q_ptr, starts_k_ptr, heads, total_q, ROOM: gl.constexpr = 0):
+    """Where this program works in packed sequences: sequence, negative for nowhere, plane, tile, and its rows.
 
     ROOM: places between the numbers of one sequence's queries and the next's.
     """
-    if tiles_ptr is None:
-        tiles = gl.cdiv(length, BLOCK)
-        nothing = Packed(None, None, None, None)
-        return 0, gl.program_id(0) // tiles, gl.program_id(0) % tiles, seqlen_q, seqlen_k, nothing
-    else:
-        slots = gl.num_programs(0) // heads
-        slot_ptr = tiles_ptr + 2 * (gl.program_id(0) % slots)
-        sequence = gl.load(slot_ptr)
-        queries = _extent(starts_q_ptr, gl.maximum(sequence, 0))
-        keys = _extent(starts_k_ptr, gl.maximum(sequence, 0))
-        packed = Packed(queries, keys, seqlen_q, queries.first + sequence * ROOM)
-        return sequence, gl.program_id(0) // slots, gl.load(slot_ptr + 1), queries.length, keys.length, packed
+    slots = gl.num_programs(0) // heads
+    slot_ptr = tiles_ptr + 2 * (gl.program_id(0) % slots)
+    sequence = gl.load(slot_ptr)
+    queries = _extent(starts_q_ptr, gl.maximum(sequence, 0))
+    keys = _extent(starts_k_ptr, gl.maximum(sequence, 0))
+    packed = Packed(queries, keys, total_q, queries.first + sequence * ROOM)
+    return sequence, gl.program_id(0) // slots, gl.load(slot_ptr + 1), packed
 
 
 @gluon.jit
