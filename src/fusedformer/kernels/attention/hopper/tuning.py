@@ -83,8 +83,8 @@ SCORED = {
     ("softcap", 256, 256): Predicted(743, 959, "shared"),
     ("alibi", 64, 64): Predicted(614, 864, "issue"),
     ("alibi", 128, 128): Predicted(802, 989, "matrix"),
-    ("alibi", 256, 128): Predicted(813, 880, "shared"),
-    ("alibi", 256, 256): Predicted(848, 959, "shared"),
+    ("alibi", 256, 128): Predicted(819, 880, "shared"),
+    ("alibi", 256, 256): Predicted(850, 959, "shared"),
 }
 
 
