@@ -1,17 +1,15 @@
-"""Bugs planted in the Hopper attention kernels, as data, and what the simulator says of a kernel that has one.
+"""Bugs planted in the Hopper attention kernels, as data, and the cases that show them: planted_gluon_runs.py.
 
 A bug is an edit of the kernels' text. Edited kernels run in this process, from copies of their files: Gluon reads a
-kernel's source from its file. They are launched as they stand, without the repair of hidden NaN that attention adds.
+kernel's source from its file.
 """
 
-import functools
 import importlib
 import itertools
-import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,32 +17,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from attention_fp8_oracle import attention_by_tiles
 from torch import Tensor
 
-from fusedformer import simulator
 from fusedformer.kernels.attention import hopper
-from fusedformer.kernels.attention.fp8 import reference as fp8
 from fusedformer.kernels.attention.hopper.launch import (
-    PROGRAM_ROWS,
-    grouped_rows_of,
-    numbers_of,
     packed_rows_of,
     rows_of,
 )
-from fusedformer.kernels.attention.hopper.spreading_kernel import spread
-from fusedformer.kernels.attention.packing_kernel import pack
 
 FOLDER = Path(hopper.__file__).parent
 RING, PACKING, SCORES = "ring", "packing", "scores"
 FWD, FP8, BWD, DQ = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel"
 FILES = (RING, PACKING, SCORES, FWD, FP8, BWD, DQ)
-LOG2_E = math.log2(math.e)
-# Of the error, relative above 1: what float16 costs these shapes, and float32, several times over.
-BUDGET, LSE_BUDGET = 2e-3, 1e-5
-# What bfloat16 costs beside weights that are rounded to e4m3 in the same tiles; a weight may be rounded the other way.
-FP8_BUDGET = 6e-3
-REGISTERS: dict[str, Any] = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
 _copies = itertools.count()
 
 
@@ -186,279 +170,3 @@ def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
             sys.path.remove(folder)
             for name in [name for name in sys.modules if name.partition(".")[0] == package]:
                 del sys.modules[name]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a case computes on, and what must come out, in float64."""
-
-    q: Tensor  # (B, Sq, H, D)
-    k: Tensor  # (B, Sk, Hkv, D)
-    v: Tensor  # (B, Sk, Hkv, Dv)
-    dout: Tensor  # (B, Sq, H, Dv)
-    sinks: Tensor | None  # (H,)
-    delta: Tensor  # (B, H, Sq) float32
-    shift: Tensor  # (B, H, Sq) float32
-    expected: dict[str, Tensor]
-
-
-@functools.cache
-def problem_of(case: Case) -> Problem:
-    """The numbers of a case."""
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(case.dtype)
-
-    q = randn(1, case.seqlen_q, case.heads, case.head_dim)
-    if case.has_flags and case.kernel != BWD and not case.packed:
-        q[:, -1] = math.nan  # of the last tile alone
-    k = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim)
-    v = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim_v)
-    dout = randn(1, case.seqlen_q, case.heads, case.head_dim_v)
-    if case.packed:
-        for x, side in ((q, 0), (k, 1), (v, 1), (dout, 0)):
-            x[:, case.sequences[1][side]] = math.nan
-            x[:, case.sequences[-1][side].stop :] = math.nan
-    sinks = torch.randn(case.heads, generator=generator) if case.has_sinks else None
-    expected = _expected(case, (q, k, v), dout, sinks)
-    delta = (expected["out"] * dout).sum(-1).transpose(1, 2).float().contiguous()
-    shift = torch.where(expected["lse"].isinf(), math.inf, expected["lse"] * LOG2_E).float().contiguous()
-    return Problem(q, k, v, dout, sinks, delta, shift, expected)
-
-
-def _expected(
-    case: Case, qkv: tuple[Tensor, Tensor, Tensor], dout: Tensor, sinks: Tensor | None
-) -> dict[str, Tensor]:  # fmt: skip
-    """What must come out; in rows that belong to no sequence NaN, as before the launch, and 0 where results add up."""
-    leaves = tuple(x.double().requires_grad_() for x in qkv)
-    expected = {"out": dout, "lse": dout[..., 0].transpose(1, 2), "dq": qkv[0], "dk": qkv[1], "dv": qkv[2]}
-    expected = {name: torch.full(x.shape, math.nan, dtype=torch.float64) for name, x in expected.items()}
-    if case.is_fused:
-        expected["dq"].zero_()
-    for rows, keys in case.sequences:
-        own = [leaves[0][:, rows], leaves[1][:, keys], leaves[2][:, keys]]
-        with torch.enable_grad():
-            out, lse = reference(case, (own[0], own[1], own[2]), sinks)
-            gradients = torch.autograd.grad(out, own, dout[:, rows].double())
-        expected["out"][:, rows], expected["lse"][..., rows] = out.detach(), lse.detach()
-        for name, x, place in zip(("dq", "dk", "dv"), gradients, (rows, keys, keys)):
-            expected[name][:, place] = x
-    return expected
-
-
-def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """out (B, Sq, H, Dv) and lse (B, H, Sq); a query that sees no key gives 0 and -inf."""
-    q = qkv[0].transpose(1, 2)
-    k, v = (x.transpose(1, 2).repeat_interleave(case.group, 1) for x in qkv[1:])
-    scores = q @ k.transpose(2, 3) * case.head_dim**-0.5
-    if case.softcap is not None:
-        scores = case.softcap * (scores / case.softcap).tanh()
-    seqlen_q, seqlen_k = scores.shape[2:]
-    distance = torch.arange(seqlen_k) - torch.arange(seqlen_q)[:, None] - (seqlen_k - seqlen_q)
-    is_visible = (distance >= -(seqlen_k if case.left is None else case.left)) & (
-        distance <= (seqlen_k if case.right is None else case.right)
-    )
-    if case.has_slopes:
-        scores = scores - slopes_of(case).double().view(1, -1, 1, 1) * distance.abs()
-    scores = scores.masked_fill(~is_visible, -math.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
-    sees_any = (scores != -math.inf).any(-1, keepdim=True)
-    weights = scores.masked_fill(~sees_any, 0).softmax(-1).where(sees_any, 0)
-    return (weights[..., :seqlen_k] @ v).transpose(1, 2), scores.logsumexp(-1)
-
-
-def slopes_of(case: Case) -> Tensor:
-    """(H,): ALiBi's, of which the last is negative."""
-    return torch.linspace(0.3, -0.02, case.heads)
-
-
-def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
-    """Launch the forward kernel."""
-    problem = problem_of(case)
-    q, k, v = problem.q, problem.k, problem.v
-    out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=case.dtype)
-    results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
-    flags = _flags(case, case.heads, case.seqlen_q)
-    kv_heads, heads = case.heads // case.group, case.heads_of_tile
-    programs = _programs(case, 0, heads) * (kv_heads if heads > 1 else case.heads)
-
-    def describe(x: Tensor, columns: int) -> Any:
-        return case.describe(x, 64, columns) if heads == 1 else grouped_rows_of(x, kv_heads, heads, columns)
-
-    simulator.run(
-        kernel, (programs,), describe(q, case.head_dim), case.describe(k, case.block, case.head_dim),
-        case.describe(v, case.block, case.head_dim_v), problem.sinks, describe(out, case.head_dim_v),
-        results["lse"], flags, *_sizes(case),
-        None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_packing(case, 0), **options,
-    )  # fmt: skip
-    return results | _named(flags)
-
-
-@functools.cache
-def fp8_problem_of(case: Case) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
-    """q, k and v in float8, their descales, and what must come out, with weights of a tile rounded to e4m3."""
-    generator = torch.Generator().manual_seed(0)
-    kv_heads = case.heads // case.group
-    shapes = {
-        "q": (case.seqlen_q, case.heads, case.head_dim),
-        "k": (case.seqlen_k, kv_heads, case.head_dim),
-        "v": (case.seqlen_k, kv_heads, case.head_dim_v),
-    }
-    tensors = {name: torch.randn((1, *shape), generator=generator).to(fp8.DTYPE) for name, shape in shapes.items()}
-    descales = [0.7 + torch.rand((1, x.shape[2]), generator=generator) for x in tensors.values()]
-    wide = (fp8.dequantize(x, descale, torch.float64) for x, descale in zip(tensors.values(), descales))
-    out, lse = attention_by_tiles(*wide, window=(case.left, case.right), rounded=True, block=case.block)
-    return tensors, descales, {"out": out, "lse": lse}
-
-
-def run_fp8(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
-    """Launch the forward kernel of float8."""
-    tensors, descales, _ = fp8_problem_of(case)
-    q, k, v = tensors.values()
-    tiles = -(-case.seqlen_k // case.block)
-    padded = torch.zeros((1, tiles * case.block, v.shape[2], case.head_dim_v)).to(v.dtype)
-    padded[:, : case.seqlen_k] = v
-    values = padded.view(1, tiles, case.block // 16, 2, 4, 2, v.shape[2], case.head_dim_v).permute(
-        0, 1, 7, 2, 4, 3, 5, 6
-    )
-    values = values.reshape(1, tiles * case.head_dim_v, case.block, v.shape[2]).transpose(2, 3).contiguous()
-    out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=torch.bfloat16)
-    results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
-    simulator.run(
-        kernel, (_programs(case, 0) * case.heads,),
-        rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim),
-        rows_of(values, case.head_dim_v, case.block), *descales,
-        rows_of(out, 64, case.head_dim_v), results["lse"], *_sizes(case),
-        STAGES=case.stages, PING_PONG=True, **REGISTERS, **options,
-    )  # fmt: skip
-    return results
-
-
-def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
-    """Launch the kernel of dQ alone."""
-    problem = problem_of(case)
-    dq = torch.full_like(problem.q, math.nan)
-    flags = _flags(case, case.heads, case.seqlen_q)
-    simulator.run(
-        kernel, (_programs(case, 0) * case.heads,),
-        case.describe(problem.q, 64, case.head_dim), case.describe(problem.k, case.block, case.head_dim),
-        case.describe(problem.v, case.block, case.head_dim_v), case.describe(problem.dout, 64, case.head_dim_v),
-        problem.delta, problem.shift, case.describe(dq, 64, case.head_dim), flags, *_sizes(case),
-        STAGES=case.stages, **REGISTERS, **_packing(case, 0), **options,
-    )  # fmt: skip
-    return {"dq": dq} | _named(flags)
-
-
-def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
-    """Launch the kernel of dK and dV, and of dQ if the case is fused."""
-    problem = problem_of(case)
-    d, block = case.head_dim, case.block
-    dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
-    dq = torch.zeros(problem.q.shape) if case.is_fused else None
-    flags = _flags(case, case.heads // case.group, case.seqlen_k)
-    right, delta, shift = case.right, problem.delta, problem.shift
-    if case.packed:
-        slots = pack(case.starts(0), case.seqlen_q, block)
-        delta, shift = spread(delta, shift, case.starts(0), slots, block)
-    elif right is not None:
-        right += case.seqlen_k - case.seqlen_q
-    simulator.run(
-        kernel, (_programs(case, 1) * case.heads // case.group,),
-        case.describe(problem.q, block, d), case.describe(problem.k, 128, d), case.describe(problem.v, 64, d),
-        case.describe(problem.dout, block, d), numbers_of(delta, block), numbers_of(shift, block),
-        None if dq is None else case.describe(dq, block, d // 2),
-        case.describe(dk, 64, d), case.describe(dv, 64, d), flags,
-        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, right, d**-0.5 * LOG2_E,
-        STAGES=case.stages, **REGISTERS, **_packing(case, 1), **options,
-    )  # fmt: skip
-    results = {"dk": dk, "dv": dv} | _named(flags)
-    return results if dq is None else results | {"dq": dq * d**-0.5}
-
-
-RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
-    FWD: (run_fwd, "attention_hopper_fwd_kernel"),
-    FP8: (run_fp8, "attention_hopper_fwd_fp8_kernel"),
-    DQ: (run_dq, "attention_hopper_dq_kernel"),
-    BWD: (run_bwd, "attention_hopper_bwd_kernel"),
-}
-
-
-def _packing(case: Case, side: int) -> dict[str, Any]:
-    """What a kernel is told of packed sequences, whose queries (0) or keys (1) its programs divide."""
-    if not case.packed:
-        return {}
-    slots = pack(case.starts(side), (case.seqlen_q, case.seqlen_k)[side], PROGRAM_ROWS)
-    return {"starts_q_ptr": case.starts(0), "starts_k_ptr": case.starts(1), "tiles_ptr": slots}
-
-
-def _programs(case: Case, side: int, heads: int = 1) -> int:
-    """For each head, or for each group where `heads` share a tile."""
-    if packing := _packing(case, side):
-        return len(packing["tiles_ptr"])
-    return -(-(case.seqlen_q, case.seqlen_k)[side] * heads // PROGRAM_ROWS)
-
-
-def _sizes(case: Case) -> tuple[Any, ...]:
-    """heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2."""
-    diagonal = case.seqlen_k - case.seqlen_q
-    lengths = (case.heads, case.group, case.seqlen_q, case.seqlen_k)
-    return (*lengths, diagonal, case.left, case.right, case.head_dim**-0.5 * LOG2_E)
-
-
-def _slopes(case: Case) -> tuple[Any, ...]:
-    """ALiBi's slopes (B, H) and their strides."""
-    return (slopes_of(case), case.heads, 1) if case.has_slopes else (None, None, None)
-
-
-def _flags(case: Case, heads: int, length: int) -> Tensor | None:
-    if case.has_flags and case.packed:
-        return torch.full((2, heads, _programs(case, int(case.kernel == BWD))), -1, dtype=torch.int8)
-    return torch.full((1, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
-
-
-def _named(flags: Tensor | None) -> dict[str, Tensor]:
-    return {} if flags is None else {"flags": flags}
-
-
-def error(name: str, x: Tensor, case: Case) -> float:
-    """The largest difference to float64, relative above 1; infinite where only one of the two is finite."""
-    if name == "flags":
-        expected_places = expected_packed_flags(case) if case.packed else expected_flags(case, x.shape[2])
-        return 0.0 if x.tolist() == expected_places else math.inf
-    expected = (fp8_problem_of(case)[2] if case.kernel == FP8 else problem_of(case).expected)[name]
-    if (expected.isfinite() != x.isfinite()).any():
-        return math.inf
-    difference = (x.double() - expected).abs() / expected.abs().clamp(min=1)
-    budget = LSE_BUDGET if name == "lse" else FP8_BUDGET if case.kernel == FP8 else BUDGET
-    return difference[expected.isfinite()].max().item() * (BUDGET / budget)
-
-
-def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
-    """Which tiles of 64 rows are finite: all but that of the NaN in q, which the kernels count first."""
-    return [
-        [[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]]
-        * (case.heads // (case.group if case.kernel == BWD else 1))
-    ]
-
-
-def expected_packed_flags(case: Case) -> list[list[list[int]]]:
-    """For both consumers: which slots are finite, all but those of the sequence of NaN; -1 for those of no sequence."""
-    side = int(case.kernel == BWD)
-    slots = _packing(case, side)["tiles_ptr"][:, 0].tolist()
-    flags = [-1 if sequence < 0 else int(sequence != 1) for sequence in slots]
-    return [[flags] * (case.heads // (case.group if case.kernel == BWD else 1))] * 2
-
-
-def outcome(modules: dict[str, ModuleType], case: Case, seed: int, *, clocks: bool = True) -> str:
-    """What is noticed of the kernels under a schedule: a hazard's text, a result with its error, or "right"."""
-    run, name = RUN[case.kernel]
-    try:
-        results = run(getattr(modules[case.kernel], name), case, seed=seed, clocks=clocks)
-    except simulator.Hazard as hazard:
-        return f"{type(hazard).__name__}: {hazard}"
-    errors = {name: error(name, x, case) for name, x in results.items()}
-    worst = max(errors, key=lambda name: errors[name])
-    return "right" if errors[worst] < BUDGET else f"{worst} is {errors[worst]:.1e} off"

@@ -15,7 +15,8 @@ import planted_gluon_fp8_bugs
 import planted_gluon_gradient_bugs
 import planted_gluon_packed_bugs
 import planted_gluon_score_bugs
-from planted_gluon import CASES, GluonBug, edited, outcome, texts
+from planted_gluon import CASES, GluonBug, edited, texts
+from planted_gluon_runs import outcome
 
 SEEDS = range(int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10")))
 EVERY = 15  # bugs, of which one is in `make test`

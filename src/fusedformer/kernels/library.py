@@ -34,6 +34,7 @@ NAMESPACE = "fusedformer"
 DEVICE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _library = torch.library.Library(NAMESPACE, "DEF")
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})  # not their subclasses
 _PLAIN_TYPES = frozenset({int, float, bool, list, type(None)})
 
 # Asked at every call, where each look into a module counts.
@@ -76,7 +77,7 @@ class Op:
         requires_grad = False
         for arg in args:
             kind = type(arg)
-            if kind is Tensor or kind is torch.nn.Parameter:
+            if kind in _TENSORS:
                 requires_grad = requires_grad or arg.requires_grad
             elif kind not in _PLAIN_TYPES:  # a subclass of Tensor, a symbolic size
                 return self._dispatched(*args)
@@ -92,9 +93,9 @@ class Op:
         None too where an argument is no good: what comes next checks it.
         """
         x, native = args[0], self.native
-        if native is None or (type(x) is not Tensor and type(x) is not torch.nn.Parameter) or not x.is_cpu:
+        if native is None or torch.compiler.is_compiling() or type(x) not in _TENSORS or not x.is_cpu:
             return None
-        if torch.compiler.is_compiling() or emulation.is_active() or _is_autocast() or _is_watched():
+        if emulation.is_active() or _is_autocast() or _is_watched():
             return None
         try:
             return native(*args)
@@ -107,16 +108,14 @@ class Op:
         None too where it did not like an argument: what comes next says in words what is wrong, or converts it.
         """
         x = args[0]
-        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+        if torch.compiler.is_compiling() or _is_autocast() or _is_watched() or type(x) not in _TENSORS:
             return None
         if not (_has_extension if x.is_cuda else x.is_cpu and emulation.is_active()):
-            return None
-        if torch.compiler.is_compiling() or _is_autocast() or _is_watched():
             return None
         requires_grad = False
         for arg in args:
             kind = type(arg)
-            if kind is Tensor or kind is torch.nn.Parameter:
+            if kind in _TENSORS:
                 requires_grad = requires_grad or arg.requires_grad
             elif kind not in _PLAIN_TYPES:
                 return None
