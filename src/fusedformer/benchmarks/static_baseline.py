@@ -20,7 +20,8 @@ from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 
 RATE_TOLERANCE = 0.005  # of a predicted rate, which is rounded
-_GENERATIONS = {"HMMA": 1, "HGMMA": 2, "UTCHMMA": 2}  # of matrix instructions: Ampere's, and each later GPU's own
+# Of matrix instructions: Ampere's, and each later GPU's own; with Q, of 8 bits.
+_GENERATIONS = {"HMMA": 1, "HGMMA": 2, "QGMMA": 2, "UTCHMMA": 2}
 
 Figure = Callable[[StaticRow], float | None]
 Key = tuple[str, str, str, int]
