@@ -10,6 +10,7 @@
 // no digits, as p = exp(x - lse) would. Traffic, in elements of a row: 1 forward, all sums being
 // made in one pass; 2 backward, which has no sum to wait for, so that any number of blocks shares a row. An ignored
 // row is read like any other, for to look at its target first would delay all rows; what it holds goes nowhere.
+// The loss of all rows takes two numbers and a target of each, in two stages without atomics.
 // Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (smoothing).
 #include "launch.h"
 #include "max_sum.cuh"
@@ -188,6 +189,98 @@ cudaError_t cross_entropy_bwd(DType dtype, const float* dloss, const float* dlse
                   static_cast<const T*>(logits), labels, max, sum, static_cast<T*>(dlogits), rows, n, dloss_strides,
                   logits_strides);
   });
+}
+
+namespace {
+
+constexpr int kSumThreads = 512, kSumsOfThread = 8;
+constexpr std::int64_t kMaxSums = 1024;  // that the second stage goes through
+
+}  // namespace
+
+// Of rows that are not ignored; the others' loss and lse are 0. A target that is no class has made its loss NaN.
+struct alignas(kVectorBytes) LossSums {
+  float loss = 0.0f, square = 0.0f, weight = 0.0f, count = 0.0f;  // square: of lse
+
+  __device__ void merge(const LossSums& other) {
+    loss += other.loss;
+    square += other.square;
+    weight += other.weight;
+    count += other.count;
+  }
+};
+
+namespace {
+
+__device__ void store_loss(const LossSums& sums, const LossOutput& output) {
+  const float weight = output.is_mean ? sums.weight : 1.0f, count = output.is_mean ? sums.count : 1.0f;
+  const float penalty = output.z_loss > 0.0f ? output.z_loss * sums.square / count : 0.0f;
+  *output.loss = sums.loss / weight + penalty;
+  output.scales[0] = 1.0f / weight;
+  output.scales[1] = 2.0f * output.z_loss / count;
+}
+
+}  // namespace
+
+// Stage one: the sums of the block's rows; of a single block already the loss.
+__global__ void __launch_bounds__(kSumThreads)
+    cross_entropy_sum_kernel(const float* __restrict__ loss,  // (rows,)
+                             const float* __restrict__ lse,   // (rows,)
+                             const Labels labels,
+                             LossSums* __restrict__ block_sums,  // (gridDim.x,), or null where there is one block
+                             std::int64_t rows, std::int64_t n, const LossOutput output) {
+  const WholeGrid grid;
+  Blocks team;
+  LossSums sums;
+  for (std::int64_t row = grid.thread(); row < rows; row += grid.threads()) {
+    const std::int64_t target = labels.target[row];
+    const float row_lse = lse[row];
+    sums.loss += loss[row];
+    sums.square += row_lse * row_lse;
+    if (target == labels.ignore_index) continue;
+    sums.count += 1.0f;
+    if (labels.weight == nullptr) {
+      sums.weight += 1.0f;
+    } else if (target >= 0 && target < n) {
+      sums.weight += labels.weight[target];
+    }
+  }
+  sums = team.reduce(sums);
+  if (threadIdx.x != 0) return;
+  if (block_sums == nullptr) {
+    store_loss(sums, output);
+  } else {
+    block_sums[blockIdx.x] = sums;
+  }
+}
+
+// Stage two, of one block.
+__global__ void __launch_bounds__(kSumThreads)
+    cross_entropy_total_kernel(const LossSums* __restrict__ block_sums,  // (count,)
+                               std::int64_t count, const LossOutput output) {
+  Blocks team;
+  LossSums sums;
+  for (std::int64_t block = threadIdx.x; block < count; block += kSumThreads) {
+    sums.merge(block_sums[block]);
+  }
+  sums = team.reduce(sums);
+  if (threadIdx.x == 0) store_loss(sums, output);
+}
+
+std::int64_t cross_entropy_sums(std::int64_t rows) {
+  return std::clamp<std::int64_t>(ceil_div(rows, kSumThreads * kSumsOfThread), 1, kMaxSums);
+}
+
+cudaError_t cross_entropy_sum(const float* loss, const float* lse, const Labels& labels, float* workspace,
+                              const LossOutput& output, std::int64_t rows, std::int64_t n, cudaStream_t stream) {
+  const std::int64_t blocks = cross_entropy_sums(rows);
+  auto* const block_sums = blocks > 1 ? reinterpret_cast<LossSums*>(workspace) : nullptr;
+  const std::size_t shared_bytes = Blocks::shared_bytes(kSumThreads, 1);
+  const LaunchShape shape = {dim3{static_cast<unsigned>(blocks)}, kSumThreads, shared_bytes};
+  const cudaError_t error =
+      launch(cross_entropy_sum_kernel, shape, stream, loss, lse, labels, block_sums, rows, n, output);
+  if (error != cudaSuccess || blocks == 1) return error;
+  return launch(cross_entropy_total_kernel, {dim3{1}, kSumThreads, shared_bytes}, stream, block_sums, blocks, output);
 }
 
 }  // namespace fusedformer

@@ -150,6 +150,22 @@ cudaError_t cross_entropy_fwd(DType dtype, const void* logits, const Labels& lab
                               float* max, float* sum, std::int64_t rows, std::int64_t n,
                               const RowStrides& logits_strides, cudaStream_t stream);
 
+// Of all rows: the sum of their losses, or the mean by the weights of their targets, plus z_loss times the sum of lse^2,
+// or its mean by their number. Ignored rows count for nothing; the mean of none is NaN.
+struct LossOutput {
+  float z_loss;
+  bool is_mean;
+  float* loss;    // ()
+  float* scales;  // (2,): the derivatives of loss by a row's, and by its lse / lse
+};
+
+// Sums of rows that cross_entropy_sum keeps: its workspace is (this, 4) fp32, not looked at if that is 1.
+std::int64_t cross_entropy_sums(std::int64_t rows);
+
+// loss, lse: (rows,), of cross_entropy_fwd; n: classes.
+cudaError_t cross_entropy_sum(const float* loss, const float* lse, const Labels& labels, float* workspace,
+                              const LossOutput& output, std::int64_t rows, std::int64_t n, cudaStream_t stream);
+
 // dlogits: (rows, n); dloss: (rows,), read in place; dlse: (rows,) or null; max, sum: (rows,).
 cudaError_t cross_entropy_bwd(DType dtype, const float* dloss, const float* dlse, const void* logits,
                               const Labels& labels, const float* max, const float* sum, void* dlogits,

@@ -75,7 +75,9 @@ struct TargetRows {
   TargetRows(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, std::int64_t ignore_index,
              double smoothing)
       : shape(logits), target_rows(in_rows(target)), labels{nullptr, nullptr, nullptr, ignore_index, float(smoothing)} {
-    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long && target.numel() == shape.rows,
+    const auto sizes = target.sizes();
+    const bool is_like = std::equal(sizes.begin(), sizes.end(), shape.leading.begin(), shape.leading.end());
+    STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long && is_like,
                     "target must be int64, one number for each row of logits");
     STD_TORCH_CHECK(target.device() == logits.device(), "target and logits must be on the same device");
     STD_TORCH_CHECK(shape.n > 0 && shape.n <= kMaxColumns, "logits must have 1 to ", kMaxColumns, " columns");
@@ -98,19 +100,47 @@ struct TargetRows {
   Labels labels;
 };
 
+// Numbers of each row.
+struct RowLosses {
+  RowLosses(const Tensor& logits, const TargetRows& in, cudaStream_t stream)
+      : loss(new_output(logits, in.shape.leading, ScalarType::Float)),
+        lse(new_output(logits, in.shape.leading, ScalarType::Float)),
+        max(new_output(logits, in.shape.leading, ScalarType::Float)),
+        sum(new_output(logits, in.shape.leading, ScalarType::Float)) {
+    const RowsInPlace x(logits);
+    check_launch(fusedformer::cross_entropy_fwd(
+        dtype_of(logits), x.tensor.const_data_ptr(), in.labels, loss.mutable_data_ptr<float>(),
+        lse.mutable_data_ptr<float>(), max.mutable_data_ptr<float>(), sum.mutable_data_ptr<float>(), in.shape.rows,
+        in.shape.n, x.strides, stream));
+  }
+
+  Tensor loss, lse, max, sum;
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor& target,
                                                              const std::optional<Tensor>& weight,
                                                              std::int64_t ignore_index, double smoothing) {
   const OnDeviceOf device(logits);
+  const RowLosses rows(logits, TargetRows(logits, target, weight, ignore_index, smoothing), device.stream());
+  return {rows.loss, rows.lse, rows.max, rows.sum};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_reduced_fwd(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight, std::int64_t ignore_index,
+    double smoothing, double z_loss, bool mean) {
+  const OnDeviceOf device(logits);
   const TargetRows in(logits, target, weight, ignore_index, smoothing);
-  const RowsInPlace x(logits);
-  const auto row_numbers = [&] { return new_output(logits, in.shape.leading, ScalarType::Float); };
-  const Tensor loss = row_numbers(), lse = row_numbers(), max = row_numbers(), sum = row_numbers();
-  check_launch(fusedformer::cross_entropy_fwd(
-      dtype_of(logits), x.tensor.const_data_ptr(), in.labels, loss.mutable_data_ptr<float>(),
-      lse.mutable_data_ptr<float>(), max.mutable_data_ptr<float>(), sum.mutable_data_ptr<float>(), in.shape.rows,
-      in.shape.n, x.strides, device.stream()));
-  return {loss, lse, max, sum};
+  const RowLosses rows(logits, in, device.stream());
+  const Tensor loss = new_output(logits, {}, ScalarType::Float), scales = new_output(logits, {2}, ScalarType::Float);
+  const std::int64_t sums = fusedformer::cross_entropy_sums(in.shape.rows);
+  std::optional<Tensor> workspace;
+  if (sums > 1) workspace = new_output(logits, {sums, 4}, ScalarType::Float);
+  check_launch(fusedformer::cross_entropy_sum(
+      rows.loss.const_data_ptr<float>(), rows.lse.const_data_ptr<float>(), in.labels,
+      workspace ? workspace->mutable_data_ptr<float>() : nullptr,
+      {static_cast<float>(z_loss), mean, loss.mutable_data_ptr<float>(), scales.mutable_data_ptr<float>()},
+      in.shape.rows, in.shape.n, device.stream()));
+  return {loss, rows.lse, rows.max, rows.sum, scales};
 }
 
 void check_row_numbers(const Tensor& tensor, const Tensor& logits, const Rows& shape) {
@@ -147,5 +177,6 @@ STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, libra
   library.impl("masked_softmax_fwd", TORCH_BOX(&masked_softmax_fwd));
   library.impl("masked_softmax_bwd", TORCH_BOX(&masked_softmax_bwd));
   library.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd));
+  library.impl("cross_entropy_reduced_fwd", TORCH_BOX(&cross_entropy_reduced_fwd));
   library.impl("cross_entropy_bwd", TORCH_BOX(&cross_entropy_bwd));
 }

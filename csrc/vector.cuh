@@ -207,15 +207,19 @@ class RowReader {
 
   template <int kColumns>
   __device__ Floats<kColumns> load(Width<kColumns>, std::int64_t column) const {
-    if (kColumns == 1 || is_aligned()) return load_floats<kColumns>(row_ + column);
-    Floats<kColumns> out;
+    if constexpr (kColumns == 1) {
+      return load_floats<1>(row_ + column);
+    } else {
+      if (is_aligned()) return load_floats<kColumns>(row_ + column);
+      Floats<kColumns> out;
 #pragma unroll
-    for (int i = 0; i + kVectorWidth<T> <= kColumns; i += kVectorWidth<T>) {
-      const auto values = to_floats(load_unaligned(column + i));
+      for (int i = 0; i < kColumns; i += kVectorWidth<T>) {
+        const auto values = to_floats(load_unaligned(column + i));
 #pragma unroll
-      for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
+        for (int j = 0; j < kVectorWidth<T>; ++j) out[i + j] = values[j];
+      }
+      return out;
     }
-    return out;
   }
 
  private:

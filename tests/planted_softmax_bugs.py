@@ -5,6 +5,7 @@ from planted import Bug
 MASKED_SOFTMAX_TESTS = ("tests/test_masked_softmax.py", "-k", "33 or last_column or strides")
 LEAK_TESTS = ("tests/test_masked_softmax.py", "-k", "leak and not 3000")
 CROSS_ENTROPY_TESTS = ("tests/test_cross_entropy.py", "-k", "within_budget or no_class or hide or strides")
+REDUCTION_TESTS = ("tests/test_cross_entropy.py", "-k", "reductions_of_many_rows")
 
 BUGS = [
     Bug(
@@ -64,6 +65,50 @@ BUGS = [
         "values[i] -= i == static_cast<int>(target) ?",
         "values[i] -= i == static_cast<int>(target) + 1 ?",
         CROSS_ENTROPY_TESTS,
+        slow=True,
+    ),
+    Bug(
+        "loss without its last block of rows",
+        "csrc/cross_entropy.cu",
+        "block < count; block += kSumThreads",
+        "block + 1 < count; block += kSumThreads",
+        REDUCTION_TESTS,
+        symptom="AssertionError",
+        slow=True,
+    ),
+    Bug(
+        "loss of a row that is past the last",
+        "csrc/cross_entropy.cu",
+        "for (std::int64_t row = grid.thread(); row < rows; row += grid.threads()) {",
+        "for (std::int64_t row = grid.thread(); row <= rows; row += grid.threads()) {",
+        REDUCTION_TESTS,
+        symptom="AssertionError|Segmentation fault",
+        slow=True,
+    ),
+    Bug(
+        "ignored rows in the mean",
+        "csrc/cross_entropy.cu",
+        "    if (target == labels.ignore_index) continue;\n    sums.count",
+        "    sums.count",
+        REDUCTION_TESTS,
+        symptom="AssertionError",
+        slow=True,
+    ),
+    Bug(
+        "z-loss by the weights of the targets",
+        "csrc/cross_entropy.cu",
+        "output.z_loss * sums.square / count",
+        "output.z_loss * sums.square / weight",
+        ("tests/test_cross_entropy.py", "-k", "options_together"),
+        slow=True,
+    ),
+    Bug(
+        "sum of the losses by one warp alone",
+        "csrc/cross_entropy.cu",
+        "  sums = team.reduce(sums);\n  if (threadIdx.x != 0) return;",
+        "  sums = reduce_warp(sums);\n  if (threadIdx.x != 0) return;",
+        REDUCTION_TESTS,
+        symptom="AssertionError",
         slow=True,
     ),
     Bug(

@@ -13,6 +13,8 @@ import json, sys
 from pathlib import Path
 if "--list-gpu-arch" in sys.argv:
     print({archs!r})
+elif "--version" in sys.argv:
+    print({version!r})
 elif "-o" in sys.argv:
     output = Path(sys.argv[sys.argv.index("-o") + 1])
     output.write_text(json.dumps(sys.argv[1:]))
@@ -20,9 +22,10 @@ elif "-o" in sys.argv:
 """
 
 
-def make_compiler(path: Path, archs: str = "compute_90 compute_120") -> Path:
+def make_compiler(path: Path, archs: str = "compute_90 compute_120", release: str = "13.0") -> Path:
     path.parent.mkdir(parents=True)
-    path.write_text(COMPILER.format(python=sys.executable, archs=archs))
+    version = f"Cuda compilation tools, release {release}, V{release}.88"
+    path.write_text(COMPILER.format(python=sys.executable, archs=archs, version=version))
     path.chmod(0o755)
     return path
 
@@ -72,6 +75,19 @@ def test_no_known_architecture_is_named(tmp_path: Path) -> None:
         build._known_architectures(nvcc)
 
 
+@pytest.mark.parametrize(("release", "compressed"), [("12.9", False), ("13.0", True)])
+def test_kernels_are_compressed_if_every_driver_can_read_it(release: str, compressed: bool, tmp_path: Path) -> None:
+    nvcc = make_compiler(tmp_path / "cuda" / "nvcc", release=release)
+    assert build._compression(nvcc) == (["-compress-mode=size"] if compressed else [])
+
+
+def test_the_slowest_sources_are_compiled_first() -> None:
+    csrc = build.find_csrc()
+    sources = build.sources_of(csrc)
+    assert sorted(sources) == sorted([*csrc.glob("*.cu"), *csrc.glob("register*.cpp")])
+    assert tuple(path.stem for path in sources[: len(build._SLOWEST)]) == build._SLOWEST
+
+
 @pytest.mark.parametrize("with_ninja", [True, False])
 def test_folders_may_have_any_name(with_ninja: bool, bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if with_ninja and build._find_ninja() is None:
@@ -89,6 +105,7 @@ def test_folders_may_have_any_name(with_ninja: bool, bare: pytest.MonkeyPatch, t
     assert f'"-c", "{folder}/csrc/gelu.cu"' in compiled
     assert f'"-I{folder}/csrc"' in compiled
     assert "code=compute_120" in compiled
+    assert '"-compress-mode=size"' in compiled
 
 
 def test_cxx_may_be_a_command(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -199,6 +199,40 @@ def test_empty_and_all_ignored(world: World) -> None:
     assert cross_entropy(logits, target, reduction="sum") == 0
 
 
+def reduced(logits: Tensor, target: Tensor, reduction: str, weight: list[float]) -> Tensor:
+    """With z-loss of 1e-6, row by row."""
+    kept = target != IGNORED
+    lse, weights = logits.logsumexp(-1)[kept], torch.tensor(weight, dtype=torch.float64)[target[kept]]
+    loss = (weights * (lse - logits[kept].gather(-1, target[kept, None]).squeeze(-1))).sum()
+    penalty = 1e-6 * lse.square().sum()
+    return loss + penalty if reduction == "sum" else loss / weights.sum() + penalty / kept.sum()
+
+
+# One block; the last block has one row; three blocks, the last row ignored.
+@pytest.mark.parametrize("rows", [513, 4097, 8200])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reductions_of_many_rows(world: World, rows: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    large, target = 10 * torch.rand(rows, generator=generator), torch.randint(3, (rows,), generator=generator)
+    target[::7] = target[-1] = IGNORED
+    logits = torch.stack([torch.zeros(rows), large, -large], -1).to(world.device)
+    target = target.to(world.device)
+    weight = torch.tensor([0.25, 1.0, 3.0], device=world.device) if weighted else None
+    for reduction in ("mean", "sum"):
+        options: Options = {"weight": weight, "z_loss": 1e-6, "reduction": reduction}
+        got = cross_entropy(logits, target, **options)
+        expected = reduced(logits.cpu().double(), target.cpu(), reduction, [0.25, 1.0, 3.0] if weighted else [1.0] * 3)
+        torch.testing.assert_close(got.cpu().double(), expected, rtol=2e-6, atol=0.0)
+        assert torch.equal(cross_entropy(logits, target, **options), got)
+
+
+def test_a_target_of_another_shape_is_not_read(world: World) -> None:
+    logits, target = make_input(world, (4, 6, 5), torch.float32)
+    for wrong in (target.T, target.flatten(), target[:3], target[None]):
+        with pytest.raises(ValueError, match=r"logits have shape \(4, 6, 5\), target"):
+            cross_entropy(logits, wrong)
+
+
 def test_one_row(world: World) -> None:
     logits, target = make_input(world, (7,), torch.float32)
     torch.testing.assert_close(cross_entropy(logits, target), F.cross_entropy(logits, target))
@@ -219,7 +253,7 @@ def test_dtypes_as_in_pytorch(world: World) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_double_backward(smoothing: float, reduction: str) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -240,6 +274,7 @@ def test_opcheck(world: World) -> None:
     ops = torch.ops.fusedformer
     torch.library.opcheck(ops.cross_entropy_fwd.default, (logits, target, weight, IGNORED, 0.1))
     loss, _, maximum, total = (out.detach() for out in ops.cross_entropy_fwd(logits, target, weight, IGNORED, 0.1))
+    torch.library.opcheck(ops.cross_entropy_reduced_fwd.default, (logits, target, weight, IGNORED, 0.1, 1e-3, True))
     arguments = (loss.requires_grad_(), None, logits, target, weight, maximum, total, IGNORED, 0.1)
     torch.library.opcheck(ops.cross_entropy_bwd.default, arguments)
 

@@ -45,7 +45,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(checkout: Path) -> Path:
     """A wheel built from the sdist built from the sources, so that what the sdist lacks is missed here."""
     environment = {"TORCH_CUDA_ARCH_LIST": "9.0"}
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", ".", cwd=checkout, env=environment)
+    log = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", ".", cwd=checkout, env=environment)
+    (checkout / "build.log").write_text(log)
     (path,) = (checkout / "dist").glob("*.whl")
     if folder := os.environ.get("FUSEDFORMER_DIST"):
         shutil.copy(path, folder)  # for who wants to go on with it: building takes minutes
@@ -108,6 +109,21 @@ def test_wheel_has_the_extension_and_no_python_abi(wheel: Path, installed: Path)
     symbols = run("nm", "-D", "--undefined-only", "fusedformer/_C.so", cwd=installed)
     assert not re.search(r"\b_?Py[A-Z_]", symbols)
     assert "libcudart" not in run("readelf", "-d", "fusedformer/_C.so", cwd=installed)
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: the wheel is pure Python")
+def test_extension_is_small_and_soon_compiled(checkout: Path, installed: Path) -> None:
+    """One architecture of four: 30 MB for all of them, and 3 minutes of two cores for one."""
+    size = (installed / "fusedformer" / "_C.so").stat().st_size
+    assert size <= 30e6 / 4
+    found = re.search(
+        r"_C\.so has ([\d.]+) MB and took its compilers (\d+) s of CPU time", (checkout / "build.log").read_text()
+    )
+    assert found
+    print(found[0])
+    assert float(found[1]) == pytest.approx(size / 1e6, abs=0.1)
+    # Cores that other work shares run at half the speed: what fails here has doubled.
+    assert int(found[2]) <= 2 * (2 * 180)
 
 
 @pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: the wheel is pure Python")

@@ -264,6 +264,8 @@ def test_past_the_deadline_only_what_is_known_has_figures(compiles: list[int]) -
     assert again.passed
     assert static_table([known, late]).notes == ["1 of 2 not compiled."]
     assert static_table([known]).notes == []
+    _, folded = static_table([known, late, late]).lines
+    assert (folded[2], folded[-1]) == ("2 variants", late.verdict)
 
 
 def test_failures_are_not_cached(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,9 @@ OLDEST_TORCH = "0x020a000000000000ULL"  # 2.10, as torch/csrc/stable/version.h w
 _STANDARD_CUDA = Path("/usr/local/cuda")
 
 _LANGUAGE_FLAGS = ("-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}")
-_NVCC_FLAGS = (*_LANGUAGE_FLAGS, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+NVCC_FLAGS = (*_LANGUAGE_FLAGS, "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden")
+# The sources that take longest, in this order: of them alone there are variants for each type of a weight or of a mask.
+_SLOWEST = ("layer_norm", "rms_norm", "add_layer_norm", "masked_softmax", "add_rms_norm")
 # Kernels keep visible names, for the emulator's errors; those names are not shared between two builds in one process.
 # Vectors are read through pointers to elements, as on a GPU, and fibers switch by longjmp, which fortifying forbids.
 _EMULATED_FLAGS = (
@@ -140,15 +142,15 @@ def build_extension(
     """
     nvcc, torch, csrc = _require_nvcc(), _require_torch(), find_csrc()
     architectures = arch_flags(arch_list or os.environ.get("TORCH_CUDA_ARCH_LIST") or _known_architectures(nvcc))
+    architectures += _compression(nvcc)
     jobs = jobs or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with contextlib.ExitStack() as stack:
-        folder = build_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = (build_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        folder = folder.resolve()
         compiles = []
         for source in sources_of(csrc):
             object_file = folder / f"{source.name}.o"
-            command = (str(nvcc), *_NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
+            command = (str(nvcc), *NVCC_FLAGS, *architectures, f"-I{csrc}", f"-isystem={torch / 'include'}")
             # In quotes, for nvcc hands them to a shell, and folders have spaces.
             command += tuple(f'-Xcompiler="{flag}"' for flag in _without_paths(csrc, torch))
             command += ("-MD", "-MF", f"{object_file}.d", "-c", str(source), "-o", str(object_file))
@@ -217,8 +219,10 @@ def compile_emulated(
 
 
 def sources_of(csrc: Path) -> tuple[Path, ...]:
-    """What the extension is made of: the kernels, and the files that register them."""
-    return (*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp")))
+    """What the extension is made of, what takes longest to compile first: a compiler that ends last ends alone."""
+    places = {stem: place for place, stem in enumerate(_SLOWEST)}
+    kernels = sorted(csrc.glob("*.cu"), key=lambda path: (places.get(path.stem, len(places)), path.stem))
+    return (*kernels, *sorted(csrc.glob("register*.cpp")))
 
 
 def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:
@@ -235,7 +239,7 @@ def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelRes
     Raises:
         BuildError: nvcc was not found, or it failed.
     """
-    command = (str(_require_nvcc()), *_NVCC_FLAGS, f"-arch=sm_{arch}", f"-I{find_csrc()}", "-cubin", "-Xptxas=-v")
+    command = (str(_require_nvcc()), *NVCC_FLAGS, f"-arch=sm_{arch}", f"-I{find_csrc()}", "-cubin", "-Xptxas=-v")
     return parse_ptxas(_execute((*command, str(source), "-o", str(output))))
 
 
@@ -268,10 +272,6 @@ def demangle(names: Sequence[str]) -> list[str]:
         return list(names)
     plain = _execute(("c++filt", *names)).replace("(anonymous namespace)::", "").splitlines()
     return [re.sub(r"\w+::", "", re.sub(r"\(.*", "", name).removeprefix("void ")) for name in plain]
-
-
-def _sources(csrc: Path) -> list[Path]:
-    return [*sorted(csrc.glob("*.cu")), *sorted(csrc.glob("register*.cpp"))]
 
 
 def _site_packages() -> list[Path]:
@@ -311,6 +311,12 @@ def _known_architectures(nvcc: Path) -> str:
         wanted = " ".join(DEFAULT_ARCHS)
         raise BuildError(f"{nvcc} knows {' '.join(known)}, and none of {wanted}: TORCH_CUDA_ARCH_LIST may name another")
     return " ".join(usable) + "+PTX"
+
+
+def _compression(nvcc: Path) -> list[str]:
+    """The flag that halves the binary, if every driver for what this nvcc compiles can read it."""
+    release = re.search(r"release (\d+)", _execute((str(nvcc), "--version")))
+    return ["-compress-mode=size"] if release and int(release[1]) >= 13 else []
 
 
 def _link_torch(torch: Path, prefix: str) -> tuple[str, ...]:

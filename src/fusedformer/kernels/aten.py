@@ -139,6 +139,16 @@ def cross_entropy_fwd(
     return loss.masked_fill(~kept, 0.0), lse.masked_fill(~kept, 0.0), maximum, total
 
 
+def cross_entropy_reduced_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `reference.cross_entropy_reduced_fwd`."""
+    loss, lse, maximum, total = cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
+    loss, scales = reference.reduced_loss(loss, lse, target, weight, ignore_index, z_loss, mean)
+    return loss, lse, maximum, total, scales
+
+
 def cross_entropy_bwd(
     dloss: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, weight: Tensor | None, maximum: Tensor,
     total: Tensor, ignore_index: int, label_smoothing: float,

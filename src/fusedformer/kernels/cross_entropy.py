@@ -71,18 +71,25 @@ def cross_entropy(
         if loss is not None:
             return loss
     if weight is None and 0 <= label_smoothing <= 1 and 0 <= z_loss < math.inf and reduction in REDUCTIONS:
-        results = cross_entropy_fwd.by_kernel(logits, target, None, ignore_index, label_smoothing)
-        if results is not None and target.shape == logits.shape[:-1]:
-            loss = _reduce(results[0], results[1], target, None, ignore_index, z_loss, reduction)
-            return loss.to(logits.dtype)
+        settings = (ignore_index, label_smoothing)
+        if reduction == "none":
+            results = cross_entropy_fwd.by_kernel(logits, target, None, *settings)
+        else:
+            results = cross_entropy_reduced_fwd.by_kernel(logits, target, None, *settings, z_loss, reduction == "mean")
+        if results is not None:
+            loss = _with_z_loss(results, z_loss) if reduction == "none" else results[0]
+            return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
     _check(logits, target, weight, label_smoothing, z_loss, reduction)
     if not hasattr(ignore_index, "__index__"):
         raise ValueError(f"cross_entropy: ignore_index is {ignore_index!r}, expected an int")
     target = target.long()
     if weight is not None:
         weight = weight.to(reference.accumulate_dtype(logits.dtype))
-    loss, lse, _, _ = cross_entropy_fwd(logits, target, weight, int(ignore_index), float(label_smoothing))
-    loss = _reduce(loss, lse, target, weight, ignore_index, z_loss, reduction)
+    arguments = (logits, target, weight, int(ignore_index), float(label_smoothing))
+    if reduction == "none":
+        loss = _with_z_loss(cross_entropy_fwd(*arguments), z_loss)
+    else:
+        loss = cross_entropy_reduced_fwd(*arguments, float(z_loss), reduction == "mean")[0]
     device = logits.device.type
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
     return loss if is_cast else loss.to(logits.dtype)
@@ -118,22 +125,10 @@ def _check(
         raise ValueError(f"cross_entropy: reduction is {reduction!r}, expected one of {REDUCTIONS}")
 
 
-def _reduce(
-    loss: Tensor, lse: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, z_loss: float, reduction: str
-) -> Tensor:
-    """The losses of rows as one, with z-loss; an ignored row has 0 of either."""
-    if reduction != "mean":
-        rows = loss + z_loss * lse.square() if z_loss else loss
-        return rows.sum() if reduction == "sum" else rows
-    kept = target != ignore_index
-    count = kept.sum()
-    if weight is None:
-        mean = loss.sum() / count
-    else:
-        # A target that is no class has made the loss NaN already.
-        of_rows = weight[target.clamp(0, weight.shape[0] - 1)]
-        mean = loss.sum() / of_rows.masked_fill(~kept, 0.0).sum()
-    return mean + z_loss * lse.square().sum() / count if z_loss else mean
+def _with_z_loss(results: tuple[Tensor, ...], z_loss: float) -> Tensor:
+    """The loss of each row; an ignored row has 0 of either."""
+    loss, lse, *_ = results
+    return loss + z_loss * lse.square() if z_loss else loss
 
 
 def _fwd_fake(
@@ -141,6 +136,11 @@ def _fwd_fake(
 ) -> tuple[Tensor, ...]:
     dtype = reference.accumulate_dtype(logits.dtype)
     return tuple(logits.new_empty(logits.shape[:-1], dtype=dtype) for _ in range(4))
+
+
+def _reduced_fwd_fake(logits: Tensor, target: Tensor, weight: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
+    rows = _fwd_fake(logits, target, weight, 0, 0.0)
+    return rows[0].new_empty(()), *rows[1:], rows[0].new_empty(2)
 
 
 def _bwd_fake(dloss: Tensor, dlse: Tensor | None, logits: Tensor, *_: Any) -> Tensor:
@@ -161,6 +161,29 @@ def _fwd_gradient(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: Any) 
         dloss = torch.zeros_like(dlse) if dloss is None and dlse is not None else dloss
         dlogits = cross_entropy_bwd(dloss, dlse, *ctx.saved_tensors, *ctx.settings)
     return dlogits, None, None, None, None
+
+
+def _save_reduced_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, weight, *ctx.settings, ctx.z_loss, ctx.mean = inputs
+    _, lse, maximum, total, scales = output
+    ctx.save_for_backward(logits, target, weight, maximum, total, scales, lse if ctx.z_loss else None)
+    ctx.mark_non_differentiable(maximum, total, scales)
+    ctx.set_materialize_grads(False)
+
+
+def _reduced_fwd_gradient(ctx: Any, dloss: Tensor | None, dlse: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """That of the rows, each of which the loss has its share of; `dlse` comes from the backward's own derivative."""
+    *saved, scales, lse = ctx.saved_tensors
+    d_rows = None
+    if dloss is not None:
+        d_rows = (dloss * scales[0] if ctx.mean else dloss).expand(saved[1].shape)
+        if ctx.z_loss:
+            of_penalty = dloss * scales[1] * lse
+            dlse = of_penalty if dlse is None else dlse + of_penalty
+    elif dlse is not None:
+        d_rows = torch.zeros_like(dlse)
+    dlogits = None if d_rows is None else cross_entropy_bwd(d_rows, dlse, *saved, *ctx.settings)
+    return dlogits, *(None,) * 6
 
 
 def _save_bwd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -207,6 +230,12 @@ cross_entropy_fwd = library.define(
     fake=_fwd_fake,
     native=native.cross_entropy_fwd,
 )
+cross_entropy_reduced_fwd = library.define(
+    f"cross_entropy_reduced_fwd(Tensor logits, Tensor target, Tensor? weight, {_SETTINGS}, float z_loss, bool mean)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fallback=aten.cross_entropy_reduced_fwd,
+    fake=_reduced_fwd_fake,
+)
 cross_entropy_bwd = library.define(
     "cross_entropy_bwd(Tensor dloss, Tensor? dlse, Tensor logits, Tensor target, Tensor? weight, Tensor maximum,"
     f" Tensor total, {_SETTINGS}) -> Tensor",
@@ -214,4 +243,7 @@ cross_entropy_bwd = library.define(
     fake=_bwd_fake,
 )
 library.differentiate("cross_entropy_fwd", _fwd_gradient, _save_fwd, reference.cross_entropy_fwd)
+library.differentiate(
+    "cross_entropy_reduced_fwd", _reduced_fwd_gradient, _save_reduced_fwd, reference.cross_entropy_reduced_fwd
+)
 library.differentiate("cross_entropy_bwd", _bwd_gradient, _save_bwd, _bwd_definition)

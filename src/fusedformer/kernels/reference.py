@@ -101,14 +101,9 @@ def dropout(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
 
 
 def add_norm_fwd(
-    norm_fwd: Callable[..., tuple[Tensor, ...]],
-    x: Tensor,
-    residual: Tensor,
-    parameters: Sequence[Tensor | None],
-    seed: Tensor | None,
-    eps: float,
-    dropout_p: float,
-) -> tuple[Tensor, ...]:
+    norm_fwd: Callable[..., tuple[Tensor, ...]], x: Tensor, residual: Tensor, parameters: Sequence[Tensor | None],
+    seed: Tensor | None, eps: float, dropout_p: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """y, s and the statistics: s = dropout(x) + residual, rounded to x's dtype; y and the rest are norm_fwd's of s."""
     s = (x + residual if seed is None else dropout(x, seed, dropout_p) + residual).to(x.dtype).contiguous()
     y, *statistics = norm_fwd(s, *parameters, eps)
@@ -116,16 +111,9 @@ def add_norm_fwd(
 
 
 def add_norm_bwd(
-    norm_bwd: Callable[..., tuple[Tensor, ...]],
-    dy: Tensor,
-    ds: Tensor | None,
-    s: Tensor,
-    weight: Tensor | None,
-    statistics: Sequence[Tensor],
-    seed: Tensor | None,
-    dropout_p: float,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+    norm_bwd: Callable[..., tuple[Tensor, ...]], dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor | None,
+    statistics: Sequence[Tensor], seed: Tensor | None, dropout_p: float, needs: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
     """dx, dresidual and the gradients of the parameters. Without dropout dx is dresidual, and empty here."""
     wide = accumulate_dtype(s.dtype)
     ds_of_norm, *gradients = norm_bwd(dy.to(wide), s.to(wide), weight, *statistics, *needs)
@@ -257,17 +245,37 @@ def cross_entropy_fwd(
     return loss.masked_fill(~kept, 0.0).contiguous(), lse.contiguous(), maximum.contiguous(), total.contiguous()
 
 
+def cross_entropy_reduced_fwd(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, z_loss: float,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss of all rows with z-loss; lse, maximum and total of each; derivatives of the loss, as of `reduced_loss`."""
+    loss, lse, maximum, total = cross_entropy_fwd(logits, target, weight, ignore_index, label_smoothing)
+    loss, scales = reduced_loss(loss, lse, target, weight, ignore_index, z_loss, mean)
+    return loss, lse, maximum, total, scales
+
+
+def reduced_loss(
+    loss: Tensor, lse: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, z_loss: float, mean: bool
+) -> tuple[Tensor, Tensor]:
+    """The losses of rows as one, with z-loss; its derivatives by a row's loss, and by a row's lse / lse."""
+    weights = count = loss.new_ones(())
+    if mean:
+        kept = target != ignore_index
+        weights = count = kept.sum().to(loss.dtype)
+        if weight is not None:
+            # A target that is no class has made the loss NaN already.
+            of_rows = weight[target.clamp(0, weight.shape[0] - 1)]
+            weights = of_rows.masked_fill(~kept, 0.0).sum()
+    total = loss.sum() / weights
+    scales = torch.stack((weights.reciprocal(), 2 * z_loss / count))
+    return total + z_loss * lse.square().sum() / count if z_loss else total, scales
+
+
 def cross_entropy_bwd(
-    dloss: Tensor,
-    dlse: Tensor | None,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    maximum: Tensor,
-    total: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-) -> Tensor:
+    dloss: Tensor, dlse: Tensor | None, logits: Tensor, target: Tensor, weight: Tensor | None, maximum: Tensor,
+    total: Tensor, ignore_index: int, label_smoothing: float,
+) -> Tensor:  # fmt: skip
     """dlogits = (dloss * sum(labels) + dlse) * softmax - dloss * labels, with labels weighted and smoothed."""
     index, kept, w, w_target = labels(logits, target, weight, ignore_index)
     wide = logits.to(w.dtype).masked_fill(~kept.unsqueeze(-1), 0.0)

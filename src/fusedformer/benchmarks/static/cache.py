@@ -7,8 +7,9 @@ with a record of all entries of its own kernels, so that only who changes a kern
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,16 @@ def _digest(*parts: str | bytes | int) -> str:
 
 @functools.cache
 def _own_sources() -> bytes:
-    """The code that compiles, measures and describes a row: an entry must not outlive it. Budgets judge rows later."""
+    """The code that compiles, measures and describes a row: an entry must not outlive it. Budgets judge rows later.
+
+    Of build.py what makes and reads a cubin: how the extension is put together is nothing to a row.
+    """
     own = sorted(path for path in Path(__file__).parent.glob("*.py") if path.name != "budgets.py")
-    paths = (Path(build.__file__), *own)
-    return b"".join(path.read_bytes() for path in paths)
+    parts: tuple[Callable[..., Any], ...] = (
+        build.KernelResources,
+        build.compile_cubin,
+        build.parse_ptxas,
+        build.demangle,
+    )
+    sources = "".join(inspect.getsource(part) for part in parts) + repr(build.NVCC_FLAGS)
+    return b"".join(path.read_bytes() for path in own) + sources.encode()
