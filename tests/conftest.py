@@ -88,6 +88,40 @@ def emulated_world(op: str | None) -> Iterator[World]:
         yield World("emulated", torch.device("cpu"))
 
 
+@pytest.fixture(params=["emulated", "gpu"])
+def hopper_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the Hopper attention kernels run, with their tier on: the simulator, or an sm_90 GPU."""
+    pytest.importorskip("triton")
+    from fusedformer.kernels.attention.hopper import dispatch
+
+    if reason := dispatch.missing():
+        pytest.skip(reason)
+    with dispatch.preferred("1"):
+        if request.param == "gpu":
+            if not (HAS_GPU and torch.cuda.get_device_capability() == (9, 0)):
+                pytest.skip("gpu world: no sm_90 here")
+            yield torch.device("cuda")
+        else:
+            with emulated_world("attention") as world:
+                yield world.device
+
+
+@pytest.fixture
+def served(hopper_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The Hopper kernels that were launched, in order; replays of a launch are none."""
+    from fusedformer.kernels.attention.hopper import launch
+
+    names: list[str] = []
+    do_launch = launch.launch
+
+    def noted(name: str, *args: Any) -> None:
+        names.append(name)
+        do_launch(name, *args)
+
+    monkeypatch.setattr(launch, "launch", noted)
+    return names
+
+
 def _skip_if_not_ours(op: str | None) -> None:
     if op is not None and op in OPS and (reason := missing_kernel(op, "cuda")):
         pytest.skip(f"gpu world: {reason}")

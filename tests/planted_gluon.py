@@ -1,4 +1,4 @@
-"""Bugs planted in the Hopper attention kernels, as data, and the cases that show them: planted_gluon_runs.py.
+"""Bugs planted in the Hopper attention kernels, as data, and the launches that show them: planted_gluon_runs.py.
 
 A bug is an edit of the kernels' text. Edited kernels run in this process, from copies of their files: Gluon reads a
 kernel's source from its file.
@@ -20,15 +20,12 @@ import torch
 from torch import Tensor
 
 from fusedformer.kernels.attention import hopper
-from fusedformer.kernels.attention.hopper.launch import (
-    packed_rows_of,
-    rows_of,
-)
+from fusedformer.kernels.attention.hopper.launch import packed_rows_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, PACKING, SCORES = "ring", "packing", "scores"
-FWD, FP8, BWD, DQ = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel"
-FILES = (RING, PACKING, SCORES, FWD, FP8, BWD, DQ)
+RING, PACKING, SCORES, QUERIES = "ring", "packing", "scores", "queries"
+FWD, FP8, BWD, DQ, WIDE = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel", "dkdv_wide_kernel"
+FILES = (RING, PACKING, SCORES, QUERIES, FWD, FP8, BWD, DQ, WIDE)
 _copies = itertools.count()
 
 
@@ -94,6 +91,16 @@ class Case:
     packed: tuple[tuple[int, int], ...] = ()
 
     @property
+    def side(self) -> int:
+        """What its programs divide: queries (0) or keys (1)."""
+        return int(self.kernel in (BWD, WIDE))
+
+    @property
+    def program_rows(self) -> int:
+        """How many of them a program has."""
+        return 64 if self.kernel == WIDE else 128
+
+    @property
     def sequences(self) -> list[tuple[slice, slice]]:
         """Rows of q and of k of each sequence."""
         ends_q, ends_k = (list(itertools.accumulate(x)) for x in zip(*self.packed or [(self.seqlen_q, self.seqlen_k)]))
@@ -140,6 +147,15 @@ CASES = {
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
     "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
     "bwd, packed": Case(BWD, **PACKED, is_fused=True),
+    "bwd, packed, window": Case(BWD, **PACKED, left=20, right=10, is_fused=True),
+    "dkdv, packed, window": Case(BWD, **PACKED, left=30, right=None, has_flags=True),
+    "bwd, window": Case(BWD, seqlen_q=290, seqlen_k=200, left=60, right=31, is_fused=True),
+    "dkdv, window": Case(BWD, seqlen_q=290, seqlen_k=200, left=60, right=None),
+    "wide": Case(WIDE, seqlen_k=130, head_dim=128),
+    "wide, full": Case(WIDE, seqlen_k=130, right=None),
+    "wide, window": Case(WIDE, seqlen_q=290, seqlen_k=130, left=60, right=20, head_dim_v=128),
+    "wide, unseen": Case(WIDE, seqlen_q=70, seqlen_k=200, left=20, right=20),
+    "wide, flags": Case(WIDE, has_flags=True, seqlen_k=130, seqlen_q=70),
 }  # fmt: skip
 
 
@@ -165,7 +181,7 @@ def edited(edits: tuple[Edit, ...]) -> Iterator[dict[str, ModuleType]]:
             )
         sys.path.insert(0, folder)
         try:
-            yield {name: importlib.import_module(f"{package}.{name}") for name in FILES[1:]}
+            yield {name: importlib.import_module(f"{package}.{name}") for name in FILES}
         finally:
             sys.path.remove(folder)
             for name in [name for name in sys.modules if name.partition(".")[0] == package]:

@@ -143,7 +143,7 @@ RING_BUGS = [
     ),
     bug(
         "mask counts tiles from the first key",
-        "dq, window",
+        "fwd, window",
         RING,
         "start_n = (sight.first + t) * BLOCK_N",
         "start_n = t * BLOCK_N",
@@ -152,7 +152,7 @@ RING_BUGS = [
         "keys past the end seen", "fwd, window", RING, "end = gl.minimum(end, i + sight.upper)", "end = i + sight.upper"
     ),
     bug("key after the last one seen", "fwd, full", RING, "visible = j < ", "visible = j <= "),
-    bug("first key of a window not seen", "dq, window", RING, "(j >= gl", "(j > gl"),
+    bug("first key of a window not seen", "fwd, window", RING, "(j >= gl", "(j > gl"),
     bug("flag of tiles counted from the other end", "fwd, flags", RING, "tiles - 1 - start // ROWS", "start // ROWS"),
     bug("flag of a tile past the end", "dq, flags", RING, "if start < length:", "if start < length + 2 * ROWS:"),
 ]

@@ -1,9 +1,9 @@
 """Bugs planted in the kernels of the gradients, as planted_gluon_bugs.py."""
 
-from planted_gluon import BWD, DQ, bug, swapped, without
+from planted_gluon import BWD, DQ, QUERIES, bug, swapped, without
 
 LAST_LOOP = """range(whole_last, sight.tiles):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, """
+        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, """
 DQ_BUGS = [
     without("no wait for Q and dO", "dq", DQ, "    mbarrier.wait(shared.rows_full.index(wid), 0)\n"),
     without("no wait for K", "dq", DQ, "    await_tile(shared.k, t)\n"),
@@ -51,6 +51,8 @@ DQ_BUGS = [
         LAST_LOOP + "True",
         LAST_LOOP + "False",
     ),
+    bug("diagonal off by one", "dq", DQ, "part + sight.upper > constant", "part + sight.upper > constant + 1"),
+    bug("first key of a window not seen", "dq, window", DQ, "sight.lower <= constant", "sight.lower < constant"),
     bug(
         "V in K's place",
         "dq",
@@ -139,8 +141,8 @@ BWD_BUGS = [
         "dQ of the wrong head",
         "bwd",
         BWD,
-        "head = kv_head * group + member\n            for tile in range(first, last):\n                for",
-        "head = kv_head + member * 0\n            for tile in range(first, last):\n                for",
+        "head = kv_head * passage.group + member",
+        "head = kv_head + member * 0",
     ),
     without(
         "dK over Q that the other reads",
@@ -176,27 +178,27 @@ BWD_BUGS = [
     bug(
         "bytes of shift not announced",
         "dkdv",
-        BWD,
+        QUERIES,
         "q_desc.block_type.nbytes + shift_desc.block_type.nbytes",
         "q_desc.block_type.nbytes",
     ),
     bug(
         "bytes of delta not announced",
         "dkdv",
-        BWD,
+        QUERIES,
         "dout_desc.block_type.nbytes + delta_desc.block_type.nbytes",
         "dout_desc.block_type.nbytes",
     ),
-    bug("shift of the neighbouring stage", "dkdv", BWD, "shared.shift.index(t %", "shared.shift.index((t + 1) %"),
+    bug("shift of the neighbouring stage", "dkdv", QUERIES, "shared.shift.index(t %", "shared.shift.index((t + 1) %"),
     bug("delta of the neighbouring stage", "dkdv", BWD, "shared.delta.index(t %", "shared.delta.index((t + 1) %"),
     bug(
         "delta loaded into the neighbouring stage",
         "dkdv",
-        BWD,
+        QUERIES,
         "full, shared.delta.index(stage)",
         "full, shared.delta.index(1 - stage)",
     ),
-    bug("dO's bytes on Q's barrier", "dkdv", BWD, "            full = shared.dout.full.index(stage)\n", ""),
+    bug("dO's bytes on Q's barrier", "dkdv", QUERIES, "            full = shared.dout.full.index(stage)\n", ""),
     bug("wait leaves S under way", "dkdv", BWD, "wait(1, [s])", "wait(2, [s])"),
     bug("wait leaves dP under way", "dkdv", BWD, "wait(0, [dp])", "wait(1, [dp])"),
     bug("wait leaves dV under way", "dkdv", BWD, DV_DONE, DV_DONE.replace("else 1", "else 2")),
@@ -209,39 +211,39 @@ BWD_BUGS = [
     bug(
         "barriers not fenced", "dkdv", BWD, "    fence_async_shared()\n    gl.warp_specialize", "    gl.warp_specialize"
     ),
-    bug("diagonal off by one", "dkdv", BWD, "hidden -= wid * ROWS", "hidden -= wid * ROWS - 1"),
-    bug("tile on the diagonal not masked", "dkdv", BWD, "(ROWS - 1 if CAUSAL", "(ROWS - 1 - BLOCK_M if CAUSAL"),
+    bug("diagonal off by one", "dkdv", BWD, "ahead - wid * ROWS", "ahead - wid * ROWS + 1"),
+    bug("tile on the diagonal not masked", "dkdv", QUERIES, "(ROWS - 1 if CAUSAL", "(ROWS - 1 - BLOCK_M if CAUSAL"),
     bug(
         "last keys hidden",
         "bwd, full",
-        BWD,
-        "visible = gl.expand_dims(rows < 0, 1)",
-        "visible = gl.expand_dims(rows < -4, 1)",
+        QUERIES,
+        "visible = (row & -9) - ahead < -(row & 8)",
+        "visible = (row & -9) - ahead < -4 - (row & 8)",
     ),
     without(
         "next head's diagonal where the last one's was",
         "dkdv",
-        BWD,
-        "            if ahead == hidden + tiles * BLOCK_M:\n                ahead = hidden\n",
+        QUERIES,
+        "    if ahead == start + tiles * BLOCK_M:\n        ahead = start\n",
     ),
     bug(
         "first tile of queries skipped",
         "dkdv",
-        BWD,
+        QUERIES,
         "gl.maximum(start_n - right, 0) // BLOCK_M",
         "gl.cdiv(gl.maximum(start_n - right, 0), BLOCK_M)",
     ),
     bug(
         "wrong head of Q",
         "dkdv",
-        BWD,
-        "head = kv_head * group + member\n        for",
-        "head = kv_head + member * 0\n        for",
+        QUERIES,
+        "head = kv_head * passage.group + member",
+        "head = kv_head + member * 0",
     ),
     bug(
         "last tile of queries not visited",
         "dkdv",
-        BWD,
+        QUERIES,
         "last = gl.cdiv(seqlen_q, BLOCK_M)",
         "last = seqlen_q // BLOCK_M",
     ),

@@ -1,6 +1,6 @@
 """Bugs planted in what the Hopper kernels do for packed sequences, as planted_gluon_bugs.py."""
 
-from planted_gluon import BWD, DQ, FWD, PACKING, RING, bug, without
+from planted_gluon import BWD, DQ, FWD, PACKING, QUERIES, RING, bug, without
 
 EDGE = "edge = LARGEST_SEQUENCE - batch.length"
 END = "batch.first + batch.length, head"
@@ -62,13 +62,15 @@ BWD_BUGS = [
     bug("no room between numbers", "dkdv, packed", BWD, "kv_heads, seqlen_q, BLOCK_M", "kv_heads, seqlen_q, 0"),
     bug("room of a consumer's keys", "dkdv, packed", BWD, "kv_heads, seqlen_q, BLOCK_M", "kv_heads, seqlen_q, KEYS"),
     bug("K where Q is", "dkdv, packed", BWD, "keys = keys_of(packed, batch)", "keys = queries_of(packed, batch)"),
-    bug("Q where K is", "dkdv, packed", BWD, "queries = queries_of(packed, batch)", "queries = keys_of(packed, batch)"),
+    bug("Q where K is", "dkdv, packed", QUERIES, "queries = queries_of(packed, batch)", "queries = packed.keys"),
     bug("dK where Q is", "dkdv, packed", BWD, "corner(dk_desc, keys_of(packed", "corner(dk_desc, queries_of(packed"),
     bug("dQ where K is", "bwd, packed", BWD, "corner(dq_desc, queries_of(packed", "corner(dq_desc, keys_of(packed"),
     bug("dQ of the first columns alone", "bwd, packed", BWD, "tile * BLOCK_M, column)", "tile * BLOCK_M, 0)"),
-    bug("last key hidden", "dkdv, packed, full", BWD, "hidden = seqlen_k - start_n", "hidden = seqlen_k - start_n - 1"),
-    bug("queries after the last", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M + 2"),
-    bug("last tile of queries left out", "dkdv, packed", BWD, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M"),
+    bug("last key hidden", "dkdv, packed, full", QUERIES, "ahead = seqlen_k - start", "ahead = seqlen_k - 1 - start"),
+    bug("window of the last sequence", "dkdv, packed, window", BWD, "right += seqlen_k - seqlen_q", "right += 1"),
+    bug("first key of a packed window", "bwd, packed, window", QUERIES, "(distance <= span)", "(distance < span)"),
+    bug("queries after the last", "dkdv, packed", QUERIES, "= gl.cdiv(seqlen_q, BLOCK_M)", "= seqlen_q // BLOCK_M + 2"),
+    bug("last tile of queries left out", "dkdv, packed", QUERIES, "gl.cdiv(seqlen_q, BLOCK_M)", "seqlen_q // BLOCK_M"),
     bug("flag of the second consumer", "dkdv, packed, full", BWD, "programs(0) * wid + gl", "programs(0) + gl"),
     bug("numbers of the first sequence for dK", "dkdv, packed", PACKING, "head, packed.numbers + start", "head, start"),
     bug("numbers of the first head", "dkdv, packed", PACKING, "[0, head, packed", "[0, head * 0, packed"),

@@ -1,4 +1,4 @@
-"""The cases of planted_gluon.py, launched in the simulator, and what it says of a kernel that has a bug.
+"""What the simulator says of a launch of a Hopper attention kernel, which may have a planted bug: planted_gluon.py.
 
 Kernels are launched as they stand, without the repair of hidden NaN that attention adds.
 """
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from attention_fp8_oracle import attention_by_tiles
-from planted_gluon import BWD, DQ, FP8, FWD, Case
+from planted_gluon import BWD, DQ, FP8, FWD, WIDE, Case
 from torch import Tensor
 
 from fusedformer import simulator
 from fusedformer.kernels.attention.fp8 import reference as fp8
-from fusedformer.kernels.attention.hopper.launch import PROGRAM_ROWS, grouped_rows_of, numbers_of, rows_of
+from fusedformer.kernels.attention.hopper.launch import grouped_rows_of, numbers_of, rows_of, span_of
 from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 from fusedformer.kernels.attention.packing_kernel import pack
 
@@ -52,7 +52,7 @@ def problem_of(case: Case) -> Problem:
         return torch.randn(shape, generator=generator).to(case.dtype)
 
     q = randn(1, case.seqlen_q, case.heads, case.head_dim)
-    if case.has_flags and case.kernel != BWD and not case.packed:
+    if case.has_flags and case.side == 0 and not case.packed:
         q[:, -1] = math.nan  # of the last tile alone
     k = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim)
     v = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim_v)
@@ -97,8 +97,9 @@ def reference(case: Case, qkv: tuple[Tensor, Tensor, Tensor], sinks: Tensor | No
         scores = case.softcap * (scores / case.softcap).tanh()
     seqlen_q, seqlen_k = scores.shape[2:]
     distance = torch.arange(seqlen_k) - torch.arange(seqlen_q)[:, None] - (seqlen_k - seqlen_q)
-    is_visible = (distance >= -(seqlen_k if case.left is None else case.left)) & (
-        distance <= (seqlen_k if case.right is None else case.right)
+    far = seqlen_q + seqlen_k
+    is_visible = (distance >= -(far if case.left is None else case.left)) & (
+        distance <= (far if case.right is None else case.right)
     )
     if case.has_slopes:
         scores = scores - slopes_of(case).double().view(1, -1, 1, 1) * distance.abs()
@@ -123,7 +124,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     flags = _flags(case, case.heads, case.seqlen_q)
     kv_heads, heads = case.heads // case.group, case.heads_of_tile
-    programs = _programs(case, 0, heads) * (kv_heads if heads > 1 else case.heads)
+    programs = _programs(case, heads) * (kv_heads if heads > 1 else case.heads)
 
     def describe(x: Tensor, columns: int) -> Any:
         return case.describe(x, 64, columns) if heads == 1 else grouped_rows_of(x, kv_heads, heads, columns)
@@ -133,7 +134,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
         case.describe(v, case.block, case.head_dim_v), problem.sinks, describe(out, case.head_dim_v),
         results["lse"], flags, *_sizes(case),
         None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_packing(case, 0), **options,
+        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_packing(case), **options,
     )  # fmt: skip
     return results | _named(flags)
 
@@ -169,7 +170,7 @@ def run_fp8(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     out = torch.full((*q.shape[:3], case.head_dim_v), math.nan, dtype=torch.bfloat16)
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     simulator.run(
-        kernel, (_programs(case, 0) * case.heads,),
+        kernel, (_programs(case) * case.heads,),
         rows_of(q, 64, case.head_dim), rows_of(k, case.block, case.head_dim),
         rows_of(values, case.head_dim_v, case.block), *descales,
         rows_of(out, 64, case.head_dim_v), results["lse"], *_sizes(case),
@@ -184,11 +185,11 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     dq = torch.full_like(problem.q, math.nan)
     flags = _flags(case, case.heads, case.seqlen_q)
     simulator.run(
-        kernel, (_programs(case, 0) * case.heads,),
+        kernel, (_programs(case) * case.heads,),
         case.describe(problem.q, 64, case.head_dim), case.describe(problem.k, case.block, case.head_dim),
         case.describe(problem.v, case.block, case.head_dim_v), case.describe(problem.dout, 64, case.head_dim_v),
         problem.delta, problem.shift, case.describe(dq, 64, case.head_dim), flags, *_sizes(case),
-        STAGES=case.stages, **REGISTERS, **_packing(case, 0), **options,
+        STAGES=case.stages, **REGISTERS, **_packing(case), **options,
     )  # fmt: skip
     return {"dq": dq} | _named(flags)
 
@@ -196,24 +197,24 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
 def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     """Launch the kernel of dK and dV, and of dQ if the case is fused."""
     problem = problem_of(case)
-    d, block = case.head_dim, case.block
+    d, d_v, block = case.head_dim, case.head_dim_v, case.block
     dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
     dq = torch.zeros(problem.q.shape) if case.is_fused else None
     flags = _flags(case, case.heads // case.group, case.seqlen_k)
-    right, delta, shift = case.right, problem.delta, problem.shift
+    window = span_of(case.seqlen_k, case.seqlen_k - case.seqlen_q, case.left, case.right)
+    delta, shift = problem.delta, problem.shift
     if case.packed:
-        slots = pack(case.starts(0), case.seqlen_q, block)
-        delta, shift = spread(delta, shift, case.starts(0), slots, block)
-    elif right is not None:
-        right += case.seqlen_k - case.seqlen_q
+        window = span_of(case.seqlen_q, 0, case.left, case.right)
+        delta, shift = spread(delta, shift, case.starts(0), pack(case.starts(0), case.seqlen_q, block), block)
+    dq_desc = [None if dq is None else case.describe(dq, block, d // 2)]
     simulator.run(
-        kernel, (_programs(case, 1) * case.heads // case.group,),
-        case.describe(problem.q, block, d), case.describe(problem.k, 128, d), case.describe(problem.v, 64, d),
-        case.describe(problem.dout, block, d), numbers_of(delta, block), numbers_of(shift, block),
-        None if dq is None else case.describe(dq, block, d // 2),
-        case.describe(dk, 64, d), case.describe(dv, 64, d), flags,
-        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, right, d**-0.5 * LOG2_E,
-        STAGES=case.stages, **REGISTERS, **_packing(case, 1), **options,
+        kernel, (_programs(case) * case.heads // case.group,),
+        case.describe(problem.q, block, d), case.describe(problem.k, case.program_rows, d),
+        case.describe(problem.v, 64, d_v), case.describe(problem.dout, block, d_v),
+        numbers_of(delta, block), numbers_of(shift, block), *([] if case.kernel == WIDE else dq_desc),
+        case.describe(dk, 64, d), case.describe(dv, 64, d_v), flags,
+        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, *window, d**-0.5 * LOG2_E,
+        STAGES=case.stages, **REGISTERS, **_packing(case), **options,
     )  # fmt: skip
     results = {"dk": dk, "dv": dv} | _named(flags)
     return results if dq is None else results | {"dq": dq * d**-0.5}
@@ -224,22 +225,23 @@ RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
     FP8: (run_fp8, "attention_hopper_fwd_fp8_kernel"),
     DQ: (run_dq, "attention_hopper_dq_kernel"),
     BWD: (run_bwd, "attention_hopper_bwd_kernel"),
+    WIDE: (run_bwd, "attention_hopper_dkdv_wide_kernel"),
 }
 
 
-def _packing(case: Case, side: int) -> dict[str, Any]:
-    """What a kernel is told of packed sequences, whose queries (0) or keys (1) its programs divide."""
+def _packing(case: Case) -> dict[str, Any]:
+    """What a kernel is told of packed sequences."""
     if not case.packed:
         return {}
-    slots = pack(case.starts(side), (case.seqlen_q, case.seqlen_k)[side], PROGRAM_ROWS)
+    slots = pack(case.starts(case.side), (case.seqlen_q, case.seqlen_k)[case.side], case.program_rows)
     return {"starts_q_ptr": case.starts(0), "starts_k_ptr": case.starts(1), "tiles_ptr": slots}
 
 
-def _programs(case: Case, side: int, heads: int = 1) -> int:
+def _programs(case: Case, heads: int = 1) -> int:
     """For each head, or for each group where `heads` share a tile."""
-    if packing := _packing(case, side):
+    if packing := _packing(case):
         return len(packing["tiles_ptr"])
-    return -(-(case.seqlen_q, case.seqlen_k)[side] * heads // PROGRAM_ROWS)
+    return -(-(case.seqlen_q, case.seqlen_k)[case.side] * heads // case.program_rows)
 
 
 def _sizes(case: Case) -> tuple[Any, ...]:
@@ -256,7 +258,7 @@ def _slopes(case: Case) -> tuple[Any, ...]:
 
 def _flags(case: Case, heads: int, length: int) -> Tensor | None:
     if case.has_flags and case.packed:
-        return torch.full((2, heads, _programs(case, int(case.kernel == BWD))), -1, dtype=torch.int8)
+        return torch.full((2, heads, _programs(case)), -1, dtype=torch.int8)
     return torch.full((1, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
 
 
@@ -279,18 +281,15 @@ def error(name: str, x: Tensor, case: Case) -> float:
 
 def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
     """Which tiles of 64 rows are finite: all but that of the NaN in q, which the kernels count first."""
-    return [
-        [[int(case.kernel == BWD or tile > 0) for tile in range(tiles)]]
-        * (case.heads // (case.group if case.kernel == BWD else 1))
-    ]
+    heads = case.heads // (case.group if case.side else 1)
+    return [[[int(case.side or tile > 0) for tile in range(tiles)]] * heads]
 
 
 def expected_packed_flags(case: Case) -> list[list[list[int]]]:
     """For both consumers: which slots are finite, all but those of the sequence of NaN; -1 for those of no sequence."""
-    side = int(case.kernel == BWD)
-    slots = _packing(case, side)["tiles_ptr"][:, 0].tolist()
+    slots = _packing(case)["tiles_ptr"][:, 0].tolist()
     flags = [-1 if sequence < 0 else int(sequence != 1) for sequence in slots]
-    return [[flags] * (case.heads // (case.group if case.kernel == BWD else 1))] * 2
+    return [[flags] * (case.heads // (case.group if case.side else 1))] * 2
 
 
 def outcome(modules: dict[str, ModuleType], case: Case, seed: int, *, clocks: bool = True) -> str:

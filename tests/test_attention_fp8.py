@@ -7,7 +7,6 @@ that of PyTorch with such weights.
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from attention_fp8_oracle import attention_by_tiles, dequantized
-from conftest import HAS_GPU, emulated_world
 from oracle import assert_within_budget
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -28,7 +26,6 @@ pytestmark = pytest.mark.op("attention")
 
 FP8 = torch.float8_e4m3fn
 SEEDS = int(os.environ.get("FUSEDFORMER_HOPPER_SEEDS", "10"))
-IS_SM_90 = HAS_GPU and torch.cuda.get_device_capability() == (9, 0)
 
 
 @dataclass(frozen=True)
@@ -107,40 +104,6 @@ def by_definition(call: dict[str, Any]) -> Tensor:
     """The result on the CPU."""
     with emulation.emulated(False):
         return attention(**tree_map_only(Tensor, lambda x: x.cpu(), call))
-
-
-@pytest.fixture(params=["emulated", "gpu"])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the Hopper kernel runs."""
-    pytest.importorskip("triton")
-    from fusedformer.kernels.attention.hopper import dispatch
-
-    if reason := dispatch.missing():
-        pytest.skip(reason)
-    with dispatch.preferred("1"):
-        if request.param == "gpu":
-            if not IS_SM_90:
-                pytest.skip("gpu world: no sm_90 here")
-            yield torch.device("cuda")
-        else:
-            with emulated_world("attention") as world:
-                yield world.device
-
-
-@pytest.fixture
-def served(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The Hopper kernels that were launched."""
-    from fusedformer.kernels.attention.hopper import launch
-
-    names: list[str] = []
-    do_launch = launch.launch
-
-    def noted(name: str, *args: Any) -> None:
-        names.append(name)
-        do_launch(name, *args)
-
-    monkeypatch.setattr(launch, "launch", noted)
-    return names
 
 
 # The definition, and what is checked
@@ -250,21 +213,21 @@ def check(case: Case, device: torch.device, inputs: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernel(case: Case, device: torch.device, served: list[str]) -> None:
-    check(case, device, make_inputs(case, device))
+def test_kernel(case: Case, hopper_device: torch.device, served: list[str]) -> None:
+    check(case, hopper_device, make_inputs(case, hopper_device))
     assert served == ["fwd_fp8"]
 
 
-def test_kernel_with_outliers(device: torch.device, served: list[str]) -> None:
+def test_kernel_with_outliers(hopper_device: torch.device, served: list[str]) -> None:
     case = Case(130, 200, 128, 128, heads=1)
-    check(case, device, make_inputs(case, device, outliers=0.01))
+    check(case, hopper_device, make_inputs(case, hopper_device, outliers=0.01))
     assert served == ["fwd_fp8"]
 
 
 def test_no_bit_depends_on_the_schedule(
-    device: torch.device, served: list[str], monkeypatch: pytest.MonkeyPatch
+    hopper_device: torch.device, served: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = quantized(make_inputs(ONE_HEAD, device))
+    call = quantized(make_inputs(ONE_HEAD, hopper_device))
 
     def results(seed: int) -> tuple[Tensor, ...]:
         monkeypatch.setenv("FUSEDFORMER_EMULATION_SEED", str(seed))
@@ -276,10 +239,10 @@ def test_no_bit_depends_on_the_schedule(
     assert served == ["fwd_fp8"] * SEEDS
 
 
-def test_strides_are_read_in_place(device: torch.device, served: list[str]) -> None:
-    call = quantized(make_inputs(SMALL, device))
+def test_strides_are_read_in_place(hopper_device: torch.device, served: list[str]) -> None:
+    call = quantized(make_inputs(SMALL, hopper_device))
     expected = attention(**call)
-    wide = torch.zeros(1, 150, 1, 160, device=device).to(FP8)
+    wide = torch.zeros(1, 150, 1, 160, device=hopper_device).to(FP8)
     wide[..., 48:112] = call["k"]
     call["k"] = wide[..., 48:112]
     call["q"] = call["q"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -287,17 +250,17 @@ def test_strides_are_read_in_place(device: torch.device, served: list[str]) -> N
     assert served == ["fwd_fp8"] * 2
 
 
-def test_a_result_that_tma_cannot_write_is_computed_in_bfloat16(device: torch.device, served: list[str]) -> None:
+def test_a_result_that_tma_cannot_write_is_computed_in_bfloat16(hopper_device: torch.device, served: list[str]) -> None:
     """Its rows are 72 bytes apart, where those of q, k and v are at multiples of 16."""
-    call = quantized(make_inputs(Case(40, 70, head_dim_v=48), device))
+    call = quantized(make_inputs(Case(40, 70, head_dim_v=48), hopper_device))
     call["v"] = call["v"][..., :36]
     torch.testing.assert_close(attention(**call).cpu(), by_definition(call), atol=2e-2, rtol=2e-2)
     assert served == []
 
 
-def test_nan_reaches_those_who_see_it(device: torch.device, served: list[str]) -> None:
+def test_nan_reaches_those_who_see_it(hopper_device: torch.device, served: list[str]) -> None:
     """Of v, in its column; of k, in all; not those from whom it is hidden."""
-    call = quantized(make_inputs(SMALL, device))
+    call = quantized(make_inputs(SMALL, hopper_device))
     clean = attention(**call, causal=True)
     call["v"][:, 100, :, 7] = math.nan
     call["k"][:, 140] = math.nan
@@ -310,14 +273,14 @@ def test_nan_reaches_those_who_see_it(device: torch.device, served: list[str]) -
     assert served == ["fwd_fp8"] * 2
 
 
-def test_a_descale_that_is_not_positive_gives_nan_on_the_device(device: torch.device, served: list[str]) -> None:
-    call = quantized(make_inputs(SMALL, device))
+def test_a_descale_that_is_not_positive_gives_nan_on_the_device(hopper_device: torch.device, served: list[str]) -> None:
+    call = quantized(make_inputs(SMALL, hopper_device))
     call["descale"][0][0, 1] = 0
     out, lse = attention(**call, causal=True, return_lse=True)
     assert out[:, :, 1].isnan().all()
     assert lse[:, 1].isnan().all()
     assert out[:, :, 0].isfinite().all()
-    call = quantized(make_inputs(SMALL, device))
+    call = quantized(make_inputs(SMALL, hopper_device))
     call["descale"][2].neg_()
     assert attention(**call).isnan().all()
     assert served == ["fwd_fp8"] * 2
@@ -325,11 +288,11 @@ def test_a_descale_that_is_not_positive_gives_nan_on_the_device(device: torch.de
 
 @pytest.mark.parametrize("settings", [{"softcap": 3.0}, {"sinks": torch.ones(2)}], ids=["softcap", "sinks"])
 def test_what_the_kernel_lacks_is_computed_in_bfloat16(
-    settings: dict[str, Any], device: torch.device, served: list[str]
+    settings: dict[str, Any], hopper_device: torch.device, served: list[str]
 ) -> None:
     case = Case(40, 70)
-    call = quantized(make_inputs(case, device))
-    settings = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in settings.items()}
+    call = quantized(make_inputs(case, hopper_device))
+    settings = {name: x.to(hopper_device) if isinstance(x, Tensor) else x for name, x in settings.items()}
     out = attention(**call, **settings)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.cpu(), by_definition(call | settings), atol=2e-2, rtol=2e-2)
@@ -361,13 +324,13 @@ def errors(outliers: float, device: torch.device) -> tuple[float, float, float]:
     return error(attention(**inputs)), error(attention(**call)), error(exact(call, case)[0])
 
 
-def test_accuracy_is_as_the_readme_says(device: torch.device, served: list[str]) -> None:
+def test_accuracy_is_as_the_readme_says(hopper_device: torch.device, served: list[str]) -> None:
     """`pytest tests/test_attention_fp8.py -k accuracy -s` prints the table."""
     stated = {name: tuple(map(float, figures)) for name, *figures in ACCURACY.findall(README.read_text("utf-8"))}
     assert list(stated) == list(OUTLIERS)
     for name, outliers in OUTLIERS.items():
         replay.forget()  # `served` notes launches that are made
-        found = errors(outliers, device)
+        found = errors(outliers, hopper_device)
         print(f"| {name} | " + " | ".join(f"{error:.2g} %" for error in found) + " |")
         assert found == pytest.approx(stated[name], rel=0.06)
     assert served == ["fwd", "fwd_fp8"] * len(OUTLIERS)

@@ -15,6 +15,7 @@ import planted_gluon_fp8_bugs
 import planted_gluon_gradient_bugs
 import planted_gluon_packed_bugs
 import planted_gluon_score_bugs
+import planted_gluon_wide_bugs
 from planted_gluon import CASES, GluonBug, edited, texts
 from planted_gluon_runs import outcome
 
@@ -24,6 +25,7 @@ MODULES = (
     planted_gluon_bugs,
     planted_gluon_score_bugs,
     planted_gluon_gradient_bugs,
+    planted_gluon_wide_bugs,
     planted_gluon_packed_bugs,
     planted_gluon_fp8_bugs,
 )

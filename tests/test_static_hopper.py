@@ -7,19 +7,18 @@ import pytest
 
 from fusedformer.benchmarks.static import loops
 from fusedformer.benchmarks.static_hopper import collect, explore, model, protocol
-from fusedformer.benchmarks.static_hopper.row import FENCES, WAITS, HopperRow
+from fusedformer.benchmarks.static_hopper.row import BETWEEN_THREADS, FENCES, WAITS, HopperRow
 from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
 pytestmark = pytest.mark.op("attention")
 
-# What each version of Triton has to have on record: with the one to develop with everything, with others each row.
-VERSIONS = {"3.6.0": ("causal",), "3.7.1": None, "3.9.0": ("causal",)}
-# Right, but slower than it could be: a few bytes do not fit into registers there.
+VERSIONS = ("3.6.0", "3.7.1", "3.9.0")
+DEVELOPED_WITH = "3.7.1"
+# Right, but slower than it could be: a few bytes do not fit into registers there, between loops.
 SPILLING = {
     ("3.9.0", "attention_hopper_fwd_kernel bf16 d64 window sinks"),
     ("3.9.0", "attention_hopper_fwd_kernel bf16 d256 causal"),
-    ("3.9.0", "attention_hopper_dq_kernel bf16 d256 causal"),
 }
 GPU_RECORD = collect.RECORD.with_name("hopper_h200.json")
 FWD = "attention_hopper_fwd_kernel"
@@ -55,6 +54,12 @@ def _rows(compiler: str) -> dict[str, HopperRow]:
     return {key: HopperRow.from_dict(row) for key, row in known.items()}
 
 
+def _is_everywhere(variant: HopperVariant) -> bool:
+    """Whether every version of Triton has it on record: each row in bfloat16, causal, and gradients in a window."""
+    masks = [("causal",)] + [("window",)] * (variant.row.kernel in ("dq", "dkdv", "fused"))
+    return variant.dtype == "bf16" and variant.features in masks
+
+
 @pytest.mark.static
 @pytest.mark.parametrize("compiler", VERSIONS)
 def test_every_shipped_variant_is_on_record_and_passes(compiler: str) -> None:
@@ -62,8 +67,7 @@ def test_every_shipped_variant_is_on_record_and_passes(compiler: str) -> None:
     if not collect.RECORD.exists():
         pytest.skip("no record: not a checkout")
     rows = _rows(compiler)
-    wanted = VERSIONS[compiler]
-    chosen = [v for v in variants() if wanted is None or (v.features, v.dtype) == (wanted, "bf16")]
+    chosen = [v for v in variants() if compiler == DEVELOPED_WITH or _is_everywhere(v)]
     missing = [f"{variant.row.kernel} {variant}" for variant in chosen if collect.key(variant) not in rows]
     assert missing == []
     failed = {f"{row.kernel} {row.variant}" for row in rows.values() if not row.passed}
@@ -85,7 +89,7 @@ def test_the_table_says_what_is_on_record() -> None:
     """Of each row: the model's figures of the causal variant, by the Triton that is developed with."""
     if not collect.RECORD.exists():
         pytest.skip("no record: not a checkout")
-    rows = _rows("3.7.1")
+    rows = _rows(DEVELOPED_WITH)
     for row in tuning.TABLE:
         found = rows[collect.key(HopperVariant(row, features=("causal",)))]
         expected = tuning.Predicted(round(found.predicted_tflops), round(found.most_tflops), found.bound)
@@ -124,6 +128,14 @@ def test_every_gate_sees_what_it_is_for(change: dict[str, object], problem: str)
     assert row.problems == (problem,)
 
 
+def test_a_tile_from_threads_to_threads_needs_no_fence() -> None:
+    kernel = "attention_hopper_dkdv_wide_kernel"
+    good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": BETWEEN_THREADS[kernel]}
+    assert HopperRow.from_dict(good).passed
+    (problem,) = HopperRow.from_dict(good | {"unfenced_stores": BETWEEN_THREADS[kernel] + 1}).problems
+    assert problem == "3 TMA stores without a fence before them"
+
+
 def test_order_is_read_in_ptx() -> None:
     assert (protocol.early_arrivals(PTX), protocol.unfenced_stores(PTX), protocol.fences(PTX)) == (0, 0, 1)
     assert protocol.early_arrivals(PTX.replace("bar.sync", "nop", 1)) == 1
@@ -135,13 +147,16 @@ def test_order_is_read_in_ptx() -> None:
 def test_the_busiest_unit_bounds_a_loop() -> None:
     loop = loops.steady_loop(SASS, "kernel")
     assert loop is not None
-    found = model.bound(loop, copied_bytes=0)
+    found = model.bound([loop], copied_bytes=0)
     # Two consumers: 2 products of 64 x 128 x 16 each, at 2048 multiply-adds a cycle for 4 warps of each.
     assert found.cycles["matrix"] == 2 * 2 * 64 * 128 * 16 / 2048
     # B of both products, and A of the one that does not take it from registers, at 128 bytes a cycle.
     assert found.cycles["shared"] == 2 * (2 * 128 + 64) * 16 * 2 / 128
     assert (found.unit, found.most_tflops) == ("matrix", pytest.approx(989, rel=0.001))
-    more = model.bound(loop, copied_bytes=128 * 1000)
+    by_turns = model.bound([loop, loop], copied_bytes=0)
+    assert by_turns.cycles == found.cycles
+    assert by_turns.tflops == found.tflops
+    more = model.bound([loop], copied_bytes=128 * 1000)
     assert more.cycles["shared"] == found.cycles["shared"] + 1000
     assert more.unit == "shared"
     assert more.most_tflops == pytest.approx(989 * more.cycles["matrix"] / more.cycles["shared"], rel=0.001)
@@ -152,7 +167,7 @@ def test_a_product_of_8_bits_is_two_in_as_many_cycles() -> None:
     in_8 = loops.steady_loop(SASS.replace("HGMMA.64x128x16.F32.BF16", "QGMMA.64x128x32.F32.E4M3.E4M3"), "kernel")
     assert in_16 is not None
     assert in_8 is not None
-    expected, found = (model.bound(loop, copied_bytes=0) for loop in (in_16, in_8))
+    expected, found = (model.bound([loop], copied_bytes=0) for loop in (in_16, in_8))
     assert (found.cycles, found.unit) == (expected.cycles, expected.unit)
     assert found.most_tflops == pytest.approx(2 * expected.most_tflops, rel=0.001)
     assert found.tflops == pytest.approx(2 * expected.tflops, rel=0.001)

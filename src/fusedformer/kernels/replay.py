@@ -6,8 +6,9 @@ forms of the tensors alone: shapes, strides, dtypes, device, alignment. So the s
 it allocates, which views it takes of that, and what it launches; later ones do just that (`Plan`). Not the first: where
 each call has another form, as with a growing cache, there is nothing to be had.
 
-Nothing is assumed about the op: a call that does anything else, as to compute with PyTorch, is not recorded, and the op
-is called each time.
+PyTorch's few ops that write to a tensor which is there already (`_WRITES`) are launches like the others, in their place
+among them. Nothing else is assumed about the op: a call that computes otherwise is not recorded, and the op is called
+each time.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ _ALIGNMENT = 16  # bytes: whether an address is a multiple, Triton compiles in
 _aten = torch.ops.aten
 _EMPTY = {_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default, _aten.empty_like.default}
 _ZEROS = {_aten.zeros.default, _aten.new_zeros.default, _aten.zeros_like.default}
+# They write to what they are given, and nowhere else, whatever the values are; and return that.
+_WRITES = {_aten.zero_.default, _aten.copy_.default, _aten.mul_.Tensor, _aten.amin.out}
 # What torch.compile's code allocates by, on the current device: in half the time that torch.empty takes.
 _empty_strided_cuda = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 # Of a form that is no Plan: was it seen once, or can it not be recorded?
@@ -124,15 +127,23 @@ def _has_calls(hook: Any) -> bool:
 
 def launch_by(start: Callable[..., Any], args: Sequence[Any], by_name: dict[str, Any] | None = None) -> None:
     """Launch by `start(*args, **by_name)`, which needs nothing else."""
-    count, names, values = len(args), tuple(by_name or ()), tuple((by_name or {}).values())
+    by_name = by_name or {}
+    with _disable_current_modes():
+        start(*args, **by_name)
+    if recorder := _recorder():
+        recorder.launches.append(_by_position(start, args, by_name))
+
+
+def _by_position(
+    start: Callable[..., Any], args: Sequence[Any], by_name: dict[str, Any]
+) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """What does as `start(*args, **by_name)` with all values by position, and these."""
+    count, names = len(args), tuple(by_name)
 
     def start_by_position(*given: Any) -> None:
         start(*given[:count], **dict(zip(names, given[count:])))
 
-    with _disable_current_modes():
-        start_by_position(*args, *values)
-    if recorder := _recorder():
-        recorder.launches.append((start_by_position, (*args, *values)))
+    return start_by_position, (*args, *by_name.values())
 
 
 def _recorder() -> "_Recorder | None":
@@ -187,7 +198,7 @@ class _View(NamedTuple):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes what an op allocates, which views it takes, and what it launches."""
+    """Notes what an op allocates, which views it takes, and what it launches or has PyTorch write."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -198,7 +209,8 @@ class _Recorder(TorchDispatchMode):
         self._kept: list[Tensor] = []  # so that no other tensor gets the id of one
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if func in _EMPTY or func in _ZEROS:
             self._note(result, _creator(result, is_zero=func in _ZEROS))
             self.is_faithful &= result.is_contiguous()
@@ -208,6 +220,8 @@ class _Recorder(TorchDispatchMode):
                 offset = x.storage_offset() - parent.storage_offset()
                 self._note(x, _View(parent, x.dtype, tuple(x.shape), x.stride(), offset))
                 self.is_faithful &= x.itemsize == parent.itemsize
+        elif func in _WRITES:
+            self.launches.append(_by_position(func, args, kwargs))
         else:
             self.is_faithful = False
         return result
@@ -265,10 +279,7 @@ class Plan:
         for step in self._steps:
             tensors.append(step.of(tensors[step.parent]) if type(step) is _View else step())  # type: ignore[operator]
         for start, template, fills in self._launches:
-            values = template.copy()
-            for place, fill in fills:
-                values[place] = tensors[fill] if isinstance(fill, int) else fill(tensors)
-            start(*values)
+            start(*_filled(template, fills, tensors))
         numbers = self._result
         return tensors[numbers] if isinstance(numbers, int) else tuple([tensors[number] for number in numbers])
 
@@ -299,10 +310,16 @@ def _fill(value: Any, number_of: Callable[[Tensor], int]) -> _Fill | None:
     return None
 
 
-def _tuple_of(kind: Any, template: list[Any], fills: list[tuple[int, _Fill]], tensors: list[Tensor]) -> Any:
+def _filled(template: list[Any], fills: list[tuple[int, _Fill]], tensors: list[Tensor]) -> list[Any]:
+    """The template's values, with what belongs at those places."""
     values = template.copy()
     for place, fill in fills:
         values[place] = tensors[fill] if isinstance(fill, int) else fill(tensors)
+    return values
+
+
+def _tuple_of(kind: Any, template: list[Any], fills: list[tuple[int, _Fill]], tensors: list[Tensor]) -> Any:
+    values = _filled(template, fills, tensors)
     return kind._make(values) if hasattr(kind, "_make") else kind(values)
 
 

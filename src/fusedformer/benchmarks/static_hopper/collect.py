@@ -70,9 +70,9 @@ def recorded(compiler: str) -> Entries:
 def key(variant: HopperVariant) -> str:
     """Changes with whatever the row of a variant depends on, but for the version of Triton."""
     design = asdict(variant.row)
-    for known in ("evidence", "recorded", "spills"):  # what is known of a row is no part of it
+    for known in ("evidence", "recorded", "unserved"):  # what is known of a row is no part of it
         del design[known]
-    digest = hashlib.sha256(_sources(variant.row.kernel))
+    digest = hashlib.sha256(_sources(variant.row.built_as))
     digest.update(repr((design, variant.dtype, variant.features, tuning.REGISTERS)).encode())
     return digest.hexdigest()[:32]
 

@@ -56,7 +56,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
     from fusedformer.kernels.attention.hopper.kernels import KERNELS
 
     triton.knobs.nvidia.dump_ptxas_log = True
-    kernel = KERNELS[variant.row.kernel]
+    kernel = KERNELS[variant.row.built_as]
     arguments = variant.arguments()
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -81,10 +81,8 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         cubin.write_bytes(compiled.asm["cubin"])
         disassembly = sass.disassemble(cubin)
     symbol = compiled.metadata.name
-    loop = loops.steady_loop(disassembly, symbol)
-    if loop is None:
-        raise RuntimeError("no loop with matrix instructions")
-    found = model.bound(loop, variant.copied_bytes)
+    steady = _steady_loops(variant, disassembly, symbol)
+    found = model.bound(steady, variant.copied_bytes)
     figures = measured(resources, sass.instruction_mixes(disassembly)[symbol])
     figures["shared_bytes"] = compiled.metadata.shared
     return HopperRow(
@@ -101,6 +99,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         bound=found.unit,
         waits=tuple(
             int(wait[1])
+            for loop in steady
             for instruction in loop.body
             if instruction.opcode.startswith("WARPGROUP.DEPBAR") and (wait := _WAIT.search(instruction.operands))
         ),
@@ -109,6 +108,14 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         fences=protocol.fences(compiled.asm["ptx"]),
         **figures,
     )
+
+
+def _steady_loops(variant: HopperVariant, disassembly: str, symbol: str) -> list[loops.Loop]:
+    """That of both consumers, or where they do different work, in one loop each, those of one and the other."""
+    found = loops.matrix_loops(disassembly, symbol)
+    if not found:
+        raise RuntimeError("no loop with matrix instructions")
+    return found if variant.row.built_as == "dkdv_wide" else [min(found, key=lambda loop: len(loop.body))]
 
 
 def _type(value: str | Tile) -> str:

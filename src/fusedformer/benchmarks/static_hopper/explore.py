@@ -32,6 +32,8 @@ _SPACE: tuple[tuple[str, int, int, tuple[tuple[int, int], ...]], ...] = (
     ("dq", 256, 256, ((32, 2), (64, 1))),
     ("dkdv", 64, 64, ((64, 2), (128, 2))),
     ("dkdv", 128, 128, ((64, 1), (64, 2))),
+    ("dkdv", 256, 128, ((32, 2), (64, 2))),
+    ("dkdv", 256, 256, ((32, 4), (64, 2))),
     ("fused", 64, 64, ((64, 2), (64, 3))),
     ("fused", 128, 128, ((64, 2),)),
 )
@@ -69,8 +71,7 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
             f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
             "Shipped are rows that pass every gate. Where rates are equal, the larger tile, of fewer iterations, "
-            "and turns, which keep the consumers out of step: the model sees neither. What is better here and not "
-            "shipped has not been compiled with every mask yet.",
+            "and turns, which keep the consumers out of step: the model sees neither.",
         ],
     )
 
@@ -80,7 +81,7 @@ def _shipped() -> set[tuning.Row]:
 
 
 def _design(row: tuning.Row) -> tuning.Row:
-    return replace(row, evidence=tuning.UNKNOWN, recorded=False, spills=())
+    return replace(row, evidence=tuning.UNKNOWN, recorded=False, unserved=())
 
 
 def _names(row: tuning.Row) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ loop, in different places of it.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fusedformer.benchmarks.static import model
@@ -31,17 +32,17 @@ class Bound:
     most_tflops: float
 
 
-def bound(loop: Loop, copied_bytes: int) -> Bound:
-    """The model of a loop of each of two consumers.
+def bound(loops: Sequence[Loop], copied_bytes: int) -> Bound:
+    """The model of the loops of two consumers.
 
     Args:
-        loop: the steady one.
+        loops: the steady one of both, or those of one and the other, who are taken to go through both by turns.
         copied_bytes: what TMA moves to and from shared memory in an iteration of both.
     """
     chip = model.CHIPS[ARCH]
-    products_16, rate = in_16_bits(loop)
-    expected = model.predict(ARCH, products_16, WARPS, CONSUMERS)
-    cycles = {unit: CONSUMERS * count for unit, count in expected.cycles.items()}
+    both, rate = in_16_bits(Loop(tuple(instruction for loop in loops for instruction in loop.body)))
+    expected = model.predict(ARCH, both, WARPS, CONSUMERS)
+    cycles = {unit: CONSUMERS // len(loops) * count for unit, count in expected.cycles.items()}
     cycles["shared"] = round(cycles.get("shared", 0.0) + copied_bytes / model.SHARED_RATE, 1)
     unit = max(cycles, key=lambda name: cycles[name])
     flop = 2 * cycles["matrix"] * rate * chip.matrix_rates["HGMMA"]

@@ -9,9 +9,9 @@ memory: dQ = dS K takes the keys of both, and each consumer computes half of its
 global memory by TMA reductions, one for each tile and half. Their order is not fixed, so neither is dQ's last bit:
 dq_kernel.py is for those who want it fixed.
 
-Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py. Queries past the end have a dO and a delta of 0,
-and so do not count; keys past the end are hidden by a mask, or by `right`. FLOPs: 2 B H Sq Sk (2 D + 2 Dv), FUSED half
-as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
+Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py; masks: queries.py. Queries past the end have a dO
+and a delta of 0, and so do not count; keys past the end are hidden by a mask, or by `right`. FLOPs: 2 B H Sq Sk (2 D +
+2 Dv), FUSED half as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
 Source: Shah et al., "FlashAttention-3", 2024, section B.1, but for the exchange of dS, which halves dQ's traffic.
 """
 
@@ -30,17 +30,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from fusedformer.kernels.attention.hopper.packing import (
     Packed,
     corner,
-    corner_of_numbers,
     keys_of,
     packed_place,
     place,
     queries_of,
 )
+from fusedformer.kernels.attention.hopper.queries import Passage, load_queries, next_ahead, visited_queries, weights
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
     ROWS,
     await_tile,
-    claim,
     make_barriers,
     make_ring,
     make_tiles,
@@ -83,26 +82,8 @@ class Exchange(NamedTuple):
 
 
 @gluon.jit
-def _weights(s, shared, t, scale_log2, hidden, CAUSAL: gl.constexpr, layout: gl.constexpr):
-    """p^T of tile t. Key row i counts if i < `hidden`; if CAUSAL, for queries of the tile from i - hidden on."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
-    columns: gl.constexpr = gl.SliceLayout(0, layout)
-    shift = shared.shift.index(t % shared.shift.shape[0]).reshape([BLOCK_M]).load(columns)
-    p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 0))
-    if hidden < (ROWS - 1 if CAUSAL else ROWS):  # a branch in one loop: two loops, the second without masks, spill
-        rows = gl.arange(0, ROWS, gl.SliceLayout(1, layout)) - hidden
-        if CAUSAL:  # the query in two parts, for the compiler: of the thread, and constant
-            query = gl.expand_dims(gl.arange(0, BLOCK_M, columns), 0)
-            visible = gl.expand_dims(rows, 1) - (query & 6) <= (query & -7)
-        else:
-            visible = gl.expand_dims(rows < 0, 1)
-        p = gl.where(visible, p, 0.0)
-    return p
-
-
-@gluon.jit
 def _bwd_step(
-    t, dk, dv, k, v, shared, exchange, scale_log2, hidden,
+    t, dk, dv, k, v, shared, exchange, scale_log2, ahead, span,
     wid: gl.constexpr, CAUSAL: gl.constexpr,
     s_layout: gl.constexpr, dk_layout: gl.constexpr, dq_layout: gl.constexpr,
 ):  # fmt: skip
@@ -120,7 +101,7 @@ def _bwd_step(
     await_tile(shared.dout, t)
     dp = warpgroup_mma(v, dout.permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(1, [s])
-    p = _weights(s, shared, t, scale_log2, hidden, CAUSAL, s_layout)
+    p = weights(s, shared, t, scale_log2, ahead, span, CAUSAL, s_layout)
     dp = warpgroup_mma_wait(0, [dp])
     delta = shared.delta.index(t % shared.delta.shape[0]).reshape([BLOCK_M]).load(gl.SliceLayout(0, s_layout))
     dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), dout, dv, is_async=True)
@@ -152,7 +133,7 @@ def _bwd_step(
 
 @gluon.jit
 def _consumer(
-    shared, exchange, scale_log2, hidden, group, tiles,
+    shared, exchange, passage, scale_log2,
     wid: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Computes dK and dV of 64 keys."""
@@ -167,16 +148,16 @@ def _consumer(
     k = shared.k.reshape([KEYS, D])
     v = shared.v.index(wid).reshape([ROWS, D])
     mbarrier.wait(shared.keys_full.index(0), 0)
-    hidden -= wid * ROWS
-    ahead = hidden
-    for t in range(group * tiles):
+    tiles = passage.last - passage.first
+    start = passage.ahead - wid * ROWS
+    ahead = start
+    for t in range(passage.group * tiles):
         dk, dv = _bwd_step(
-            t, dk, dv, k, v, shared, exchange, scale_log2, ahead, wid, CAUSAL, s_layout, dk_layout, dq_layout
-        )
-        if CAUSAL:  # on to the next tile, or the next head's first
-            ahead += BLOCK_M
-            if ahead == hidden + tiles * BLOCK_M:
-                ahead = hidden
+            t, dk, dv, k, v, shared, exchange, scale_log2, ahead, passage.span, wid, CAUSAL,
+            s_layout, dk_layout, dq_layout,
+        )  # fmt: skip
+        if CAUSAL:
+            ahead = next_ahead(ahead, start, tiles, BLOCK_M)
 
     mbarrier.arrive(shared.queries_done.index(0), count=1)
     v.store(dv.to(dtype))
@@ -191,32 +172,16 @@ def _consumer(
 
 @gluon.jit
 def _producer(
-    shared, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
-    batch, kv_head, start_n,
-):  # fmt: skip
+    shared, passage, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, batch, kv_head, start_n
+):
     """Loads what the consumers read."""
-    BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     keys_full = shared.keys_full.index(0)
     mbarrier.expect(keys_full, k_desc.block_type.nbytes + 2 * v_desc.block_type.nbytes)
     keys = keys_of(packed, batch)
-    queries = queries_of(packed, batch)
     async_load(k_desc, corner(k_desc, keys, kv_head, start_n), keys_full, shared.k)
     for wid in gl.static_range(2):
         async_load(v_desc, corner(v_desc, keys, kv_head, start_n + wid * ROWS), keys_full, shared.v.index(wid))
-    t = first * 0
-    for member in range(group):
-        head = kv_head * group + member
-        for tile in range(first, last):
-            start_m = tile * BLOCK_M
-            stage = claim(shared.q, t, q_desc.block_type.nbytes + shift_desc.block_type.nbytes)
-            full = shared.q.full.index(stage)
-            async_load(q_desc, corner(q_desc, queries, head, start_m), full, shared.q.tiles.index(stage))
-            async_load(shift_desc, corner_of_numbers(packed, batch, head, start_m), full, shared.shift.index(stage))
-            stage = claim(shared.dout, t, dout_desc.block_type.nbytes + delta_desc.block_type.nbytes)
-            full = shared.dout.full.index(stage)
-            async_load(dout_desc, corner(dout_desc, queries, head, start_m), full, shared.dout.tiles.index(stage))
-            async_load(delta_desc, corner_of_numbers(packed, batch, head, start_m), full, shared.delta.index(stage))
-            t += 1
+    load_queries(shared, q_desc, dout_desc, shift_desc, delta_desc, passage, packed, batch, kv_head)
 
 
 @gluon.jit
@@ -228,16 +193,16 @@ def _note_finite(finite_ptr, zeros):
 
 @gluon.jit
 def _writer(
-    shared, exchange, packed, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last, batch, kv_head, start_n,
-    plane, seqlen_k,
+    shared, exchange, passage, packed, dq_desc, dk_desc, dv_desc, finite_ptr, batch, kv_head, start_n, plane,
+    seqlen_k,
 ):  # fmt: skip
     """Adds the consumers' halves of dQ to global memory, and stores dK and dV, and whether they are finite."""
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     if exchange.dq is not None:
-        t = first * 0
-        for member in range(group):
-            head = kv_head * group + member
-            for tile in range(first, last):
+        t = passage.first * 0
+        for member in range(passage.group):
+            head = kv_head * passage.group + member
+            for tile in range(passage.first, passage.last):
                 for wid in gl.static_range(2):
                     mbarrier.wait(exchange.dq_full.index(wid), t & 1)
                     column = wid * exchange.dq.shape[-1]
@@ -294,7 +259,7 @@ def _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAG
     return Shared(k, v, keys_full, q, shift, dout, delta, dk, queries_done, zeros, done)
 
 
-@gluon.jit(do_not_specialize=["kv_heads", "group", "seqlen_q", "seqlen_k", "right"])
+@gluon.jit(do_not_specialize=["kv_heads", "group", "seqlen_q", "seqlen_k", "right", "span"])
 def attention_hopper_bwd_kernel(
     q_desc,  # (B, H, Sq, D), tiles (1, 1, BLOCK_M, D)
     k_desc,  # (B, Hkv, Sk, D), tiles (1, 1, 128, D)
@@ -312,6 +277,7 @@ def attention_hopper_bwd_kernel(
     seqlen_q,
     seqlen_k,
     right,  # query i sees keys to i + right, of packed sequences counted from both ends; None: all
+    span,  # and from i + right - span on; None: from the first on. Not without `right`
     scale_log2,  # scale * log2(e), positive
     STAGES: gl.constexpr,  # of the rings of queries
     CONSUMER_REGISTERS: gl.constexpr,
@@ -337,12 +303,8 @@ def attention_hopper_bwd_kernel(
     start_n = tile * KEYS  # the first keys first: when causal, they take longest
     batch = plane // kv_heads
     kv_head = plane % kv_heads
-    last = gl.cdiv(seqlen_q, BLOCK_M)
-    first = start_n * 0
-    hidden = seqlen_k - start_n
-    if CAUSAL:  # the queries before this tile see none of the program's keys
-        first = gl.minimum(gl.maximum(start_n - right, 0) // BLOCK_M, last)
-        hidden = first * BLOCK_M + right - start_n
+    first, last, ahead = visited_queries(start_n, seqlen_q, seqlen_k, right, span, KEYS, BLOCK_M, 0)
+    passage = Passage(group, first, last, ahead, span)
     shared = _make_shared(q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, STAGES)
     exchange = Exchange(None, None, None, None, None)
     if dq_desc is not None:
@@ -350,15 +312,15 @@ def attention_hopper_bwd_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 0, CAUSAL)),
-            (_consumer, (shared, exchange, scale_log2, hidden, group, last - first, 1, CAUSAL)),
+            (_consumer, (shared, exchange, passage, scale_log2, 0, CAUSAL)),
+            (_consumer, (shared, exchange, passage, scale_log2, 1, CAUSAL)),
             (_producer, (
-                shared, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, group, first, last,
-                batch, kv_head, start_n,
+                shared, passage, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, batch, kv_head,
+                start_n,
             )),
             (_writer, (
-                shared, exchange, packed, dq_desc, dk_desc, dv_desc, finite_ptr, group, first, last,
-                batch, kv_head, start_n, plane, seqlen_k,
+                shared, exchange, passage, packed, dq_desc, dk_desc, dv_desc, finite_ptr, batch, kv_head, start_n,
+                plane, seqlen_k,
             )),
         ],
         [4, 1, 1],

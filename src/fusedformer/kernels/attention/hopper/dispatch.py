@@ -138,8 +138,6 @@ def _unfit_features(kernel: str, problem: "Problem") -> str | None:
         "packed sequences, in float8": kernel == "fwd_fp8" and extras.is_packed,
         "a scale that is not positive": extras.scale <= 0,
         "sinks, in float8": kernel == "fwd_fp8" and extras.sinks is not None,
-        "a left side of the window, in the gradients of k and v": kernel in ("dkdv", "fused")
-        and problem.left is not None,
     }
     unfit = [name for name, is_given in given.items() if is_given]
     return f"it does not take {', '.join(unfit)}" if unfit else None
@@ -159,9 +157,11 @@ def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str
         return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
+    if problem.extras.is_packed and row.program_rows != PROGRAM_ROWS:
+        return "it does not take packed sequences, in the gradients of k and v of wide heads"
     features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
     features += ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
-    if row.spills_with(features):
+    if not row.serves(features):
         return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(features)}"
     return None
 

@@ -39,7 +39,6 @@ from fusedformer.kernels.attention.hopper.ring import (
     note_finite,
     release,
     tile_of,
-    visible_keys,
     visited_tiles,
     whole_tiles,
 )
@@ -57,8 +56,26 @@ class Shared(NamedTuple):
 
 
 @gluon.jit
+def _visible_keys(start_m, t, sight, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """(64, BLOCK_N): which queries from `start_m` on see which keys of tile t, as `visible_keys` of the forward."""
+    # Sums of two parts, for the compiler: of one number that the thread has, and of constants.
+    # The forward's way spills here, and this one there.
+    start_n = (sight.first + t) * BLOCK_N
+    j = gl.expand_dims(gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout)), 0)
+    i = gl.expand_dims(gl.arange(0, ROWS, gl.SliceLayout(1, layout)), 1)
+    visible = (j & -7) < sight.seqlen_k - start_n - (j & 6)
+    part = (i & -9) - (j & 6) + (start_m - start_n)
+    constant = (j & -7) - (i & 8)
+    if sight.upper is not None:
+        visible = visible & (part + sight.upper > constant)
+    if sight.lower is not None:
+        visible = visible & (part + sight.lower <= constant)
+    return visible
+
+
+@gluon.jit
 def _dq_step(
-    t, dq, q, dout, shift, delta, shared, sight, i, scale_log2,
+    t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2,
     MASKED: gl.constexpr, s_layout: gl.constexpr, dq_layout: gl.constexpr,
 ):  # fmt: skip
     """Take tile t of keys into dQ, before its scale."""
@@ -71,7 +88,7 @@ def _dq_step(
     s = warpgroup_mma_wait(1, [s])
     p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
     if MASKED:
-        p = gl.where(visible_keys(i, t, sight, BLOCK_N, s_layout), p, 0.0)
+        p = gl.where(_visible_keys(start_m, t, sight, BLOCK_N, s_layout), p, 0.0)
     dp = warpgroup_mma_wait(0, [dp])
     release(shared.v, t)
     ds = p * (dp - gl.expand_dims(delta, 1))
@@ -106,11 +123,11 @@ def _consumer(
     mbarrier.wait(shared.rows_full.index(wid), 0)
     if sight.lower is not None:
         for t in range(0, whole_first):
-            dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, True, s_layout, dq_layout)
+            dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, s_layout, dq_layout)
     for t in range(whole_first, whole_last):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, False, s_layout, dq_layout)
+        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, False, s_layout, dq_layout)
     for t in range(whole_last, sight.tiles):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, i, scale_log2, True, s_layout, dq_layout)
+        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, s_layout, dq_layout)
 
     dq = dq * (scale_log2 * LN_2)
     q.store(dq.to(shared.q.dtype))

@@ -45,7 +45,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
     assert row is not None  # dispatch.refusal has found one
     heads = _heads_of_tile(problem) if name == "fwd" else 1
-    packed, programs = _divide(problem, heads, of_keys=name in ("dkdv", "fused"))
+    packed, programs = _divide(problem, row, heads)
     flags = finite
     if heads > 1 and finite is not None:  # the repair finds out itself: these are few rows
         finite.zero_()
@@ -62,17 +62,18 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         constants["PING_PONG"] = row.ping_pong
     if name == "fwd":
         constants["HEADS"] = heads
-    _start(KERNELS[name], programs, problem, args, constants | packed)
+    _start(KERNELS[row.built_as], programs, problem, args, constants | packed)
     if packed and flags is not None:
         torch.amin(flags, 0, out=finite)
 
 
-def _divide(problem: "Problem", heads: int, *, of_keys: bool) -> tuple[dict[str, Tensor | None], int]:
+def _divide(problem: "Problem", row: tuning.Row, heads: int) -> tuple[dict[str, Tensor | None], int]:
     """What a kernel is told of packed sequences, if anything, and how many programs it has; `heads` share a tile."""
+    of_keys = row.kernel in ("dkdv", "fused")
     starts, side = (problem.extras.starts_k, problem.k) if of_keys else (problem.extras.starts_q, problem.q)
     if starts is None:
         planes = side.shape[0] * (side.shape[2] if heads == 1 else problem.k.shape[2])
-        return {}, planes * triton.cdiv(side.shape[1] * heads, PROGRAM_ROWS)
+        return {}, planes * triton.cdiv(side.shape[1] * heads, row.program_rows)
     slots = problem.slots(starts, side.shape[1], PROGRAM_ROWS)
     packed = {"starts_q_ptr": problem.extras.starts_q, "starts_k_ptr": problem.extras.starts_k, "tiles_ptr": slots}
     return packed, len(slots) * side.shape[2]
@@ -80,13 +81,18 @@ def _divide(problem: "Problem", heads: int, *, of_keys: bool) -> tuple[dict[str,
 
 def _start(kernel: Any, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
     if problem.arch is None:
-        from fusedformer import simulator
-
-        seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
-        replay.launch_by(functools.partial(simulator.run, kernel, (programs,), seed=seed), args, by_name)
+        replay.launch_by(functools.partial(_simulate, kernel, programs), args, by_name)
         return
     with torch.cuda.device_of(problem.q):
         replay.launch(kernel, programs, args, **by_name, num_warps=4, maxnreg=tuning.REGISTERS)
+
+
+def _simulate(kernel: Any, programs: int, *args: Any, **by_name: Any) -> None:
+    """By the schedule of the seed that is set now: a replay too."""
+    from fusedformer import simulator
+
+    seed = int(os.environ.get("FUSEDFORMER_EMULATION_SEED", "0"))
+    simulator.run(kernel, (programs,), *args, seed=seed, **by_name)
 
 
 def _fwd(
@@ -151,33 +157,51 @@ def _dkdv(
     problem: "Problem", row: tuning.Row, finite: Tensor | None,
     dout: Tensor, delta: Tensor, shift: Tensor, dk: Tensor, dv: Tensor, sums: Tensor | None = None,
 ) -> tuple[Any, ...]:  # fmt: skip
-    heads, group, seqlen_q, seqlen_k, diagonal, _, right, scale_log2 = _sizes(problem)
+    heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2 = _sizes(problem)
     describe = describer(problem)
-    if problem.extras.starts_q is not None:
-        diagonal = 0  # each sequence has its own
+    last, span = span_of(seqlen_k, diagonal, left, right)
+    if problem.extras.starts_q is not None:  # each sequence has a diagonal of its own, to which its kernel adds `last`
+        last, span = span_of(seqlen_q, 0, left, right)
         slots = problem.slots(problem.extras.starts_q, problem.q.shape[1], row.block)
         delta, shift = spread(delta, shift, problem.extras.starts_q, slots, row.block)
+    tiles_of_dq = [None if sums is None else describe(sums, row.block, row.head_dim // 2)]
     return (
         describe(problem.q, row.block, row.head_dim),
-        describe(problem.k, PROGRAM_ROWS, row.head_dim),
-        describe(problem.v, ROWS, row.head_dim),
-        describe(dout, row.block, row.head_dim),
+        describe(problem.k, row.program_rows, row.head_dim),
+        describe(problem.v, ROWS, row.head_dim_v),
+        describe(dout, row.block, row.head_dim_v),
         numbers_of(delta, row.block),
         numbers_of(shift, row.block),
-        None if sums is None else describe(sums, row.block, row.head_dim // 2),
+        *(tiles_of_dq if row.built_as != "dkdv_wide" else ()),
         describe(dk, ROWS, row.head_dim),
-        describe(dv, ROWS, row.head_dim),
+        describe(dv, ROWS, row.head_dim_v),
         finite,
         heads // group,
         group,
         seqlen_q,
         seqlen_k,
-        None if right is None else diagonal + right,
+        last,
+        span,
         scale_log2,
     )
 
 
 _ARGUMENTS: dict[str, Any] = {"fwd": _fwd, "fwd_fp8": _fwd_fp8, "dq": _dq, "dkdv": _dkdv, "fused": _dkdv}
+
+
+def span_of(far: int, diagonal: int, left: int | None, right: int | None) -> tuple[int | None, int | None]:
+    """How far right of its own index a query sees keys, and how far left of that; None for all.
+
+    Args:
+        far: from where on right of its index no query has a key.
+        diagonal: the key that query 0 faces.
+        left: of the window, as `right` counted from the key that a query faces.
+        right: None, as `left`, for all.
+    """
+    if right is None and left is None:
+        return None, None
+    last = far if right is None else diagonal + right
+    return last, None if left is None else last - diagonal + left
 
 
 def finish_fused(problem: "Problem", finite: Tensor | None, sums: Tensor, dq: Tensor | None) -> None:
@@ -242,7 +266,7 @@ def numbers_of(x: Tensor, count: int) -> TensorDescriptor:
     """
     padding = -x.shape[2] % 4
     if padding:
-        x = torch.nn.functional.pad(x, (0, padding))[:, :, :-padding]
+        x = x.new_empty((*x.shape[:2], x.shape[2] + padding))[:, :, :-padding].copy_(x)  # in steps that are replayed
     return _descriptor(x, [1, 1, count], gl.NVMMASharedLayout(0, 32, 3))
 
 

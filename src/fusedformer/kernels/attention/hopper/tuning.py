@@ -43,12 +43,23 @@ class Row:
     consumer_registers: int = 240
     producer_registers: int = 24
     ping_pong: bool = True  # in "fwd" and "fwd_fp8": the consumers take turns at issuing products
-    spills: tuple[str, ...] = ()  # where it does not serve, in words: "window alibi" is both together
+    unserved: tuple[str, ...] = ()  # for want of registers, or of code for it; "window alibi" is both together
     recorded: bool = False
 
-    def spills_with(self, features: Collection[str]) -> bool:
-        """Whether it does not serve: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
-        return any({*words.split()} <= {*features} for words in self.spills)
+    def serves(self, features: Collection[str]) -> bool:
+        """Whether it takes these: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
+        return not any({*words.split()} <= {*features} for words in self.unserved)
+
+    @property
+    def built_as(self) -> str:
+        """Its name in kernels.py: dK and dV of more columns than a consumer has registers for are shared out."""
+        is_wide = self.kernel == "dkdv" and self.head_dim > 128
+        return "dkdv_wide" if is_wide else self.kernel
+
+    @property
+    def program_rows(self) -> int:
+        """Queries, or in "dkdv" and "fused" keys, of a program."""
+        return 64 if self.built_as == "dkdv_wide" else 128
 
 
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
@@ -59,7 +70,7 @@ _ROWS = 64  # of a consumer, of which a program has two
 SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
-    Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), spills=("window alibi",)),
+    Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), unserved=("window alibi",)),
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
     Row("fwd", 256, 256, 64, 2, Predicted(876, 959, "shared")),
@@ -67,12 +78,14 @@ TABLE = (
     Row("fwd_fp8", 128, 128, 128, 2, Predicted(1299, 1919, "exp")),
     Row("fwd_fp8", 256, 128, 128, 2, Predicted(1546, 1979, "matrix")),
     Row("dq", 64, 64, 128, 2, Predicted(781, 989, "matrix")),
-    Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix"), spills=("window",)),
-    Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared"), spills=("packed",)),
-    Row("dkdv", 64, 64, 64, 2, Predicted(794, 876, "shared")),
+    Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix")),
+    Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared"), unserved=("packed",)),
+    Row("dkdv", 64, 64, 128, 2, Predicted(820, 986, "shared")),
     Row("dkdv", 128, 128, 64, 2, Predicted(905, 988, "shared")),
+    Row("dkdv", 256, 128, 64, 2, Predicted(846, 846, "shared"), unserved=("packed",)),
+    Row("dkdv", 256, 256, 64, 2, Predicted(878, 878, "shared"), unserved=("packed",)),
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),
-    Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), spills=("whole",)),
+    Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), unserved=("whole",)),
 )
 
 # By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.

@@ -49,7 +49,8 @@ class HopperVariant:
     @property
     def kernel(self) -> str:
         """The kernel's function name."""
-        return f"attention_hopper_{'bwd' if self._is_bwd else self.row.kernel}_kernel"
+        name = self.row.built_as
+        return f"attention_hopper_{'bwd' if name in ('dkdv', 'fused') else name}_kernel"
 
     @property
     def copied_bytes(self) -> int:
@@ -74,6 +75,7 @@ class HopperVariant:
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
+            "span": "i32" if "window" in self.features else None,
             **dict.fromkeys(("starts_q_ptr", "starts_k_ptr", "tiles_ptr"), "*i32" if self._is_packed else None),
             "scale_log2": "fp32",
             "softcap_log2": "fp32" if "softcap" in self.features else None,
@@ -101,11 +103,12 @@ class HopperVariant:
             }  # fmt: skip
         if self._is_bwd:
             sums = Tile((*batch_and_head, block, columns // 2), "fp32") if self.row.kernel == "fused" else None
-            queries, keys = tile(block, columns), tile(64, columns)
+            keys, values = tile(64, columns), tile(64, columns_v)
             numbers = Tile((1, 1, block), "fp32")
             return {
-                "q_desc": queries, "k_desc": tile(128, columns), "v_desc": keys, "dout_desc": queries,
-                "delta_desc": numbers, "shift_desc": numbers, "dq_desc": sums, "dk_desc": keys, "dv_desc": keys,
+                "q_desc": tile(block, columns), "k_desc": tile(self.row.program_rows, columns), "v_desc": values,
+                "dout_desc": tile(block, columns_v), "delta_desc": numbers, "shift_desc": numbers, "dq_desc": sums,
+                "dk_desc": keys, "dv_desc": values,
             }  # fmt: skip
         rows, rows_v = (self._tile_of_queries(size) for size in (columns, columns_v))
         tiles = {"q_desc": rows, "k_desc": tile(block, columns), "v_desc": tile(block, columns_v)}
@@ -126,9 +129,7 @@ _FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("window", "sinks", "softcap", "grouped"), ("window", "sinks", "alibi", "grouped"), *_PACKED,
     ),
     "fwd_fp8": _MASKS,
-    "dq": (*_MASKS, *((*features, "packed") for features in _MASKS)),
-    "dkdv": (*_MASKS[:2], *_PACKED[:2]),
-    "fused": (*_MASKS[:2], *_PACKED[:2]),
+    **dict.fromkeys(("dq", "dkdv", "fused"), (*_MASKS, *((*features, "packed") for features in _MASKS))),
 }  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
-        if not row.spills_with(_kinds(features))
+        if row.serves(_kinds(features))
     ]
     halves = [row for row in tuning.TABLE if row.head_dim == 128 and row.kernel != "fwd_fp8"]
     return found + [HopperVariant(row, "fp16", ("causal",)) for row in halves]
