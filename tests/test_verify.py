@@ -14,12 +14,14 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from fusedformer.benchmarks import commands
+from fusedformer.benchmarks.harness.op import FORWARD
 from fusedformer.benchmarks.harness.timing import Plan
-from fusedformer.benchmarks.verify import inputs, pictures, run
+from fusedformer.benchmarks.verify import inputs, pictures, public, run
 from fusedformer.benchmarks.verify.inputs import MissingError
-from fusedformer.benchmarks.verify.subjects import SUBJECTS, Figure, Subject
+from fusedformer.benchmarks.verify.subjects import HUGGING_FACE, SUBJECTS, WRITING, Compute, Figure, Subject, Task
 from fusedformer.kernels import library
 from fusedformer.nn import GELU
+from fusedformer.transformer.huggingface.load import from_huggingface
 
 Loader = Callable[[torch.device], Subject]
 
@@ -28,15 +30,22 @@ def command(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1"}).invoke(commands.app, ["verify", *arguments])
 
 
-def make_subject(**changes: Any) -> Subject:
-    """A tiny decoder, and itself as the public implementation."""
+def make_subject(theirs: Callable[[], Compute] | None = None, **changes: Any) -> Subject:
+    """A tiny decoder, and itself as the public implementation, unless there is one of the forward pass."""
     model, tokens = make_model("decoder").eval(), random_tokens(2, 6)
 
     def ours() -> Tensor:
         return model(tokens)
 
+    def write() -> Tensor:
+        return model.generate(tokens, 3, temperature=0)
+
+    tasks = {
+        FORWARD: Task(ours, {HUGGING_FACE: theirs or (lambda: ours)}),
+        WRITING: Task(write, {HUGGING_FACE: lambda: write}),
+    }
     figures = [Figure("tokens", "12", "12", True)]
-    return dataclasses.replace(Subject(model, ours, lambda: ours, lambda: figures), **changes)
+    return dataclasses.replace(Subject(model, tasks, lambda: figures), **changes)
 
 
 @pytest.fixture
@@ -57,11 +66,14 @@ def test_a_right_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
     result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     summary = (tmp_path / "out" / "summary.md").read_text()
-    assert "| smollm2 | tokens | 12 | 12 | kernels | - |" in summary
-    assert "| definitions |" in summary
-    assert "| Hugging Face | 0.0e+00 of" in summary
+    assert "| smollm2 | tokens | 12 | 12 | forward | kernels | - |" in summary
+    assert "| forward | definitions |" in summary
+    assert "| forward | Hugging Face | 0.0e+00 of" in summary
+    assert "| writing | Hugging Face | 0 tokens |" in summary
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert [row["contender"] for row in rows] == ["kernels", "definitions", "Hugging Face"]
+    ways = [(row["direction"], row["contender"]) for row in rows]
+    forward = [("forward", way) for way in ("kernels", "definitions", "Hugging Face")]
+    assert ways == [*forward, ("writing", "kernels"), ("writing", "Hugging Face")]
     assert all(row["error_ratio"] <= 1 and row["rounds"] == 6 for row in rows)
 
 
@@ -84,7 +96,7 @@ def test_without_the_public_implementation(tiny: dict[str, Loader], tmp_path: Pa
 
 def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
     def theirs() -> Callable[[], Tensor]:
-        ours = make_subject().ours
+        ours = make_subject().tasks[FORWARD].ours
         return lambda: ours() + 1e-3
 
     tiny["smollm2"] = lambda device: make_subject(theirs=theirs)
@@ -96,6 +108,55 @@ def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
     result = command("--model", "smollm2", "--output", str(tmp_path / "b"))
     assert result.exit_code == 1
     assert "WRONG: 11" in result.output
+
+
+def test_other_tokens_are_wrong_however_near_their_numbers(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    tokens = torch.tensor([[100_000, 100_001]])
+    task = Task(lambda: tokens, {HUGGING_FACE: lambda: lambda: tokens + torch.tensor([[0, 1]])})
+    tiny["smollm2"] = lambda device: make_subject(tasks={WRITING: task})
+    result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
+    assert result.exit_code == 1
+    assert "WRONG: 1 tokens" in result.output
+
+
+def dinov2_tensors(width: int, n_layers: int) -> dict[str, Tensor]:
+    """Random ones, by Hugging Face's names."""
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, width), "embeddings.mask_token": (1, width),
+        "embeddings.position_embeddings": (1, 10, width),
+        "embeddings.patch_embeddings.projection.weight": (width, 3, 4, 4),
+        "embeddings.patch_embeddings.projection.bias": (width,),
+        "layernorm.weight": (width,), "layernorm.bias": (width,),
+    }  # fmt: skip
+    linear = {f"attention.attention.{part}": (width, width) for part in ("query", "key", "value")}
+    linear |= {"attention.output.dense": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    for layer in range(n_layers):
+        prefix = f"encoder.layer.{layer}."
+        for name, shape in linear.items():
+            shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
+            shapes[prefix + name] = (width,)
+        shapes |= {f"{prefix}layer_scale{place}.lambda1": (width,) for place in (1, 2)}
+    return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
+
+
+@torch.no_grad()
+def test_timm_computes_the_same_of_tensors_under_its_names(timm: Any) -> None:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "patch_size": 4,
+        "image_size": 12,
+        "num_channels": 3,
+        "layer_norm_eps": 1e-6,
+    }
+    fields, tensors = sizes | {"model_type": "dinov2", "mlp_ratio": 4}, dinov2_tensors(32, 2)
+    ours: Any = from_huggingface(fields, tensors).eval()
+    theirs = public.make_timm(fields, tensors).eval()
+    images = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(ours.hidden(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
 
 
 def test_called_wrongly(tmp_path: Path) -> None:
@@ -143,7 +204,8 @@ def test_picture_of_an_alignment(tmp_path: Path) -> None:
     model = make_model("encoder_decoder").eval()
     source, target = random_tokens(1, 12), random_tokens(1, 9)
     details = {"alignment_heads": [[1, 0], [0, 1]], "tokens": list("abcde"), "n_prompt": 4, "seconds": 0.2}
-    subject = make_subject(model=model, ours=lambda: model.decode(target, model.encode(source)), details=details)
+    tasks = {FORWARD: Task(lambda: model.decode(target, model.encode(source)), {})}
+    subject = make_subject(model=model, tasks=tasks, details=details)
     pictures.draw_alignment(subject, tmp_path / "a.png")
     assert drawn(tmp_path / "a.png")
 
@@ -152,6 +214,7 @@ def test_picture_of_photos(tmp_path: Path) -> None:
     model = make_model("vision_transformer", n_classes=0).eval()
     images = torch.randn(2, model.config.n_channels, model.config.image_size, model.config.image_size)
     photos = {name: torch.randint(256, (30, 40, 3), dtype=torch.uint8) for name in ("left", "right")}
-    subject = make_subject(model=model, ours=lambda: model.hidden(images), details={"photos": photos})
+    tasks = {FORWARD: Task(lambda: model.hidden(images), {})}
+    subject = make_subject(model=model, tasks=tasks, details={"photos": photos})
     pictures.draw_photos(subject, tmp_path / "a.png")
     assert drawn(tmp_path / "a.png")

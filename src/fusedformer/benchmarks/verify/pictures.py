@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
+from fusedformer.benchmarks.harness.op import FORWARD
 from fusedformer.benchmarks.verify.subjects import Subject
 from fusedformer.transformer.audio import RATE, STRIDE
 from fusedformer.transformer.images import MEAN, STD, preprocess
@@ -53,7 +54,7 @@ def draw_alignment(subject: Subject, path: Path) -> None:
     details = subject.details
     layers = sorted({layer for layer, _ in details["alignment_heads"]})
     with record_attention(subject.model, layers=layers) as patterns:
-        subject.ours()
+        subject.tasks[FORWARD].ours()
     chosen = [
         patterns[f"decoder.blocks.{layer}.cross_attention"][0][0, head] for layer, head in details["alignment_heads"]
     ]
@@ -78,7 +79,7 @@ def draw_photos(subject: Subject, path: Path) -> None:
     """The patches that the class token reads in the last layer of a vision transformer, over the photos."""
     config = subject.model.config
     with record_attention(subject.model, layers=[config.n_layers - 1]) as patterns:
-        subject.ours()
+        subject.tasks[FORWARD].ours()
     ((pattern_BHST,),) = patterns.values()
     weights_BN = pattern_BHST[:, :, 0, 1 + config.n_registers :].mean(dim=1).cpu()
     photos = subject.details["photos"]

@@ -1,9 +1,11 @@
 """One run of `verify`: every model loaded, held against its definition and its public implementation, timed, drawn.
 
 "kernels" is what `fusedformer doctor` says an op uses on this machine; "definitions" the same model with every op that
-has one computed by its definition in kernels/reference.py. Times are interleaved, on the same weights and threads.
+has one computed by its definition in kernels/reference.py: of the forward pass alone. Times are interleaved, on the
+same weights and threads.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,49 +32,68 @@ from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.run_folder import RunFolder
 from fusedformer.benchmarks.report.tables import Table, duration, environment_table
 from fusedformer.benchmarks.verify.inputs import MissingError
-from fusedformer.benchmarks.verify.subjects import SUBJECTS, Compute, Figure, Subject, largest_difference
+from fusedformer.benchmarks.verify.subjects import SUBJECTS, Compute, Figure, Subject, Task, largest_difference
 from fusedformer.kernels import library
 
-KERNELS, DEFINITIONS, PUBLIC = "kernels", "definitions", "Hugging Face"
+KERNELS, DEFINITIONS = "kernels", "definitions"
 # Of the largest value: sums in another order, and on a GPU matrix products of PyTorch's default precision.
 TOLERANCES = {"cpu": 1e-4, "cuda": 1e-3}
-SECONDS = 20.0  # of timing for one model
+SECONDS = 20.0  # of timing for one task
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was found of one model; of the public implementation, nothing where it is not installed."""
+class Timed:
+    """One task of a model: how far other ways to compute it are from ours with kernels, and the time each takes."""
 
-    name: str
-    figures: Sequence[Figure]
-    differences: dict[str, float]  # of another way to compute, from ours with kernels
-    largest: float  # value, of ours with kernels
+    task: str
+    differences: dict[str, float]
+    largest: float  # value, of ours with kernels; 0 for tokens, which must be the same
     samples: dict[str, list[float]]  # seconds, one value a round
-    missing: str = ""  # the line that installs the public implementation
+    missing: dict[str, str]  # of a public implementation, the line that installs it
 
     def is_right(self, tolerance: float) -> bool:
-        """Whether all figures are as expected, and no way to compute differs by more than this share."""
-        close = all(difference <= tolerance * self.largest for difference in self.differences.values())
-        return close and all(figure.is_right for figure in self.figures)
+        """Whether no way to compute differs by more than this share."""
+        return all(difference <= tolerance * self.largest for difference in self.differences.values())
 
     def ratio(self, way: str) -> Interval:
         """Their time over ours with kernels."""
         return ratio(self.samples[way], self.samples[KERNELS])
 
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found of one model."""
+
+    name: str
+    figures: Sequence[Figure]
+    tasks: Sequence[Timed]
+
+    def is_right(self, tolerance: float) -> bool:
+        """Whether all figures are as expected, and no way to compute differs by more than this share."""
+        return all(timed.is_right(tolerance) for timed in self.tasks) and all(
+            figure.is_right for figure in self.figures
+        )
+
     def rows(self, world: str, tolerance: float) -> list[Row]:
-        """One row for each way to compute; the error is the difference from ours with kernels, over the tolerance."""
+        """One row for each task and way to compute it; the error is the difference from ours over the tolerance."""
         rows = []
-        for way, samples in self.samples.items():
-            low, median, high = self.ratio(way)
-            error = self.differences.get(way, 0.0) / (tolerance * self.largest)
+        for timed, way in self.ways():
+            low, median, high = timed.ratio(way)
+            samples, difference = timed.samples[way], timed.differences.get(way, 0.0)
+            is_right = difference <= tolerance * timed.largest
             rows.append(Row(
-                kind="time", subject=self.name, case="real input", dtype="float32", world=world, direction=FORWARD,
-                contender=way, status="ok" if error <= 1 else "wrong", reason="" if error <= 1 else "differs from ours",
-                error_ratio=error, time_p20_s=percentile(samples, 0.2), time_p50_s=percentile(samples, 0.5),
+                kind="time", subject=self.name, case="real input", dtype="float32", world=world, direction=timed.task,
+                contender=way, status="ok" if is_right else "wrong", reason="" if is_right else "differs from ours",
+                error_ratio=difference / (tolerance * timed.largest) if timed.largest else float(not is_right),
+                time_p20_s=percentile(samples, 0.2), time_p50_s=percentile(samples, 0.5),
                 time_p80_s=percentile(samples, 0.8), ratio=median, ratio_low=low, ratio_high=high,
                 rounds=len(samples), samples_s=tuple(samples),
             ))  # fmt: skip
         return rows
+
+    def ways(self) -> list[tuple[Timed, str]]:
+        """Every way to compute every task."""
+        return [(timed, way) for timed in self.tasks for way in timed.samples]
 
 
 @dataclass
@@ -118,23 +139,31 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
     """Compute the model's figures, its differences and its times."""
     step(f"{name}: figures")
     figures = subject.figures()
-    runs: dict[str, Compute] = {KERNELS: subject.ours, DEFINITIONS: partial(by_definition, subject.ours)}
-    missing = ""
-    try:
-        step(f"{name}: {PUBLIC}")
-        runs[PUBLIC] = subject.theirs()
-    except MissingError as error:
-        missing = str(error)
+    tasks = [hold(name, task, subject.tasks[task], step, seconds) for task in subject.tasks]
+    return Verified(name, figures, tasks)
+
+
+def hold(name: str, task: str, work: Task, step: Callable[[str], None], seconds: float) -> Timed:
+    """Do one task in every way there is, and time them."""
+    runs: dict[str, Compute] = {KERNELS: work.ours}
+    if task == FORWARD:
+        runs[DEFINITIONS] = partial(by_definition, work.ours)
+    missing = {}
+    for implementation, load in work.theirs.items():
+        step(f"{name}, {task}: {implementation}")
+        try:
+            runs[implementation] = load()
+        except MissingError as error:
+            missing[implementation] = str(error)
     outputs = {way: compute() for way, compute in runs.items()}
     ours = outputs.pop(KERNELS)
-    step(f"{name}: times")
+    step(f"{name}, {task}: times")
     clock = CudaClock() if ours.is_cuda else WallClock()
     samples = measure(runs, clock, Plan(seconds=seconds, min_rounds=LEAST_ROUNDS, max_rounds=25)).samples
-    return Verified(
-        name=name,
-        figures=figures,
+    return Timed(
+        task=task,
         differences={way: largest_difference(ours, output) for way, output in outputs.items()},
-        largest=ours.abs().max().item(),
+        largest=ours.abs().max().item() if ours.is_floating_point() else 0.0,
         samples=samples,
         missing=missing,
     )
@@ -159,47 +188,48 @@ def draw(name: str, subject: Subject, folder: Path) -> list[str]:
 
 def table(report: Report, tolerance: float) -> Table:
     """One line for each model and way to compute it, the figures in the first."""
-    columns = ("model", "figure", "found", "expected", "computed by", "largest difference", "time", "theirs / ours")
+    columns = (
+        "model", "figure", "found", "expected", "task", "computed by", "largest difference", "time", "theirs / ours"
+    )  # fmt: skip
     lines = [line for verified in report.verified for line in model_lines(verified, tolerance)]
-    lines += [(name, "not installed", "-", "-", "-", "-", "-", "-") for name in report.missing]
+    lines += [(name, "not installed", *["-"] * (len(columns) - 2)) for name in report.missing]
+    absent = {
+        way: line for verified in report.verified for timed in verified.tasks for way, line in timed.missing.items()
+    }
     notes = [
-        f"Differences from ours with kernels, in float32: right up to {tolerance:g} of the largest value.",
+        f"Differences from ours with kernels, in float32: right up to {tolerance:g} of the largest; of tokens, none.",
         "Times: median over interleaved rounds and its 95% interval; theirs / ours above 1: ours is faster.",
         *(f"{name}: {line}" for name, line in report.missing.items()),
-        *dict.fromkeys(f"{PUBLIC}: {verified.missing}" for verified in report.verified if verified.missing),
+        *(f"{way}: {line}" for way, line in absent.items()),
         *(f"plots/{file}" for file in report.pictures),
     ]
     return Table("Real models", columns, lines, notes)
 
 
 def model_lines(verified: Verified, tolerance: float) -> list[tuple[str, ...]]:
-    lines: list[tuple[str, ...]] = []
-    ways = list(verified.samples)
-    for index in range(max(len(ways), len(verified.figures))):
-        figure_cells = way_cells = ("", "", "")
-        if index < len(verified.figures):
-            figure = verified.figures[index]
-            found = figure.found if figure.is_right else f"WRONG: {figure.found}"
-            figure_cells = (figure.name, found, figure.expected)
-        computed_by = ways[index] if index < len(ways) else ""
-        if computed_by:
-            way_cells = (difference(verified, computed_by, tolerance), *times(verified, computed_by))
-        lines.append((verified.name if index == 0 else "", *figure_cells, computed_by, *way_cells))
-    return lines
+    """A line for each figure or way to compute, whichever are more."""
+    figures = [
+        (figure.name, figure.found if figure.is_right else f"WRONG: {figure.found}", figure.expected)
+        for figure in verified.figures
+    ]
+    ways = [(timed.task, way, difference(timed, way, tolerance), *times(timed, way)) for timed, way in verified.ways()]
+    names = [verified.name]
+    padded = itertools.zip_longest(names, figures, ways)
+    return [(name or "", *(figure or [""] * 3), *(way or [""] * 5)) for name, figure, way in padded]
 
 
-def difference(verified: Verified, way: str, tolerance: float) -> str:
+def difference(timed: Timed, way: str, tolerance: float) -> str:
     if way == KERNELS:
         return "-"
-    found = verified.differences[way]
-    text = f"{found:.1e} of {verified.largest:.3g}"
-    return text if found <= tolerance * verified.largest else f"WRONG: {text}"
+    found = timed.differences[way]
+    text = f"{found:.1e} of {timed.largest:.3g}" if timed.largest else f"{found:g} tokens"
+    return text if found <= tolerance * timed.largest else f"WRONG: {text}"
 
 
-def times(verified: Verified, way: str) -> tuple[str, str]:
-    low, median, high = median_interval(verified.samples[way])
+def times(timed: Timed, way: str) -> tuple[str, str]:
+    low, median, high = median_interval(timed.samples[way])
     time = f"{duration(median)} [{duration(low)}, {duration(high)}]"
     if way == KERNELS:
         return time, "-"
-    low, median, high = verified.ratio(way)
+    low, median, high = timed.ratio(way)
     return time, f"{median:.2f} [{low:.2f}, {high:.2f}]"

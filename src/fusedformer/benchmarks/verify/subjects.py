@@ -1,10 +1,11 @@
-"""The four models of `verify`: what each computes of real input, the figure it is known by, and Hugging Face's model.
+"""The four models of `verify`: what each is asked to do with real input, and the figures it is known by.
 
-A subject is loaded when it is made. Its `ours` and `theirs` compute one tensor, of the same weights and input.
+A subject is loaded when it is made. Ours and the public implementations do its tasks with the same weights and input.
 """
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedformer.benchmarks.verify import inputs
+from fusedformer.benchmarks.harness.op import FORWARD
+from fusedformer.benchmarks.verify import inputs, public
 from fusedformer.benchmarks.verify.inputs import DINOV2, MINILM, OPENING, QUESTION, SENTENCES, SMOLLM2, WHISPER
 from fusedformer.transformer.audio import log_mel_spectrogram
 from fusedformer.transformer.decoder import Decoder
@@ -25,6 +27,9 @@ from fusedformer.transformer.pretrained import read_weights
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 COSINES, LOSS = (0.6946, 0.9429, 0.2569), 1.5427  # by the original implementations
+WRITING = "writing"  # token by token, with a cache
+WRITTEN = 24  # tokens, behind as many of the prompt
+HUGGING_FACE, TIMM = "Hugging Face", "timm"
 Compute = Callable[[], Tensor]
 
 
@@ -39,12 +44,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One thing to compute, a tensor: numbers that agree within a tolerance, or tokens that are the same."""
+
+    ours: Compute
+    theirs: Mapping[str, Callable[[], Compute]]  # by implementation; raises MissingError where it is not installed
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A loaded model at work. `details` has what pictures are made of."""
+    """A loaded model and its tasks, FORWARD first. `details` has what pictures are made of."""
 
     model: Model
-    ours: Compute
-    theirs: Callable[[], Compute]  # raises MissingError where the public implementation is not installed
+    tasks: Mapping[str, Task]
     figures: Callable[[], list[Figure]]
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -65,7 +77,7 @@ def load_minilm(device: torch.device) -> Subject:
         return model.embed(tokens, cu_seqlens=cu_seqlens)
 
     def theirs() -> Compute:
-        bert = load_theirs("Bert", "BertModel", MINILM, device)
+        bert = public.load_hugging_face("Bert", "BertModel", MINILM, device)
 
         def run() -> Tensor:
             hidden = bert(input_ids=padded, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
@@ -79,21 +91,34 @@ def load_minilm(device: torch.device) -> Subject:
         is_right = all(abs(cosine - expected) <= 1e-4 for cosine, expected in zip(found, COSINES, strict=True))
         return [Figure(f"cosines to {SENTENCES[0]!r}", decimals(found), decimals(COSINES), is_right)]
 
-    return Subject(model, ours, theirs, figures, {"tokenizer": tokenizer})
+    return Subject(model, {FORWARD: Task(ours, {HUGGING_FACE: theirs})}, figures, {"tokenizer": tokenizer})
 
 
 def load_smollm2(device: torch.device) -> Subject:
-    """The logits of the opening of a novel; the loss on it, and the answer to a question."""
+    """The logits of the opening of a novel, and how its first tokens go on; the loss, and the answer to a question."""
     inputs.require(SMOLLM2, "gguf", "tokenizers")
     from fusedformer.transformer.tokenizer import load_chat_template, load_tokenizer
 
     model = Decoder.from_pretrained(SMOLLM2, device=device, dtype=torch.float32)
     tokenizer = load_tokenizer(SMOLLM2)
     tokens = torch.tensor([tokenizer.encode(OPENING).ids], device=device)
+    prompt = tokens[:, :WRITTEN]
 
-    def theirs() -> Compute:
-        llama = load_theirs("Llama", "LlamaForCausalLM", SMOLLM2, device)
-        return lambda: llama(tokens).logits
+    @functools.cache
+    def llama() -> Any:
+        return public.load_hugging_face("Llama", "LlamaForCausalLM", SMOLLM2, device)
+
+    def forward() -> Compute:
+        theirs = llama()
+        return lambda: theirs(tokens).logits
+
+    def writing() -> Compute:
+        return public.writing(llama(), {"input_ids": prompt}, max_new_tokens=WRITTEN)
+
+    tasks = {
+        FORWARD: Task(lambda: model(tokens), {HUGGING_FACE: forward}),
+        WRITING: Task(lambda: model.generate(prompt, WRITTEN, temperature=0), {HUGGING_FACE: writing}),
+    }
 
     def figures() -> list[Figure]:
         loss = model.loss(tokens).item()
@@ -107,7 +132,7 @@ def load_smollm2(device: torch.device) -> Subject:
             Figure(QUESTION, answer, "Paris", "Paris" in answer),
         ]
 
-    return Subject(model, lambda: model(tokens), theirs, figures)
+    return Subject(model, tasks, figures)
 
 
 def load_whisper(device: torch.device) -> Subject:
@@ -119,20 +144,28 @@ def load_whisper(device: torch.device) -> Subject:
     config, _ = read_weights(WHISPER)
     model = EncoderDecoder.from_pretrained(WHISPER, device=device, dtype=torch.float32)
     tokenizer, samples = load_tokenizer(WHISPER), inputs.load_recording().to(device)
-    prompt = prompt_tokens(tokenizer, "en")
-    written = transcribe_tokens(
-        model, prompt, special_token(tokenizer, END), samples,
-        suppress_tokens=config["suppress_tokens"], begin_suppress_tokens=config["begin_suppress_tokens"],
-    )  # fmt: skip
-    mels = log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0)
+    prompt, end = prompt_tokens(tokenizer, "en"), special_token(tokenizer, END)
+    suppressed = {name: config[name] for name in ("suppress_tokens", "begin_suppress_tokens")}
+
+    def transcribe() -> Tensor:
+        return torch.tensor([transcribe_tokens(model, prompt, end, samples, **suppressed)])
+
+    def mels() -> Tensor:
+        return log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0)
+
+    written, heard = transcribe()[0].tolist(), mels()
     target = torch.tensor([[*prompt, *written]], device=device)
 
-    def ours() -> Tensor:
-        return model.decode(target, model.encode(mels))
+    @functools.cache
+    def whisper() -> Any:
+        return public.load_hugging_face("Whisper", "WhisperForConditionalGeneration", WHISPER, device)
 
-    def theirs() -> Compute:
-        whisper = load_theirs("Whisper", "WhisperForConditionalGeneration", WHISPER, device)
-        return lambda: whisper(input_features=mels, decoder_input_ids=target).logits
+    def forward() -> Compute:
+        theirs = whisper()
+        return lambda: theirs(input_features=heard, decoder_input_ids=target).logits
+
+    def writing() -> Compute:
+        return public.transcribing(whisper(), mels, target[:, : len(prompt)], len(written), suppressed)
 
     def figures() -> list[Figure]:
         found, expected = inputs.words(tokenizer.decode(written)), inputs.words(OPENING)
@@ -140,13 +173,17 @@ def load_whisper(device: torch.device) -> Subject:
         whole = len(expected)
         return [Figure("words of the opening heard", f"{agreeing} of {whole}", str(whole), agreeing == whole)]
 
+    tasks = {
+        FORWARD: Task(lambda: model.decode(target, model.encode(heard)), {HUGGING_FACE: forward}),
+        WRITING: Task(transcribe, {HUGGING_FACE: writing}),
+    }
     details = {
         "tokens": [tokenizer.decode([token]) for token in written],
         "n_prompt": len(prompt),
         "alignment_heads": config["alignment_heads"],
         "seconds": len(samples) / 16_000,
     }
-    return Subject(model, ours, theirs, figures, details)
+    return Subject(model, tasks, figures, details)
 
 
 def load_dinov2(device: torch.device) -> Subject:
@@ -156,9 +193,13 @@ def load_dinov2(device: torch.device) -> Subject:
     photos = inputs.load_photos()
     images = torch.cat([preprocess(photo) for photo in photos.values()]).to(device)
 
-    def theirs() -> Compute:
-        dinov2 = load_theirs("Dinov2", "Dinov2Model", DINOV2, device)
+    def hugging_face() -> Compute:
+        dinov2 = public.load_hugging_face("Dinov2", "Dinov2Model", DINOV2, device)
         return lambda: dinov2(images).last_hidden_state
+
+    def timm() -> Compute:
+        dinov2 = public.load_timm(DINOV2, device)
+        return lambda: dinov2.forward_features(images)
 
     def figures() -> list[Figure]:
         name = "hidden states, distance to onnxruntime"
@@ -167,7 +208,8 @@ def load_dinov2(device: torch.device) -> Subject:
         distance = largest_difference(model.hidden(images).cpu(), run_graph(images.cpu()))
         return [Figure(name, f"{distance:.1e}", "at most 1e-04", distance <= 1e-4)]
 
-    return Subject(model, lambda: model.hidden(images), theirs, figures, {"photos": photos})
+    task = Task(lambda: model.hidden(images), {HUGGING_FACE: hugging_face, TIMM: timm})
+    return Subject(model, {FORWARD: task}, figures, {"photos": photos})
 
 
 def run_graph(images: Tensor) -> Tensor:
@@ -184,29 +226,10 @@ def run_graph(images: Tensor) -> Tensor:
     )
 
 
-def load_theirs(family: str, name: str, package: str, device: torch.device) -> Any:
-    """Hugging Face's model of this class around the same weights.
-
-    Raises:
-        MissingError: transformers is not installed.
-    """
-    inputs.require("transformers")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    fields, tensors = read_weights(package)
-    # Whisper's table of sines: our model computes it, and so does theirs where the file's, in float16, is not given.
-    tensors.pop("model.encoder.embed_positions.weight", None)
-    known = getattr(transformers, f"{family}Config")
-    # What generation needs is no part of a model's configuration there.
-    others = ("suppress_tokens", "begin_suppress_tokens", "alignment_heads", "pooling")
-    config = known(**{key: value for key, value in fields.items() if key not in others})
-    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
-    return model.to(device).eval()
-
-
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Of numbers; of tokens, how many are not the same, and all if there are not as many."""
+    if not ours.is_floating_point():
+        return float((ours != theirs).sum()) if ours.shape == theirs.shape else float(ours.numel())
     return (ours.double() - theirs.double()).abs().max().item()
 
 
