@@ -28,7 +28,7 @@ def invoke(*arguments: str) -> Result:
     [
         (
             ("bench", "sotfmax"),
-            "no op or model 'sotfmax': choose from attention, attention_decode, attention_varlen, attention_bias",
+            "no op or model 'sotfmax': choose from attention, attention_decode, attention_varlen, attention_bias, ",
         ),
         (("bench", "--budget", "3x"), "'3x' is no duration: write one such as 480s, 8m or 1h"),
         (("bench", "--budget", "0s"), "'0s' is no duration"),

@@ -15,15 +15,19 @@ from contender_signatures import FLASH_ATTN, LIGER, QUACK, declared_as
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from fusedformer.benchmarks import attention, attention_bias, attention_varlen
+from fusedformer.benchmarks import attention, attention_bias, attention_fp8, attention_varlen
 from fusedformer.benchmarks.contenders import flash_attn, flex, plain, rows, sdpa, tutorial
 from fusedformer.benchmarks.harness import implementation
 from fusedformer.benchmarks.harness.comparison import judge
 from fusedformer.benchmarks.harness.implementation import Function, Implementation, MissingError, built, version_of
+from fusedformer.benchmarks.harness.instruments import Instruments
 from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case, Op, Problem, _TimedCase
+from fusedformer.benchmarks.machines import A100, H200
 from fusedformer.benchmarks.ops import TIMED_OPS
 
 CPU = torch.device("cpu")
+FP8 = torch.float8_e4m3fn
+FP8_CASES = [({"B": 2, "S": 65, "H": 2, "K": 2, "D": 32}, FP8), ({"B": 1, "S": 70, "H": 4, "K": 2, "D": 64}, FP8)]
 
 
 def problem_of(op: Op, sizes: dict[str, int], dtype: torch.dtype = torch.float32, **options: Any) -> Problem:
@@ -164,6 +168,17 @@ class TestPackages:
         assert set(windows) == {(unbounded, 0), (unbounded, unbounded), (9, 0)}
 
     @pytest.mark.usefixtures("gpu")
+    def test_flash_attention_gets_the_scales_of_float8(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, causal: bool, **scales: Tensor) -> Tensor:
+            return attention_fp8.plain(q, k, v, *scales.values(), causal=causal)
+
+        self.install(monkeypatch, "flash_attn_interface", flash_attn_func=declared_as(FLASH_ATTN[3], flash_attn_func))
+        alone, grouped = (problem_of(attention_fp8.OP, *case, causal=True) for case in FP8_CASES)
+        assert worst(alone, flash_attn.FP8) <= 1
+        verdict = judge(partial(grouped.error_ratios, flash_attn.FP8))
+        assert (verdict.status, verdict.reason) == ("missing", "its query heads of a key head share a scale")
+
+    @pytest.mark.usefixtures("gpu")
     def test_a_wheel_without_a_backward_is_timed_forward(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.install(monkeypatch, "fa3_fwd_interface", flash_attn_func=lambda q, k, v, causal, window_size: q)
         contender = flash_attn.dense(3)
@@ -237,6 +252,44 @@ class TestLiger:
         case = TIMED_OPS[op].error_cases[0]
         problem = Problem.make(TIMED_OPS[op], case, torch.Generator().manual_seed(0))
         assert worst(problem, built(rows.OTHERS[op][contender])) <= 1
+
+
+class TestFloat8:
+    """A budget of float8 is wide, but not so wide that a wrong answer passes."""
+
+    @pytest.mark.parametrize("case", FP8_CASES, ids=str)
+    def test_rounded_weights_pass_and_other_answers_do_not(self, case: tuple[dict[str, int], torch.dtype]) -> None:
+        problem = problem_of(attention_fp8.OP, *case, causal=True)
+        plain_ratio = worst(problem, attention_fp8.plain)
+        assert 0.3 < plain_ratio <= 0.5  # of a budget of twice its error, and an ulp
+        for name in ("ours", "ours, bfloat16", "SDPA math, bfloat16"):
+            assert worst(problem, attention_fp8.OP.contenders[name]) < plain_ratio
+
+        def off(*inputs: Tensor, causal: bool) -> Tensor:
+            return attention_fp8.ours(*inputs, causal=causal) * 1.05
+
+        def unscaled(*inputs: Tensor, causal: bool) -> Tensor:
+            scales = [torch.ones_like(x) for x in inputs[3:6]]
+            return attention_fp8.ours(*inputs[:3], *scales, causal=causal)
+
+        for function in (off, unscaled):
+            assert worst(problem, function) > 1
+
+    def test_blocks_of_queries_are_all_of_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        problem = problem_of(attention_fp8.OP, *FP8_CASES[1], causal=True)
+        whole = problem.call(attention_fp8.plain)
+        monkeypatch.setattr(attention_fp8, "BLOCK", 16)
+        assert torch.equal(problem.call(attention_fp8.plain), whole)
+
+    def test_bytes_and_peaks_are_those_of_float8(self) -> None:
+        case = Case({"B": 2, "S": 24, "H": 4, "K": 2, "D": 16}, FP8, {"causal": False})
+        work = attention_fp8.work(case, FORWARD)
+        q, k = 2 * 24 * 4 * 16, 2 * 24 * 2 * 16
+        assert work.n_bytes == q + 2 * k + 2 * q + 4 * (2 * 24 * 4) + 4 * 2 * (4 + 2 + 2)  # out, lse, descales
+        assert work.flops == 4 * 2 * 4 * 24 * 24 * 16
+        share = partial(Instruments.share, rate=989.5, unit="TFLOP/s", dtype="float8_e4m3fn")
+        assert share(H200) == pytest.approx(0.5)
+        assert share(A100) == pytest.approx(989.5 / 312)  # which computes it in 16 bits
 
 
 def test_versions_are_told() -> None:

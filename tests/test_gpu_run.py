@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusedformer.benchmarks import bench, gpu, once
-from fusedformer.benchmarks.ops import OPS
+from fusedformer.benchmarks.ops import OPS, TIMED_OPS
 from fusedformer.benchmarks.report.console import Console
 
 
@@ -81,18 +81,27 @@ def test_no_step_that_imports_runs_where_the_links_are(tmp_path: Path) -> None:
 
 
 def test_the_plan_builds_tests_and_benchmarks_for_the_gpu_present(tmp_path: Path) -> None:
-    build, tests, hopper, benchmark, report, sanitizer, *tuning = gpu.steps("python3", "9.0", tmp_path, budget=480)
+    build, tests, hopper, benchmark, report, float8, sanitizer, *tuning = gpu.steps(
+        "python3", "9.0", tmp_path, budget=480
+    )
     assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
     compile(gpu.BUILD, "build", "exec")
     assert "gpu" in tests.command
-    assert any(part.endswith(gpu.HOPPER_TESTS) for part in hopper.command)
+    assert all((gpu.ROOT / "tests" / name).is_file() for name in gpu.HOPPER_TESTS)
+    for name in gpu.HOPPER_TESTS:
+        assert any(part.endswith(f"/{name}") for part in hopper.command)
+        assert any(part.startswith("--ignore=") and part.endswith(f"/{name}") for part in tests.command)
+    assert float8.environment == {"FUSEDFORMER_HOPPER": "1"}
+    assert "attention_fp8" in float8.command
+    assert "attention_fp8" in TIMED_OPS
+    assert "bench-fp8" not in [step.name for step in gpu.steps("python3", "8.0", tmp_path, budget=480)]
     assert str(tmp_path / "bench") in benchmark.command
     assert report.command[-4:] == ("report", str(tmp_path / "bench"), "--output", str(tmp_path / "report"))
     assert (sanitizer.command[0], sanitizer.needs) == ("compute-sanitizer", "compute-sanitizer")
     assert sanitizer.command[-3:] == gpu.SANITIZED
     assert set(gpu.SANITIZED) <= set(OPS)
     assert [step.name for step in tuning] == ["tune-fwd-128", "tune-dq-128", "tune-dkdv-128", "tune-fwd-64"]
-    for step in (benchmark, *tuning):
+    for step in (benchmark, float8, *tuning):
         assert step.command[step.command.index("--budget") + 1] == "{seconds}s"
 
 

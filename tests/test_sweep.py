@@ -114,6 +114,7 @@ def test_without_names_a_sweep_is_of_the_ops_that_know_it() -> None:
         "attention",
         "attention_varlen",
         "attention_bias",
+        "attention_fp8",
     ]
     assert "softmax" in [op.name for op in options("rows=64 N=128").ops("cpu")]
     assert [op.name for op in options("S=64", "attention_decode").ops("cpu")] == ["attention_decode"]
@@ -123,4 +124,9 @@ def test_without_names_a_sweep_is_of_the_ops_that_know_it() -> None:
 def test_a_sweep_fits_the_gpu_cases_too() -> None:
     (case,) = parse_sweep("S=128k D=64 causal=1 dtype=bf16").cases(attention.OP, "cuda")
     assert case.sizes == {"B": 1, "S": 2**17, "H": 32, "K": 32, "D": 64}
-    sweep.check(parse_sweep("dtype=fp16,bf16"), list(TIMED_OPS.values()), "cuda")
+    dtypes = parse_sweep("dtype=fp16,bf16")
+    found = [op.name for op in TIMED_OPS.values() if dtypes.suits(op, "cuda")]
+    assert set(TIMED_OPS) - set(found) == {"attention_fp8"}
+    sweep.check(dtypes, [TIMED_OPS[name] for name in found], "cuda")
+    with pytest.raises(ValueError, match="attention_fp8 has no dtype to sweep"):
+        dtypes.cases(TIMED_OPS["attention_fp8"], "cuda")

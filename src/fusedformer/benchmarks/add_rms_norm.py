@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fusedformer.benchmarks.contenders.rows import OTHERS
 from fusedformer.benchmarks.harness.implementation import compiled
-from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, row_cases, traffic
+from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs, Op, Work, randn, traffic
+from fusedformer.benchmarks.layer_norm import ERROR_CASES, TIME_CASES
 from fusedformer.benchmarks.profile.formulas import NORM_FLOPS
 from fusedformer.kernels.add_norm import add_rms_norm
 
@@ -53,14 +54,7 @@ OP = Op(
         **OTHERS["add_rms_norm"],
     },
     plain=plain,
-    error_cases=(
-        Case({"M": 16, "N": 768}, torch.float32),
-        Case({"M": 16, "N": 1023}, torch.float16),
-        Case({"M": 16, "N": 1024}, torch.bfloat16),
-    ),
-    time_cases={
-        "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
-        "cuda": row_cases(),
-    },
+    error_cases=ERROR_CASES,
+    time_cases=TIME_CASES,
     balance=ROW_BALANCE,
 )

@@ -41,7 +41,7 @@ BUILD = (
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing waits for a network that is not there
 GPU_SELECTION = "not slow and not static and not needs_index"
-HOPPER_TESTS = "test_attention_hopper.py"
+HOPPER_TESTS = ("test_attention_hopper.py", "test_attention_fp8.py")
 HOPPER_SECONDS = 60  # for kernels that have not run on a GPU yet, and may wait there for ever
 
 
@@ -68,16 +68,27 @@ def steps(python: str, architecture: str, output: Path, budget: float) -> list[S
     # Cases of the GPU have its name: what needs none has been tested where none is scarce.
     selection = ("--worlds", "gpu", "-m", GPU_SELECTION, "-k", "gpu and not test_gpu_run")
     pytest = (python, "-m", "pytest", "-q", *selection)
+    hopper_tests = [f"{TESTS}/{name}" for name in HOPPER_TESTS]
+    float8 = Step(
+        "bench-fp8",
+        (*command, "bench", "attention_fp8", "--budget", "{seconds}s", "--output", str(output / "bench-fp8")),
+        {"FUSEDFORMER_HOPPER": "1"},
+        reserve=later / 2,
+        most=HOPPER_SECONDS,
+        least=SECONDS_TO_FINISH + 10,
+        is_extra=True,
+    )
     return [
         Step("build", (python, "-c", BUILD), {"TORCH_CUDA_ARCH_LIST": architecture}),
         Step(
             "tests",
-            (*pytest, *_parallel(), "--require-worlds", "gpu", f"--ignore={TESTS}/{HOPPER_TESTS}", TESTS),
+            (*pytest, *_parallel(), "--require-worlds", "gpu", *(f"--ignore={test}" for test in hopper_tests), TESTS),
             reserve=BENCH_SHARE * budget + later,
         ),
-        Step("hopper", (*pytest, f"{TESTS}/{HOPPER_TESTS}"), most=HOPPER_SECONDS),
+        Step("hopper", (*pytest, *hopper_tests), most=HOPPER_SECONDS),
         Step("bench", (*command, "bench", "--budget", "{seconds}s", "--output", str(output / "bench")), reserve=later),
         Step("report", (*command, "report", str(output / "bench"), "--output", str(output / "report"))),
+        *([float8] if architecture == "9.0" else []),
         Step(
             "sanitizer",
             (

@@ -13,6 +13,17 @@ from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs
 from fusedformer.benchmarks.profile.formulas import NORM_FLOPS
 from fusedformer.kernels.layer_norm import layer_norm
 
+ERROR_CASES = (
+    Case({"M": 16, "N": 768}, torch.float32),
+    Case({"M": 16, "N": 1023}, torch.float16),
+    Case({"M": 16, "N": 1024}, torch.bfloat16),
+)
+TIME_CASES = {
+    "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
+    "cuda": row_cases(),
+}
+"""Those of every norm: a transformer's widths, and one that no vector divides."""
+
 
 def make_inputs(case: Case, generator: torch.Generator) -> Inputs:
     """x (M, N); weight and bias (N,) near 1 and 0, as training leaves them."""
@@ -41,14 +52,7 @@ OP = Op(
     work=work,
     contenders={"ours": layer_norm, "F.layer_norm": plain, "torch.compile": compiled(plain), **OTHERS["layer_norm"]},
     plain=plain,
-    error_cases=(
-        Case({"M": 16, "N": 768}, torch.float32),
-        Case({"M": 16, "N": 1023}, torch.float16),
-        Case({"M": 16, "N": 1024}, torch.bfloat16),
-    ),
-    time_cases={
-        "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
-        "cuda": row_cases(),
-    },
+    error_cases=ERROR_CASES,
+    time_cases=TIME_CASES,
     balance=ROW_BALANCE,
 )

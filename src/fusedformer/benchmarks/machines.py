@@ -5,6 +5,7 @@ without sparsity. Memory is what nvidia-smi reports, which is more than the deci
 """
 
 import dataclasses
+import functools
 import os
 import platform
 import time
@@ -17,6 +18,7 @@ from fusedformer.benchmarks.harness.timing import Clock, CudaClock, WallClock
 
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
+FLOAT8_ARCH = 89  # the first compute capability whose matrix units multiply float8
 MIB = 2**20
 PROBE_SECONDS = 0.3  # of each probe
 
@@ -35,6 +37,7 @@ class Machine:
         compute_share: of either rate of FLOP/s, what a model of time may count on.
         memory_share: of `bandwidth`, likewise.
         source: where the figures are from.
+        float8_flops: products of 8-bit numbers, FLOP/s; None where they are computed as those of 16 bits.
     """
 
     name: str
@@ -46,18 +49,21 @@ class Machine:
     compute_share: float = 0.7
     memory_share: float = 0.9
     source: str = "data sheet"
+    float8_flops: float | None = None
 
     def product_flops(self, dtype: str) -> float:
         """The peak of products of numbers of this dtype, FLOP/s."""
+        if dtype.startswith("float8"):
+            return self.float8_flops or self.matrix_flops
         return self.matrix_flops if dtype in ("float16", "bfloat16") else self.vector_flops
 
 
 # The shares of a data sheet's peaks are assumptions, not measurements: large products are held back by power, copies by
 # refresh and turnaround of DRAM.
 A100 = Machine("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12, 2.039e12, 81_920 * MIB, 80)
-H100 = Machine("NVIDIA H100 80GB HBM3", 989e12, 67e12, 3.35e12, 81_559 * MIB, 90)
-H200 = Machine("NVIDIA H200", 989e12, 67e12, 4.8e12, 143_771 * MIB, 90)
-B200 = Machine("NVIDIA B200", 2250e12, 75e12, 8e12, 183_359 * MIB, 100)
+H100 = Machine("NVIDIA H100 80GB HBM3", 989e12, 67e12, 3.35e12, 81_559 * MIB, 90, float8_flops=1979e12)
+H200 = Machine("NVIDIA H200", 989e12, 67e12, 4.8e12, 143_771 * MIB, 90, float8_flops=1979e12)
+B200 = Machine("NVIDIA B200", 2250e12, 75e12, 8e12, 183_359 * MIB, 100, float8_flops=4500e12)
 DATASHEETS = {machine.name: machine for machine in (A100, H100, H200, B200)}
 
 
@@ -67,7 +73,7 @@ def datasheet(name: str) -> Machine | None:
 
 
 def measured(device: torch.device) -> Machine:
-    """The peaks of this machine: a large product in bfloat16, one in float32, and a large copy, timed now."""
+    """The peaks of this machine: large products in bfloat16, float32 and float8, and a large copy, timed now."""
     clock: Clock = CudaClock() if device.type == "cuda" else WallClock()
     size = MATMUL_SIZE[device.type]
     rates = {}
@@ -87,7 +93,21 @@ def measured(device: torch.device) -> Machine:
         compute_share=1.0,
         memory_share=1.0,
         source="measured here",
+        float8_flops=_float8_flops(clock, device, size),
     )
+
+
+def _float8_flops(clock: Clock, device: torch.device, size: int) -> float | None:
+    """FLOP/s of a product in float8; None where a device's matrix units have none, or PyTorch does not call it."""
+    if (arch_of(device) or 0) < FLOAT8_ARCH:
+        return None
+    x = torch.randn(size, size, device=device).to(torch.float8_e4m3fn)
+    one = torch.ones((), device=device)
+    product = functools.partial(torch._scaled_mm, x, x.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    try:
+        return 2 * size**3 / _best_seconds(clock, product)
+    except RuntimeError:  # a build of cuBLAS that does not know this GPU
+        return None
 
 
 def unmeasured(device: torch.device) -> Machine:

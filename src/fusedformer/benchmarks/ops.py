@@ -6,6 +6,7 @@ from fusedformer.benchmarks import (
     attention,
     attention_bias,
     attention_decode,
+    attention_fp8,
     attention_varlen,
     bias_activation,
     cross_entropy,
@@ -23,8 +24,8 @@ from fusedformer.benchmarks.patched import PATCHED
 _NORMS = (layer_norm, rms_norm, add_layer_norm, add_rms_norm)
 _MODULES = (*_NORMS, softmax, log_softmax, masked_softmax, cross_entropy, gelu, bias_activation, glu, attention)
 OPS = {module.OP.name: module.OP for module in _MODULES}
-_VARIANTS = (attention, attention_decode, attention_varlen, attention_bias)
-# In the order of their worth: what a run has no time for comes last. Attention is one op of the library, in four uses.
+_VARIANTS = (attention, attention_decode, attention_varlen, attention_bias, attention_fp8)
+# In the order of their worth: what a run has no time for comes last. Attention is one op of the library, in five uses.
 TIMED_OPS = {module.OP.name: module.OP for module in _VARIANTS} | {
     name: op for name, op in OPS.items() if name != attention.OP.name
 }

@@ -48,7 +48,7 @@ class Sweep:
         """
         base = op.time_cases[device_type][0]
         if unknown := self._unknown(op, device_type):
-            known = [*base.sizes, *_options(op, device_type), DTYPE]
+            known = [*base.sizes, *_options(op, device_type), *_dtype_of(base)]
             raise ValueError(f"{op.name} has no {', '.join(unknown)} to sweep: it has {', '.join(known)}")
         names = {_name(name, base): name for name in self.values}
         if len(names) < len(self.values):
@@ -63,7 +63,7 @@ class Sweep:
 
     def _unknown(self, op: Op, device_type: str) -> list[str]:
         base = op.time_cases[device_type][0]
-        known = {*base.sizes, *_options(op, device_type), DTYPE}
+        known = {*base.sizes, *_options(op, device_type), *_dtype_of(base)}
         return [name for name in self.values if _name(name, base) not in known]
 
     def _choices(self, op: Op, device_type: str, own: str, given: str) -> list[Any]:
@@ -101,6 +101,11 @@ def _name(given: str, base: Case) -> str:
     """What the op calls it."""
     other = ALIASES.get(given, given)
     return other if other in base.sizes and given not in base.sizes else given
+
+
+def _dtype_of(base: Case) -> list[str]:
+    """The name of the dtype, of an op that is not of one alone."""
+    return [DTYPE] if base.dtype in DTYPES.values() else []
 
 
 def _options(op: Op, device_type: str) -> dict[str, set[Any]]:

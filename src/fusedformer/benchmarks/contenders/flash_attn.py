@@ -65,6 +65,28 @@ def dense(generation: int) -> Implementation:
     return _implementation(generation, build)
 
 
+def _fp8() -> Function:
+    function = _function(3, "flash_attn_func")
+
+    def attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_descale: Tensor,
+        k_descale: Tensor,
+        v_descale: Tensor,
+        *_: Tensor,
+        causal: bool,
+    ) -> Tensor:
+        if q.shape[2] != k.shape[2]:
+            raise MissingError("its query heads of a key head share a scale")
+        return _out(function(
+            q, k, v, causal=causal, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale
+        ))  # fmt: skip
+
+    return attention
+
+
 def packed(generation: int) -> Implementation:
     """Sequences one behind the other."""
 
@@ -102,3 +124,6 @@ def _implementation(generation: int, build: Any) -> Implementation:
     except MissingError:
         module, package = PACKAGES[generation][0]
     return Implementation(build, package, forward_only=module == "fa3_fwd_interface")
+
+
+FP8 = _implementation(3, _fp8)  # attention of float8 tensors, which 2 and 4 do not have

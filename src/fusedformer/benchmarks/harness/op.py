@@ -88,7 +88,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs of one case, and the gradient that reaches its output."""
+    """Inputs of one case, and the gradient that reaches its output: of an op without a backward, zeros."""
 
     op: Op
     case: Case
@@ -99,7 +99,10 @@ class Problem:
     def make(cls, op: Op, case: Case, generator: torch.Generator) -> "Problem":
         """Random inputs on the generator's device."""
         inputs = op.make_inputs(case, generator)
-        return cls(op, case, inputs, randn(op.output_shape(inputs), case, generator))
+        shape = op.output_shape(inputs)
+        if BACKWARD not in op.directions:
+            return cls(op, case, inputs, inputs[0].new_zeros(shape))
+        return cls(op, case, inputs, randn(shape, case, generator))
 
     @property
     def n_bytes(self) -> int:

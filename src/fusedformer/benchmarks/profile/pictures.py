@@ -141,9 +141,9 @@ def draw_roofline(found: Sequence[Cell], machine: Machine) -> Figure:
     intensities = [x for known in dots.values() for x, _ in known.values()]
     for axes, attention in zip(panels[0], attentions, strict=True):
         roofs(axes, machine, intensities)
-        for label, (lines, colour, _) in AREAS.items():
-            known = [line for line in lines if line in dots[attention]]
-            for number, line in enumerate(known, list(AREAS).index(label)):
+        components = [(line, colour) for lines, colour, _ in AREAS.values() for line in lines]
+        for number, (line, colour) in enumerate(components):
+            if line in dots[attention]:
                 # Seen through, for one may lie on another.
                 x, rate = dots[attention][line]
                 axes.plot([x], [rate], MARKERS[number % len(MARKERS)], color=colour, alpha=0.65, markersize=9,

@@ -63,13 +63,15 @@ def plain_log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"))
 
 
-def roofs(axes: Axes, machine: Machine, intensities: Iterable[float]) -> None:
+def roofs(axes: Axes, machine: Machine, intensities: Iterable[float], *, with_float8: bool = False) -> None:
     """The roofline of a machine over all powers of ten with these intensities, and with its bends."""
-    bends = [machine.vector_flops / machine.bandwidth, machine.matrix_flops / machine.bandwidth]
+    styles = [("matrix units", machine.matrix_flops, "-"), ("other units", machine.vector_flops, "--")]
+    if with_float8 and machine.float8_flops:
+        styles.append(("matrix units, float8", machine.float8_flops, ":"))
+    bends = [peak / machine.bandwidth for _, peak, _ in styles]
     known = (*intensities, *bends)
     low, high = 10.0 ** math.floor(math.log10(min(known) / 2)), 10.0 ** math.ceil(math.log10(max(known) * 2))
     x = np.unique([*np.geomspace(low, high, 50), *bends])  # with the bends, which are sharp so
-    styles = (("matrix units", machine.matrix_flops, "-"), ("other units", machine.vector_flops, "--"))
     for label, peak, style in styles:
         axes.plot(x, np.minimum(peak, x * machine.bandwidth) / 1e12, style, color="black", label=f"roof: {label}")
     axes.set_xscale("log")

@@ -31,7 +31,8 @@ def draw(rows: Sequence[Row], machines: Sequence[Machine], path: Path) -> list[P
         return []
     machine = machines[0]
     figure, axes = plt.subplots(figsize=(WIDTH, max(4.5, 0.9 + LINE * len(found))), layout="constrained")
-    roofs(axes, machine, [_intensity(row) for row in found])
+    has_float8 = any(row.dtype.startswith("float8") for row in found)
+    roofs(axes, machine, [_intensity(row) for row in found], with_float8=has_float8)
     subjects = list(dict.fromkeys(row.subject for row in found))
     for row in found:
         number = subjects.index(row.subject)

@@ -208,9 +208,15 @@ def static_table(rows: Sequence[StaticRow]) -> Table:
         figures["steady loop (cycles)"] = lambda row: _cycles(row.steady_cycles)
         figures["predicted"] = lambda row: f"{row.predicted_tflops:.0f} TFLOP/s, {row.bound}" if row.bound else "-"
     lines = []
+    skipped = Counter((row.op, row.verdict) for row in rows if row.skipped)
     for row in rows:
+        if skipped[row.op, row.verdict] > 1:
+            continue
         cells = [str(figure(row)) if row.compiled else "" for figure in figures.values()]
         lines.append((row.op, row.kernel, row.variant, f"sm_{row.arch}", *cells, row.verdict))
+    # What was skipped for one reason is one line: there may be hundreds.
+    empty = [""] * (1 + len(figures))
+    lines += [(op, "", f"{n} variants", *empty, verdict) for (op, verdict), n in skipped.items() if n > 1]
     return Table(
         "Static",
         ("op", "kernel", "variant", "arch", *figures, "verdict"),
