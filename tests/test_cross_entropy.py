@@ -1,5 +1,6 @@
 """Cross entropy in every world: values, gradients, options, vocabularies, strides, special values, errors."""
 
+import contextlib
 import math
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from oracle import check_op
 from torch import Tensor
 
 from fusedformer import cross_entropy
+from fusedformer.kernels import library
 
 pytestmark = pytest.mark.op("cross_entropy")
 
@@ -208,10 +210,13 @@ def reduced(logits: Tensor, target: Tensor, reduction: str, weight: list[float])
     return loss + penalty if reduction == "sum" else loss / weights.sum() + penalty / kept.sum()
 
 
-# One block; the last block has one row; three blocks, the last row ignored.
-@pytest.mark.parametrize("rows", [513, 4097, 8200])
+# One block of the kernel that sums; two; three, the last row ignored; more than the second stage has threads; more rows
+# than as many blocks as it goes through have.
+@pytest.mark.parametrize("rows", [513, 4097, 8200, 512 * 4096 + 1, 1024 * 4096 + 1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_reductions_of_many_rows(world: World, rows: int, weighted: bool) -> None:
+    if world.name == "emulated" and rows > 10_000:
+        pytest.skip("takes minutes in the emulator")
     generator = torch.Generator().manual_seed(rows)
     large, target = 10 * torch.rand(rows, generator=generator), torch.randint(3, (rows,), generator=generator)
     target[::7] = target[-1] = IGNORED
@@ -228,9 +233,10 @@ def test_reductions_of_many_rows(world: World, rows: int, weighted: bool) -> Non
 
 def test_a_target_of_another_shape_is_not_read(world: World) -> None:
     logits, target = make_input(world, (4, 6, 5), torch.float32)
-    for wrong in (target.T, target.flatten(), target[:3], target[None]):
-        with pytest.raises(ValueError, match=r"logits have shape \(4, 6, 5\), target"):
-            cross_entropy(logits, wrong)
+    for wrong in (target.T, target.flatten(), target[:3], target[:1], target[None]):
+        for computed_by in (contextlib.nullcontext, library.by_definition):
+            with computed_by(), pytest.raises(ValueError, match=r"logits have shape \(4, 6, 5\), target"):
+                cross_entropy(logits, wrong)
 
 
 def test_one_row(world: World) -> None:

@@ -105,10 +105,13 @@ class Op:
     def by_kernel(self, *args: Any) -> Any:
         """The op's result by csrc/, which checks what it is given; None where something is to be looked at first.
 
-        None too where it did not like an argument: what comes next says in words what is wrong, or converts it.
+        None too where it did not like an argument: what comes next says in words what is wrong, or converts it. And where
+        a definition is in its place, which checks nothing.
         """
         x = args[0]
         if torch.compiler.is_compiling() or _is_autocast() or _is_watched() or type(x) not in _TENSORS:
+            return None
+        if self._on_cuda is self.definition:
             return None
         if not (_has_extension if x.is_cuda else x.is_cpu and emulation.is_active()):
             return None
