@@ -57,11 +57,8 @@ class Op:
 
     def __init__(
         self,
-        name: str,
-        on_cpu: Callable[..., Any],
-        on_cuda: Callable[..., Any] | None,
-        native: Callable[..., Any] | None,
-    ) -> None:
+        name: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., Any] | None, native: Callable[..., Any] | None,
+    ) -> None:  # fmt: skip
         self.native = native  # see kernels/native.py
         self._dispatched = getattr(getattr(torch.ops, NAMESPACE), name).default
         # A kernel of csrc/ is asked for by its dispatch key, at once: on the way to it are only Python's formulas.
@@ -105,15 +102,14 @@ class Op:
     def by_kernel(self, *args: Any) -> Any:
         """The op's result by csrc/, which checks what it is given; None where something is to be looked at first.
 
-        None too where it did not like an argument: what comes next says in words what is wrong, or converts it. And where
-        a definition is in its place, which checks nothing.
+        None too where it did not like an argument (what comes next says what is wrong, or converts it), or has a definition
+        in its place, which checks nothing.
         """
         x = args[0]
         if torch.compiler.is_compiling() or _is_autocast() or _is_watched() or type(x) not in _TENSORS:
             return None
-        if self._on_cuda is self.definition:
-            return None
-        if not (_has_extension if x.is_cuda else x.is_cpu and emulation.is_active()):
+        is_there = _has_extension if x.is_cuda else x.is_cpu and emulation.is_active()
+        if not is_there or self._on_cuda is self.definition:
             return None
         requires_grad = False
         for arg in args:
