@@ -49,6 +49,15 @@ class Step(NamedTuple):
     learning_rate: float
     gradient_norm: float  # before clipping
     seconds: float
+    held_out: float | None = None  # loss in nats, behind the step, where it was evaluated
+
+
+class Evaluation(NamedTuple):
+    """What to look at on the way."""
+
+    loss: Callable[[], float]  # of text held out; draws no random number
+    every: int  # steps, and behind the last
+    target: float = -math.inf  # training ends where it is reached
 
 
 def training_flags(description: str | None, *, name: str, steps: int) -> argparse.ArgumentParser:
@@ -65,7 +74,12 @@ def training_flags(description: str | None, *, name: str, steps: int) -> argpars
 
 
 def train(
-    model: nn.Module, next_loss: Callable[[int], Tensor], args: argparse.Namespace, *, learning_rate: float
+    model: nn.Module,
+    next_loss: Callable[[int], Tensor],
+    args: argparse.Namespace,
+    *,
+    learning_rate: float,
+    evaluation: Evaluation | None = None,
 ) -> list[Step]:
     """Minimise `next_loss(i)`, the loss of the i-th batch, which is to depend on i and PyTorch's generators alone.
 
@@ -80,7 +94,7 @@ def train(
         ValueError: the checkpoint is of a run with other settings.
     """
     choices = {field.name for field in dataclasses.fields(Settings)} & set(vars(args))
-    settings = Settings(learning_rate=learning_rate, **{name: getattr(args, name) for name in choices})
+    settings = Settings(**{name: getattr(args, name) for name in choices} | {"learning_rate": learning_rate})
     args.output_dir.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay))
     checkpoint = args.output_dir / CHECKPOINT
@@ -88,12 +102,19 @@ def train(
     if settings.compile:
         model.compile()
     with reporting(settings.steps, len(done), Console()) as report:
-        for step in range(len(done), settings.steps):
-            done.append(update(model, optimizer, next_loss, step, settings))
-            report(step + 1, done[-1].loss)
-            if (step + 1) % args.checkpoint_every == 0 or step + 1 == settings.steps:
+        while len(done) < settings.steps:
+            done.append(update(model, optimizer, next_loss, len(done), settings))
+            is_last = len(done) == settings.steps
+            if evaluation is not None and (is_last or len(done) % evaluation.every == 0):
+                loss = evaluation.loss()
+                done[-1] = done[-1]._replace(held_out=loss)
+                is_last |= loss <= evaluation.target
+            report(len(done), done[-1].loss)
+            if is_last or len(done) % args.checkpoint_every == 0:
                 save(checkpoint, settings, model, optimizer, done)
                 write_csv(done, args.output_dir / LOSSES)
+            if is_last:
+                break
     return done
 
 

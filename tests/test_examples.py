@@ -118,6 +118,7 @@ def test_held_out_loss_has_no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("decoder", dropout=0.5)
     losses = {example["held_out_loss"](model.train(), random_tokens(100)) for _ in range(2)}
     assert len(losses) == 1
+    assert model.training
 
 
 def test_a_plot_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +142,14 @@ def test_a_plot_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
 def test_train_on_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     needs("matplotlib")
     text = tmp_path / "text.txt"
-    text.write_text("one two three four " * 100, encoding="utf-8")
+    text.write_text("one two three four " * 150, encoding="utf-8")
     assert run_here("train_decoder", tmp_path, monkeypatch, "--text", str(text), "--steps", "2") == 1
-    assert "1,900 characters, 10 of them different" in capsys.readouterr().out
+    assert "2,850 characters, 10 of them different" in capsys.readouterr().out
+    large = ["--text", str(text), "--preset", "char-decoder-large", "--batch", "1", "--steps", "3"]
+    assert run_here("train_decoder", tmp_path, monkeypatch, *large, "--evaluate-every", "1", "--target", "99") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"lowest held-out loss \d\.\d{4} nats after 1 steps, [\d.]+ s", out)
+    assert "at most 99.0000 wanted: reached" in out
     text.write_text("too short", encoding="utf-8")
     assert run_here("train_decoder", tmp_path, monkeypatch, "--text", str(text)) == 2
     assert "the text has 9 characters, too few" in capsys.readouterr().err

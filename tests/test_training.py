@@ -93,8 +93,24 @@ def test_every_step_is_in_the_csv(training: Any, arguments: Callable[..., Namesp
     steps = training.train(*new_run(), arguments("--steps", "5"), learning_rate=RATE)
     with (tmp_path / "run" / "loss.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["step", "loss", "learning_rate", "gradient_norm", "seconds"]
-    assert [[float(value) for value in row] for row in rows] == [[n, *step] for n, step in enumerate(steps, start=1)]
+    assert header == ["step", "loss", "learning_rate", "gradient_norm", "seconds", "held_out"]
+    found = [[float(value) if value else None for value in row] for row in rows]
+    assert found == [[n, *step] for n, step in enumerate(steps, start=1)]
+
+
+def test_evaluations_change_nothing_and_end_it(training: Any, arguments: Callable[..., Namespace]) -> None:
+    plain = reproducible(training.train(*new_run(), arguments(), learning_rate=RATE))
+    held_out = itertools.chain([3.0, 2.0, 1.0, 0.5])
+    evaluation = training.Evaluation(lambda: next(held_out), every=5)
+    steps = reproducible(training.train(*new_run(), arguments(), learning_rate=RATE, evaluation=evaluation))
+    assert [step.held_out for step in steps] == [None] * 4 + [3.0] + [None] * 4 + [2.0] + [None] + [1.0]
+    assert [step._replace(held_out=None) for step in steps] == plain
+    losses = iter([3.0, 2.0, 1.0])
+    evaluation = training.Evaluation(lambda: next(losses), every=2, target=2.0)
+    model, next_loss = new_run()
+    ended = reproducible(training.train(model, next_loss, arguments(), learning_rate=RATE, evaluation=evaluation))
+    assert [step._replace(held_out=None) for step in ended] == plain[:4]
+    assert len((arguments().output_dir / "loss.csv").read_text().splitlines()) == 1 + 4
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder", "vision_transformer"])

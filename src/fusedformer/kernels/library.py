@@ -102,8 +102,8 @@ class Op:
     def by_kernel(self, *args: Any) -> Any:
         """The op's result by csrc/, which checks what it is given; None where something is to be looked at first.
 
-        None too where it did not like an argument (what comes next says what is wrong, or converts it), or has a definition
-        in its place, which checks nothing.
+        None too where it did not like an argument (what comes next says what is wrong, or converts it), or a definition
+        that checks nothing is in its place.
         """
         x = args[0]
         if torch.compiler.is_compiling() or _is_autocast() or _is_watched() or type(x) not in _TENSORS:

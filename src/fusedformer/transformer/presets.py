@@ -93,6 +93,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 256, "max_seq_len": 64, "d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 512,
         "activation": "gelu_tanh",
     },
+    # nanoGPT's published shape for training on a GPU (config/train_shakespeare_char.py: 6 layers, d 384, context 256,
+    # dropout 0.2; no biases, as its train.py has it), with its GELU, by erf.
+    "char-decoder-large": {
+        "vocab_size": 65, "max_seq_len": 256, "d_model": 384, "n_layers": 6, "n_heads": 6, "d_ff": 1536,
+        "activation": "gelu", "dropout": 0.2, "bias": False,
+    },
     # Ours, for examples/train_vit.py: scikit-learn's digits are 8 x 8 pixels of one channel in 10 classes.
     "digits-vit": {
         "image_size": 8, "patch_size": 2, "n_channels": 1, "n_classes": 10, "d_model": 64, "n_layers": 4, "n_heads": 4,
