@@ -157,11 +157,11 @@ def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str
         return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    if problem.extras.is_packed and row.program_rows != PROGRAM_ROWS:
-        return "it does not take packed sequences, in the gradients of k and v of wide heads"
     features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
     features += ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
     if not row.serves(features):
+        if row.built_as == "dkdv_wide":
+            return "it does not take packed sequences, in the gradients of k and v of wide heads"
         return f"registers do not suffice for {row.kernel} of head dimension {q.shape[3]}, {' '.join(features)}"
     return None
 
