@@ -13,7 +13,7 @@ import typer
 
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks import compare as comparing
-from fusedformer.benchmarks import static_baseline
+from fusedformer.benchmarks import occupancy, static_baseline
 from fusedformer.benchmarks.arguments import (
     argument,
     file_path,
@@ -190,7 +190,7 @@ def static(
             console.table(static_baseline.table(changes))
     if json_path is not None:
         with atomic_write(json_path) as partial:
-            partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
+            partial.write_text(json.dumps(occupancy.described(rows), indent=1))
     if any(row.problems for row in rows) or any(change.worse for change in changes):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)
