@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def calculator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(CALCULATOR, header.parent, tmp_path_factory.mktemp("calculator"))
 
 
-def calculated(calculator: Path, cases: list[tuple[int, int, int, int, int]]) -> list[int]:
+def calculated(calculator: Path, cases: Sequence[tuple[int, ...]]) -> list[int]:
     """Blocks of each case of architecture, threads, registers, shared memory declared and added."""
     text = "\n".join(" ".join(map(str, case)) for case in cases)
     printed = subprocess.run([calculator], input=text, capture_output=True, text=True, check=True).stdout
@@ -134,7 +135,7 @@ def test_any_block_is_as_nvidia_calculates(calculator: Path) -> None:
         for declared in {0, min(total, 48), min(total, 49_152)}
     ]
     expected = calculated(calculator, cases)
-    found = [occupancy.blocks(*case[:3], sum(case[3:])) for case in cases]
+    found = [occupancy.blocks(arch, block, per_thread, sum(bytes_)) for arch, block, per_thread, *bytes_ in cases]
     wrong = [(case, one, other) for case, one, other in zip(cases, found, expected, strict=True) if one != other]
     assert wrong == []
     assert len(set(expected)) > 20
