@@ -156,7 +156,7 @@ def static(
     arch: Annotated[Any, option(parse_archs, "ARCHS", "GPU architectures, such as 80,90.")] = ALL_ARCHS,
     op: Annotated[
         list[str] | None,
-        option(parse_static_op, "NAME", f"{', '.join(static_world.known_ops())}.", name="--op", default="all"),
+        option(parse_static_op, "NAME", "An op with device code, such as gelu.", name="--op", default="all"),
     ] = None,
     json_path: Annotated[Path | None, option(file_path, "FILE", "Write the rows to this file.", name="--json")] = None,
     record: Annotated[
