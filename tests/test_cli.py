@@ -15,6 +15,7 @@ from fusedformer.benchmarks.report.console import Console
 from fusedformer.benchmarks.static import collect
 from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.benchmarks.static_hopper import collect as hopper_world
+from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.kernels import library
 
 
@@ -38,6 +39,7 @@ def invoke(*arguments: str) -> Result:
         (("bench", "--seed", "-1"), "seed '-1' is no integer from 0 to 2**63 - 1"),
         (("bench", "--output", "."), ". exists and is not an empty folder"),
         (("static", "--arch", "90,75"), "unknown architecture '75': choose from 80, 90, 100, 120"),
+        (("static", "--op", "gleu"), "no op with device code 'gleu': choose from add_layer_norm, add_rms_norm,"),
         (("bench", "--output", f"{__file__}/run"), "test_cli.py is a file"),
         (("static", "--json", "no/such/folder/rows.json"), "no/such/folder is no folder"),
         (("static", "--json", "."), ". is a folder, expected the name of a file"),
@@ -104,7 +106,7 @@ def test_static_prints_and_writes_rows(
         registers=32,
         spill_bytes=spilled,
     )
-    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: [row] if archs == [90] else [])
+    monkeypatch.setattr(collect, "collect", lambda archs, ops, progress, record: [row] if archs == [90] else [])
     monkeypatch.setattr(hopper_world, "collect", lambda progress, record: [])
     result = invoke("static", "--arch", "90", "--json", str(tmp_path / "rows.json"))
     assert result.exit_code == status
@@ -113,15 +115,35 @@ def test_static_prints_and_writes_rows(
     assert written["registers"] == 32
 
 
-def test_static_records_all_architectures_only() -> None:
-    result = invoke("static", "--arch", "90", "--record")
+@pytest.mark.parametrize("part", [("--arch", "90"), ("--op", "gelu")])
+def test_static_records_all_architectures_and_ops_only(part: tuple[str, str]) -> None:
+    result = invoke("static", *part, "--record")
     assert result.exit_code == 2
-    assert "all architectures" in result.output
+    assert "all architectures and all ops" in result.output
+
+
+def test_static_compiles_the_ops_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hopper kernels are attention's."""
+    asked: list[tuple[str, ...]] = []
+
+    def collect_ops(archs: list[int], ops: tuple[str, ...], **others: object) -> list[StaticRow]:
+        asked.append(ops)
+        return [StaticRow(op=op, kernel=f"{op}_fwd_kernel", arch=80) for op in ops]
+
+    hopper_row = HopperRow(op="attention", kernel="attention_hopper_fwd_kernel", arch=90, skipped="no triton")
+    monkeypatch.setattr(collect, "collect", collect_ops)
+    monkeypatch.setattr(hopper_world, "collect", lambda progress, record: [hopper_row])
+    some = invoke("static", "--op", "softmax", "--op", "gelu", "--op", "softmax")
+    assert (some.exit_code, "no triton" in some.output) == (0, False)
+    assert "gelu_fwd_kernel" in some.output
+    for arguments in (("static", "--op", "attention"), ("static",)):
+        assert "no triton" in invoke(*arguments).output
+    assert asked == [("softmax", "gelu"), ("attention",), collect.known_ops()]
 
 
 def test_static_that_cannot_compile_says_so_and_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [StaticRow(op="softmax", arch=90, skipped="no nvcc"), StaticRow(op="gelu", arch=90, skipped="no nvcc")]
-    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows[:1])
+    monkeypatch.setattr(collect, "collect", lambda archs, ops, progress, record: rows[:1])
     monkeypatch.setattr(hopper_world, "collect", lambda progress, record: rows[1:])
     result = invoke("static")
     assert result.exit_code == 3

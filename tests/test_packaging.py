@@ -1,16 +1,20 @@
 """What is installed, from where, and that it works outside the checkout."""
 
 import email
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from fusedformer.benchmarks.static import sass
 
 pytestmark = pytest.mark.needs_index
 
@@ -148,6 +152,56 @@ def test_emulates_from_an_installed_wheel(installed: Path) -> None:
         "torch.testing.assert_close(fusedformer.softmax(x), x.softmax(-1)); print('same')"
     )
     assert python(code, installed, FUSEDFORMER_EMULATE="1").splitlines()[-1] == "same"
+
+
+def command(installed: Path, folder: Path, *arguments: str) -> str:
+    """Output of the wheel's `fusedformer`, which must exit with 0, in a folder that has its caches too."""
+    # Wide enough that cells are not wrapped.
+    environment = {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "300"}
+    return run(str(installed / "bin" / "fusedformer"), *arguments, cwd=folder, env=environment)
+
+
+def test_commands_run_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Those that need neither a GPU nor a compiler; what they print says how it was obtained."""
+    pytest.importorskip("matplotlib")
+    doctor = command(installed, tmp_path, "doctor")
+    assert "CUDA extension: " in doctor
+    assert "register_transformers" in doctor
+    sweep = ("bench", "softmax", "--sweep", "M=256 N=64", "--budget", "15s", "--output", "run")
+    bench = command(installed, tmp_path, *sweep)
+    for text in (
+        "no checkout",
+        "Times of softmax, backward, M=256 N=64",
+        "torch.softmax",
+        "measured",
+        "Not here: QuACK",
+    ):
+        assert text in bench
+    assert "0 SLOWER, 0 FASTER" in command(installed, tmp_path, "compare", "run", "run")
+    assert "Report: drawn/report.html" in command(installed, tmp_path, "report", "run", "--output", "drawn")
+    (html,) = (tmp_path / "drawn").rglob("*.html")
+    assert "Times of softmax, forward" in html.read_text()
+    one_length = ("--context", "1k", "--mode", "prefill", "--output", "profile")
+    profile = command(installed, tmp_path, "profile", "--model", "gpt2", *one_length)
+    for text in ("Growth: prefill", "modelled", "largest context", "predicted", "Nothing was measured"):
+        assert text in profile
+    assert list((tmp_path / "profile" / "plots").glob("*.png"))
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: nothing is compiled")
+def test_a_second_static_from_the_wheel_finds_what_the_first_compiled(installed: Path, tmp_path: Path) -> None:
+    if sass.find_nvdisasm() is None:
+        pytest.skip("static world: no nvdisasm")
+    first = command(installed, tmp_path, "static", "--op", "gelu", "--json", "first.json")
+    for text in ("gelu_fwd_kernel", "__nv_bfloat16, GeluErf, 8", "sm_120", "occupancy", "All `predicted`"):
+        assert text in first
+    began = time.monotonic()
+    command(installed, tmp_path, "static", "--op", "gelu", "--json", "second.json")
+    assert time.monotonic() - began < 15
+    rows = json.loads((tmp_path / "second.json").read_text())
+    assert rows == json.loads((tmp_path / "first.json").read_text())
+    assert {row["arch"] for row in rows} == {80, 90, 100, 120}
+    assert all(row["occupancy"]["blocks"] for row in rows)
 
 
 def test_pure_python_build_says_why_in_one_line(checkout: Path, tmp_path: Path) -> None:

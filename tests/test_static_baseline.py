@@ -78,7 +78,7 @@ def test_new_and_gone_variants_are_told_but_not_where_nothing_was_compiled() -> 
 
 
 def run(monkeypatch: pytest.MonkeyPatch, rows: list[StaticRow], baseline: Path) -> Result:
-    monkeypatch.setattr(collect, "collect", lambda archs, progress, record: rows)
+    monkeypatch.setattr(collect, "collect", lambda archs, ops, progress, record: rows)
     monkeypatch.setattr(hopper_world, "collect", lambda progress, record: [])
     environment = {"COLUMNS": "300", "NO_COLOR": "1"}
     return CliRunner(env=environment).invoke(commands.app, ["static", "--baseline", str(baseline)])

@@ -1,6 +1,9 @@
 """The Hopper kernels in the static world: what is on record passes every gate, and each gate sees what it is for."""
 
 import json
+import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +186,7 @@ def test_a_variant_that_does_not_compile_carries_its_error() -> None:
 
 def test_the_record_is_written_a_version_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "RECORD", tmp_path / "record.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(collect.compile, "compile_apart", lambda variant: GOOD)
     seen = []
     chosen = variants()[:2]
@@ -197,6 +201,71 @@ def test_the_record_is_written_a_version_at_a_time(tmp_path: Path, monkeypatch: 
         "2.0": 2,
         "3.0": 0,
     }
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No record and an empty cache, as beside a new wheel, and a compiler that keeps a list of what it was given."""
+    names: list[str] = []
+
+    def compile_apart(variant: HopperVariant) -> HopperRow:
+        names.append(str(variant))
+        time.sleep(0.02 * (len(names) == 1))  # so that the first one is not done first
+        return replace(GOOD, variant=str(variant))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(collect, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(collect.compile, "compile_apart", compile_apart)
+    return names
+
+
+def test_without_a_record_a_second_run_compiles_nothing(compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = variants()[:6]
+    names = [str(variant) for variant in chosen]
+    rows = collect.collect(chosen)
+    assert [row.variant for row in rows] == names
+    assert sorted(compiled) == sorted(names)
+    assert collect.collect(chosen) == rows
+    assert len(compiled) == len(names)
+    monkeypatch.setattr(collect, "version", lambda package: "0.1")
+    assert collect.collect(chosen[:1], jobs=1) == rows[:1]
+    assert compiled[len(names) :] == names[:1]
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/other/ptxas")
+    collect.collect(chosen[:1])
+    assert compiled[len(names) :] == names[:1] * 2
+
+
+@pytest.mark.parametrize(("old", "new"), [('"registers": 168', '"registers": 169'), ("]", ""), ("\n", "")])
+def test_a_damaged_entry_of_the_cache_is_compiled_anew(compiled: list[str], tmp_path: Path, old: str, new: str) -> None:
+    chosen = variants()[:1]
+    rows = collect.collect(chosen)
+    (entry,) = (tmp_path / "fusedformer" / "static_hopper").iterdir()
+    entry.write_text(entry.read_text().replace(old, new))
+    assert collect.collect(chosen) == rows
+    assert collect.collect(chosen) == rows
+    assert len(compiled) == 2
+
+
+def test_a_compiler_that_hangs_is_a_failed_row_and_the_others_are_compiled(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, *others = variants()[:4]
+    compile_apart = collect.compile.compile_apart
+
+    def hang(variant: HopperVariant) -> HopperRow:
+        if variant == late:
+            raise subprocess.TimeoutExpired(["python"], 600.0)
+        return compile_apart(variant)
+
+    monkeypatch.setattr(collect.compile, "compile_apart", hang)
+    first, *rest = collect.collect([late, *others])
+    assert first.problems == ("the compiler did not answer within 600 s",)
+    assert (first.kernel, first.variant) == (late.kernel, str(late))
+    assert [row.variant for row in rest] == [str(variant) for variant in others]
+    monkeypatch.setattr(collect.compile, "compile_apart", compile_apart)
+    assert collect.collect([late, *others])[0].passed  # a failure is not kept
+    with pytest.raises(ValueError, match="jobs is 0"):
+        collect.collect(others, jobs=0)
 
 
 def test_the_design_space_holds_what_is_shipped() -> None:

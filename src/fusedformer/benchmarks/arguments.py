@@ -12,7 +12,7 @@ from fusedformer.benchmarks.ops import SUBJECTS
 from fusedformer.benchmarks.options import one_of, some_of
 from fusedformer.benchmarks.profile.subjects import find_subject
 from fusedformer.benchmarks.report import run_folder
-from fusedformer.benchmarks.static.collect import ARCHS
+from fusedformer.benchmarks.static.collect import ARCHS, known_ops
 from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
@@ -27,6 +27,15 @@ def parse_archs(text: str) -> list[int]:
         ValueError: one of them is not known.
     """
     return list(map(int, some_of("architecture", text, list(map(str, ARCHS)))))
+
+
+def parse_static_op(name: str) -> str:
+    """The name of an op that has device code.
+
+    Raises:
+        ValueError: there is no such op.
+    """
+    return one_of("op with device code", name, known_ops())
 
 
 def parse_subject(name: str) -> str:

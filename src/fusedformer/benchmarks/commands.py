@@ -13,7 +13,7 @@ import typer
 
 from fusedformer.benchmarks import bench as bench_run
 from fusedformer.benchmarks import compare as comparing
-from fusedformer.benchmarks import static_baseline
+from fusedformer.benchmarks import occupancy, static_baseline
 from fusedformer.benchmarks.arguments import (
     argument,
     file_path,
@@ -25,6 +25,7 @@ from fusedformer.benchmarks.arguments import (
     parse_model,
     parse_real_model,
     parse_run,
+    parse_static_op,
     parse_sweep_terms,
     refusals,
 )
@@ -153,6 +154,10 @@ def report(
 @app.command()
 def static(
     arch: Annotated[Any, option(parse_archs, "ARCHS", "GPU architectures, such as 80,90.")] = ALL_ARCHS,
+    op: Annotated[
+        list[str] | None,
+        option(parse_static_op, "NAME", "An op with device code, such as gelu.", name="--op", default="all"),
+    ] = None,
     json_path: Annotated[Path | None, option(file_path, "FILE", "Write the rows to this file.", name="--json")] = None,
     record: Annotated[
         bool, typer.Option("--record", help="Write what compiled to results/: after a change of a kernel.")
@@ -165,15 +170,17 @@ def static(
     ] = None,
 ) -> None:
     """Compile every kernel variant ahead of time, and print what each needs and whether that is right."""
-    if record and (not cache.RECORD.parents[1].joinpath("csrc").is_dir() or tuple(arch) != static_world.ARCHS):
-        raise typer.BadParameter("takes a checkout and all architectures", param_hint="--record")
+    is_part = op is not None or tuple(arch) != static_world.ARCHS
+    if record and (is_part or not cache.RECORD.parents[1].joinpath("csrc").is_dir()):
+        raise typer.BadParameter("takes a checkout, all architectures and all ops", param_hint="--record")
+    ops = static_world.known_ops() if op is None else tuple(dict.fromkeys(op))
     with Console() as console:
 
         def progress(done: int, total: int) -> None:
             console.step(f"compiled {done} of {total}")
 
-        rows: list[StaticRow] = static_world.collect(arch, progress=progress, record=record)
-        if HOPPER in arch:
+        rows: list[StaticRow] = static_world.collect(arch, ops, progress=progress, record=record)
+        if HOPPER in arch and "attention" in ops:
             rows += hopper_world.collect(progress=progress, record=record)
         console.table(tables.static_table(rows))
         if (times := tables.row_times_table(rows)).lines:
@@ -183,7 +190,7 @@ def static(
             console.table(static_baseline.table(changes))
     if json_path is not None:
         with atomic_write(json_path) as partial:
-            partial.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
+            partial.write_text(json.dumps(occupancy.described(rows), indent=1))
     if any(row.problems for row in rows) or any(change.worse for change in changes):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)

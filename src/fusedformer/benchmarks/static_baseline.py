@@ -95,10 +95,11 @@ def load(path: Path) -> list[StaticRow]:
 
 
 def _entries(content: Any) -> list[dict[str, Any]]:
-    """Rows, out of the lists and dictionaries that records keep them in."""
-    if isinstance(content, dict):
-        return [content] if "kernel" in content else list(chain.from_iterable(map(_entries, content.values())))
-    return content
+    """Rows, out of the lists and dictionaries that records keep them in; occupancy follows from the rest of a row."""
+    if isinstance(content, dict) and "kernel" not in content:
+        return list(chain.from_iterable(map(_entries, content.values())))
+    rows = [content] if isinstance(content, dict) else content
+    return [{name: value for name, value in fields.items() if name != "occupancy"} for fields in rows]
 
 
 def _triton() -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from fusedformer.benchmarks import row_times
+from fusedformer.benchmarks import occupancy, row_times
 from fusedformer.benchmarks.harness.comparison import OURS
 from fusedformer.benchmarks.harness.verdicts import Noise
 from fusedformer.benchmarks.report.rows import Row
@@ -193,12 +193,13 @@ def ratio(row: Row) -> str:
 
 
 def static_table(rows: Sequence[StaticRow]) -> Table:
-    """What every compiled kernel variant needs, and whether that is right."""
+    """What every compiled kernel variant needs, how many blocks of it an SM holds, and whether that is right."""
     figures: dict[str, Callable[[StaticRow], object]] = {
         "registers": lambda row: row.registers,
         "spills (B)": lambda row: row.spill_bytes,
         "stack (B)": lambda row: row.stack_bytes,
         "shared (B)": lambda row: row.shared_bytes,
+        "occupancy (blocks x threads)": lambda row: occupancy.of(row) or "-",
         "matrix": lambda row: " ".join(f"{count} {name}" for name, count in row.matrix.items()) or "-",
         "128-bit loads": lambda row: f"{row.global_loads_128} of {row.global_loads}",
         "128-bit stores": lambda row: f"{row.global_stores_128} of {row.global_stores}",

@@ -1,22 +1,29 @@
-"""Every shipped Hopper kernel, compiled by the Triton that is here or found in the record of a checkout.
+"""Every shipped Hopper kernel: from the record of a checkout, from the cache, or compiled by the Triton that is here.
 
-    rows = collect()                        compile what is not on record for this version of Triton
+    rows = collect()                        compile what neither has for this version of Triton
     python -m fusedformer.benchmarks.static_hopper.collect      the same, and write the record
 
 The record, results/static_hopper.json, has a part for each version of Triton. A row of it is good as long as the
-sources that it depends on are what they were: it carries a hash of them.
+sources that it depends on are what they were: it carries a hash of them. So does a row of the cache, which is all that
+an installed wheel has.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
+import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from fusedformer.benchmarks.static.cache import RECORD as PLAIN_RECORD
+from fusedformer import build
+from fusedformer.benchmarks.static import cache
 from fusedformer.benchmarks.static.triton import sources
 from fusedformer.benchmarks.static_hopper import compile, model
 from fusedformer.benchmarks.static_hopper.row import HopperRow
@@ -24,7 +31,7 @@ from fusedformer.files import atomic_write
 from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
-RECORD = PLAIN_RECORD.with_name("static_hopper.json")
+RECORD = cache.RECORD.with_name("static_hopper.json")
 _MODULES = "fusedformer.kernels.attention.hopper"
 
 Entries = dict[str, dict[str, Any]]  # by key, a row
@@ -32,34 +39,86 @@ Entries = dict[str, dict[str, Any]]  # by key, a row
 
 def collect(
     chosen: Sequence[HopperVariant] | None = None,
+    jobs: int = 2,
     progress: Callable[[int, int], None] | None = None,
     record: bool = False,
 ) -> list[HopperRow]:
-    """A row per variant.
+    """A row per variant, in their order.
 
     Args:
         chosen: of `variants()`; all of them by default.
+        jobs: compilers at a time.
         progress: called after each variant with how many are done, and of how many.
         record: write what compiled to the record of the checkout, beside that of other versions of Triton.
+
+    Raises:
+        ValueError: fewer than one job.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, expected at least 1")
     if find_spec("triton") is None:
         reason = "no triton: there are packages of it for Linux only"
         return [HopperRow(op="attention", arch=model.ARCH, skipped=reason)]
     compiler = version("triton")
     known = recorded(compiler)
     entries = {place: known[place] for place in map(key, variants()) if place in known}
-    rows = []
     wanted = list(variants() if chosen is None else chosen)
-    for done, variant in enumerate(wanted, 1):
-        place = key(variant)
-        row = HopperRow.from_dict(known[place]) if place in known else compile.compile_apart(variant)
-        rows.append(row)
-        if record and row.compiled:
-            entries[place] = row.to_dict()
-            _write(compiler, entries)
-        if progress:
-            progress(done, len(wanted))
-    return rows
+    places = [key(variant) for variant in wanted]
+    with ThreadPoolExecutor(jobs) as threads:
+        futures = [threads.submit(_row, variant, place, known) for variant, place in zip(wanted, places)]
+        place_of = dict(zip(futures, places))
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                row = future.result()
+                if record and row.compiled:
+                    entries[place_of[future]] = row.to_dict()
+                    _write(compiler, entries)
+                if progress:
+                    progress(done, len(wanted))
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return [future.result() for future in futures]
+
+
+def _row(variant: HopperVariant, place: str, known: Entries) -> HopperRow:
+    """From the record, else from the cache, else compiled; a failure is not kept, for it may be of the machine."""
+    if place in known:
+        return HopperRow.from_dict(known[place])
+    path = _cache_path(place)
+    if (row := _load(path)) is not None:
+        return row
+    try:
+        row = compile.compile_apart(variant)
+    except subprocess.TimeoutExpired as late:
+        error = f"the compiler did not answer within {late.timeout:.0f} s"
+        return HopperRow(op="attention", kernel=variant.kernel, variant=str(variant), arch=model.ARCH, error=error)
+    if row.compiled:
+        _store(path, row)
+    return row
+
+
+def _cache_path(place: str) -> Path:
+    """Where the cache has the row of this key, as this Triton and its assembler compile it."""
+    settings = sorted(f"{name}={value}" for name, value in os.environ.items() if "PTXAS" in name)
+    return build.cache_home() / "static_hopper" / cache.key(place, "triton", version("triton"), *settings)
+
+
+def _load(path: Path) -> HopperRow | None:
+    """The row that the cache has there; None if there is none, or a damaged one."""
+    try:
+        checksum, body = path.read_text().split("\n", 1)
+        return HopperRow.from_dict(json.loads(body)) if checksum == cache.key(body) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _store(path: Path, row: HopperRow) -> None:
+    """Keep a row, whole or not at all, below its checksum; where nothing can be written, nothing is kept."""
+    body = json.dumps(row.to_dict())
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_text(f"{cache.key(body)}\n{body}")
 
 
 def recorded(compiler: str) -> Entries:
