@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,16 @@ from fusedformer.benchmarks.harness.op import FORWARD
 from fusedformer.benchmarks.harness.timing import Plan
 from fusedformer.benchmarks.verify import inputs, pictures, public, run
 from fusedformer.benchmarks.verify.inputs import MissingError
-from fusedformer.benchmarks.verify.subjects import HUGGING_FACE, SUBJECTS, WRITING, Compute, Figure, Subject, Task
+from fusedformer.benchmarks.verify.subjects import (
+    HUGGING_FACE,
+    SUBJECTS,
+    WRITING,
+    Compute,
+    Figure,
+    Subject,
+    Task,
+    largest_difference,
+)
 from fusedformer.kernels import library
 from fusedformer.nn import GELU
 from fusedformer.transformer.huggingface.load import from_huggingface
@@ -141,8 +152,11 @@ def dinov2_tensors(width: int, n_layers: int) -> dict[str, Tensor]:
     return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
 
+@pytest.mark.parametrize("size", [(12, 12), (8, 20)])
 @torch.no_grad()
-def test_timm_computes_the_same_of_tensors_under_its_names(timm: Any) -> None:
+def test_timm_computes_the_same_of_tensors_under_its_names(
+    timm: Any, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -154,9 +168,39 @@ def test_timm_computes_the_same_of_tensors_under_its_names(timm: Any) -> None:
     }
     fields, tensors = sizes | {"model_type": "dinov2", "mlp_ratio": 4}, dinov2_tensors(32, 2)
     ours: Any = from_huggingface(fields, tensors).eval()
-    theirs = public.make_timm(fields, tensors).eval()
-    images = torch.randn(2, 3, 12, 12)
+    monkeypatch.setattr(public, "read_weights", lambda package: (fields, tensors))
+    table = ours.interpolate(ours.position_embedding.weight, *size)
+    theirs = public.load_timm("", size, table, torch.device("cpu"))
+    images = torch.randn(2, 3, *size)
     torch.testing.assert_close(ours.hidden(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_no_missing_package(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, "image_size": 12}
+    monkeypatch.setattr(public, "read_weights", lambda package: (fields, dinov2_tensors(32, 1)))
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"blocks.1.norm1.weight\""):
+        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"))
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingError, match=r"^pip install --no-deps timm$"):
+        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"))
+
+
+def test_no_torchvision_is_left_behind(timm: Any) -> None:
+    code = (
+        "import sys; from fusedformer.benchmarks.contenders.timm import import_timm; timm = import_timm();"
+        "print(timm.__name__, [name for name in sys.modules if name.startswith('torchvision')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "timm []"
+
+
+def test_tokens_differ_all_where_there_are_more_of_one() -> None:
+    assert largest_difference(torch.empty(1, 0, dtype=torch.long), torch.tensor([[3]])) == 1
+    assert largest_difference(torch.tensor([[3, 4]]), torch.tensor([[3]])) == 2
+    assert largest_difference(torch.tensor([[3, 4]]), torch.tensor([[3, 5]])) == 1
 
 
 def test_called_wrongly(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedformer.benchmarks.contenders.timm import import_timm
 from fusedformer.benchmarks.verify import inputs
 from fusedformer.transformer.pretrained import read_weights
 
@@ -57,7 +58,8 @@ def transcribing(
 ) -> Callable[[], Tensor]:
     """As many tokens behind the prompt as the transcript has, by Hugging Face's greedy search with its cache.
 
-    That of every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
+    One token more is computed, as by ours, which finds there that the transcript is at its end. The search is that of
+    every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
     """
     from transformers import GenerationMixin
 
@@ -65,33 +67,40 @@ def transcribing(
 
     def run() -> Tensor:
         written = generate(
-            model, input_features=mels(), decoder_input_ids=prompt, max_new_tokens=n_tokens, do_sample=False,
+            model, input_features=mels(), decoder_input_ids=prompt, max_new_tokens=n_tokens + 1, do_sample=False,
             **suppressed,
         )  # fmt: skip
-        return written[:, prompt.shape[1] :]
+        return written[:, prompt.shape[1] : -1]
 
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return run
 
 
-def load_timm(package: str, device: torch.device) -> Any:
-    """timm's vision transformer with the weights of a DINOv2.
+def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: torch.device) -> Any:
+    """timm's vision transformer with the weights of a DINOv2, for images of this size.
+
+    Args:
+        package: of the weights.
+        size: height and width of the images.
+        table_SE: positions for that size. timm's way to resample the file's (antialiased) is not DINOv2's.
+        device: where to.
 
     Raises:
-        MissingError: timm is not installed, or what it imports is not.
+        MissingError: timm is not installed.
     """
     try:
-        return make_timm(*read_weights(package)).to(device).eval()
-    except (ImportError, RuntimeError) as error:  # the latter from a torchvision of another PyTorch
-        raise inputs.MissingError("pip install timm torchvision") from error
+        import_timm()
+    except ImportError as error:
+        raise inputs.MissingError("pip install --no-deps timm") from error
+    fields, tensors = read_weights(package)
+    tensors |= {"embeddings.position_embeddings": table_SE.cpu().unsqueeze(0)}
+    return make_timm(fields | {"image_size": size}, tensors).to(device).eval()
 
 
 def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     """timm's vision transformer of a DINOv2's configuration and tensors, by Hugging Face's names."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    model = VisionTransformer(
+    model = import_timm().models.vision_transformer.VisionTransformer(
         img_size=fields["image_size"],
         patch_size=fields["patch_size"],
         embed_dim=fields["hidden_size"],
@@ -100,7 +109,6 @@ def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         mlp_ratio=fields.get("mlp_ratio", 4),
         init_values=1.0,  # which the file's take the place of
         num_classes=0,
-        dynamic_img_size=True,
     )
     model.load_state_dict(as_timm(tensors))
     return model

@@ -17,6 +17,7 @@ from torch import Tensor
 from fusedformer.benchmarks.harness.op import FORWARD, WORLDS
 from fusedformer.benchmarks.harness.timing import (
     LEAST_ROUNDS,
+    Clock,
     CudaClock,
     Interval,
     Plan,
@@ -139,11 +140,13 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
     """Compute the model's figures, its differences and its times."""
     step(f"{name}: figures")
     figures = subject.figures()
-    tasks = [hold(name, task, subject.tasks[task], step, seconds) for task in subject.tasks]
+    clock = CudaClock() if next(subject.model.parameters()).is_cuda else WallClock()
+    plan = Plan(seconds=seconds, min_rounds=LEAST_ROUNDS, max_rounds=25)
+    tasks = [hold(name, task, subject.tasks[task], step, clock, plan) for task in subject.tasks]
     return Verified(name, figures, tasks)
 
 
-def hold(name: str, task: str, work: Task, step: Callable[[str], None], seconds: float) -> Timed:
+def hold(name: str, task: str, work: Task, step: Callable[[str], None], clock: Clock, plan: Plan) -> Timed:
     """Do one task in every way there is, and time them."""
     runs: dict[str, Compute] = {KERNELS: work.ours}
     if task == FORWARD:
@@ -158,8 +161,7 @@ def hold(name: str, task: str, work: Task, step: Callable[[str], None], seconds:
     outputs = {way: compute() for way, compute in runs.items()}
     ours = outputs.pop(KERNELS)
     step(f"{name}, {task}: times")
-    clock = CudaClock() if ours.is_cuda else WallClock()
-    samples = measure(runs, clock, Plan(seconds=seconds, min_rounds=LEAST_ROUNDS, max_rounds=25)).samples
+    samples = measure(runs, clock, plan).samples
     return Timed(
         task=task,
         differences={way: largest_difference(ours, output) for way, output in outputs.items()},

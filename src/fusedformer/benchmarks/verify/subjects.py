@@ -148,7 +148,8 @@ def load_whisper(device: torch.device) -> Subject:
     suppressed = {name: config[name] for name in ("suppress_tokens", "begin_suppress_tokens")}
 
     def transcribe() -> Tensor:
-        return torch.tensor([transcribe_tokens(model, prompt, end, samples, **suppressed)])
+        written = transcribe_tokens(model, prompt, end, samples, **suppressed)
+        return torch.tensor([written], dtype=torch.long, device=device)
 
     def mels() -> Tensor:
         return log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0)
@@ -198,7 +199,9 @@ def load_dinov2(device: torch.device) -> Subject:
         return lambda: dinov2(images).last_hidden_state
 
     def timm() -> Compute:
-        dinov2 = public.load_timm(DINOV2, device)
+        height, width = images.shape[2:]
+        table = model.interpolate(model.state_dict()["position_embedding.weight"], height, width)
+        dinov2 = public.load_timm(DINOV2, (height, width), table, device)
         return lambda: dinov2.forward_features(images)
 
     def figures() -> list[Figure]:
@@ -227,9 +230,10 @@ def run_graph(images: Tensor) -> Tensor:
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of numbers; of tokens, how many are not the same, and all if there are not as many."""
+    """Of numbers; of tokens, how many are not the same, and all of the longer if there are not as many."""
     if not ours.is_floating_point():
-        return float((ours != theirs).sum()) if ours.shape == theirs.shape else float(ours.numel())
+        is_like = ours.shape == theirs.shape
+        return float((ours != theirs).sum()) if is_like else float(max(ours.numel(), theirs.numel()))
     return (ours.double() - theirs.double()).abs().max().item()
 
 
