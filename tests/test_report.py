@@ -130,6 +130,14 @@ class TestDuels:
         assert "loss: 1, even: 1, unsure: 0, win: 1" in table.notes[0]
         assert len({duel.line for duel in found}) == 1
 
+    def test_ours_in_another_form_is_no_rival_however_fast(self) -> None:
+        ours = row(1024)
+        for name in ("ours, as in training", "ours, bfloat16", "ours, Hopper fused", "ours again", "ours, run-2"):
+            fast = against(row(1024, name, 1e-9), 0.1)
+            assert duels.duels([ours, fast], margin=0.02) == []
+            (duel,) = duels.duels([ours, fast, against(row(1024, "oursonic"), 1.5)], margin=0.02)
+            assert (duel.best.contender, duel.outcome) == ("oursonic", "win")
+
     def test_no_time_of_ours_is_a_loss_but_one_that_was_not_tried_is_none(self) -> None:
         theirs = row(1024, "SDPA flash")
         (duel,) = duels.duels([lost(row(1024), "wrong"), theirs], margin=0.02)

@@ -13,6 +13,11 @@ OURS = "ours"
 Function = Callable[..., Any]  # gives a Tensor
 
 
+def is_ours(contender: str) -> bool:
+    """Whether a contender of this name is this package's, in whatever form: ours, or ours with more words behind it."""
+    return contender.replace(",", " ").split()[:1] == [OURS]
+
+
 class MissingError(RuntimeError):
     """Why a contender cannot compute this here: a package, a GPU or a feature that it has not."""
 
@@ -49,7 +54,7 @@ def version_of(name: str, function: Function) -> str:
     """Package and version of a contender by its name: ours, or PyTorch's unless it says otherwise."""
     if isinstance(function, Implementation):
         return package_version(function.package)
-    return package_version("fusedformer" if name.startswith(OURS) else "torch")
+    return package_version("fusedformer" if is_ours(name) else "torch")
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios, worst
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
-from fusedformer.benchmarks.harness.implementation import OURS, Function, built, has_backward, version_of
+from fusedformer.benchmarks.harness.implementation import Function, built, has_backward, is_ours, version_of
 from fusedformer.benchmarks.harness.instruments import Prepared
 from fusedformer.benchmarks.harness.timing import Run
 from fusedformer.kernels import library
@@ -270,7 +270,7 @@ class _TimedCase:
 
     def _judge(self, contender: str) -> Verdict:
         kernel = self.op.kernel or self.op.name
-        if contender.startswith(OURS) and (reason := missing_kernel(kernel, self.device.type)):
+        if is_ours(contender) and (reason := missing_kernel(kernel, self.device.type)):
             return Verdict("missing", reason)
         problem, seconds = self.problems[0], []
         with_gradients = has_backward(self.op.contenders[contender])
