@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from fusedformer.benchmarks import commands
 from fusedformer.benchmarks.machines import H200
+from fusedformer.benchmarks.ops import TIMED_OPS
 from fusedformer.benchmarks.report import axes as shared
 from fusedformer.benchmarks.report import duels, rooflines, sweeps
 from fusedformer.benchmarks.report.rows import Row
@@ -76,6 +77,15 @@ def write(path: Path, rows: Sequence[Row] = ROWS) -> Path:
     return path
 
 
+def of_cross_entropy() -> list[Row]:
+    """As it is timed on a GPU: fewer rows of larger vocabularies."""
+    cases = TIMED_OPS["cross_entropy"].time_cases["cuda"]
+    return [
+        row(1024, subject="cross_entropy", case=str(case), sizes=case.sizes, options={}, seconds=1e-3 * number)
+        for number, case in enumerate(cases, 1)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "DPI", 30)
@@ -110,6 +120,25 @@ class TestSweeps:
         assert list(np.asarray(ours.get_ydata())) == pytest.approx([1e-6 * S**2 for S in (1024, 2048, 4096)])
         assert "xFormers" not in [line.get_label() for line in time.lines]
         assert "measured" in figure.get_suptitle()
+        plt.close(figure)
+
+    def test_every_op_with_several_sizes_on_a_gpu_has_a_picture(self, tmp_path: Path) -> None:
+        for op in TIMED_OPS.values():
+            rows = [
+                row(
+                    1024, subject=op.name, case=str(case), sizes=case.sizes, options=case.options, dtype=case.dtype_name
+                )
+                for case in op.time_cases["cuda"]
+            ]
+            swept = {name for name in ("S", "N", "V") if len({one.sizes.get(name) for one in rows}) > 1}
+            assert bool(sweeps.problems(rows)) == bool(swept) or op.name == "masked_softmax"  # not of one mask
+        (key, (problem,)) = next(iter(sweeps.problems(of_cross_entropy()).items()))
+        assert (key, problem.axis, problem.label) == (("cross_entropy", "forward"), "V", "bfloat16 gpu")
+        (path,) = sweeps.draw(of_cross_entropy(), tmp_path)
+        assert path.name == "sweep-cross_entropy-forward.png"
+        figure = sweeps.draw_problems([problem], sweeps.styles(problem.rows), "cross_entropy, forward")
+        assert {panel.get_xlabel() for panel in figure.axes} == {"vocabulary V (logits of a row)"}
+        assert len(figure.axes) == 3  # time, rate and memory
         plt.close(figure)
 
     def test_twenty_contenders_look_different(self) -> None:

@@ -18,8 +18,12 @@ from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, legend, 
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.tables import rate_scale
 
-AXES = {"S": "sequence length S (tokens)", "N": "row length N (elements)"}  # in the order of their worth
-FOLLOWERS = ("B", "M", "H", "K")  # what a sweep may change with the size that it is of, such as the batch
+AXES = {  # in the order of their worth
+    "S": "sequence length S (tokens)",
+    "N": "row length N (elements)",
+    "V": "vocabulary V (logits of a row)",
+}
+FOLLOWERS = ("B", "M", "H", "K", "Q")  # what a sweep may change with the size that it is of, such as the batch
 LINES_PER_PICTURE = 4
 LINES = ("--", ":", "-.")  # of the other contenders, one for each round of the colours
 NO_TIME = "no time: out of memory, wrong or failed"
