@@ -46,6 +46,15 @@ def measure(checkout: Path, folder: str, *rows: Row, run: str = "bench") -> None
         written.write_results(ENVIRONMENT, [], command="bench")
 
 
+def stop(path: Path, *rows: Row) -> None:
+    """A run that is stopped before its end."""
+    with RunFolder(path) as folder:
+        folder.write_settings(ENVIRONMENT, command="bench")
+        for row in rows:
+            folder.add(row)
+        raise KeyboardInterrupt
+
+
 def written(checkout: Path) -> str:
     text = (checkout / "README.md").read_text()
     assert text.startswith(BEFORE + BEGIN)
@@ -90,8 +99,8 @@ def test_one_line_for_each_op_and_direction_losses_too_and_no_model(checkout: Pa
         replace(OURS, subject="softmax", **no_time), replace(THEIRS, subject="softmax", ratio=None),
         *rows_of("decoder"), *rows_of("gelu", world="reference"), *rows_of("rms_norm", obtained="modelled"),
     )  # fmt: skip
-    fp8 = rows_of("attention_fp8")
-    measure(checkout, "nvidia-h200/2026-11-22", *fp8, run="bench-fp8")
+    with pytest.raises(KeyboardInterrupt):
+        stop(checkout / "results" / "nvidia-h200" / "2026-11-22" / "bench-fp8", *rows_of("attention_fp8"))
     readme_figures.update(checkout)
     found = [re.split(r" *\| *", line.strip("| ")) for line in lines(written(checkout))]
     assert [line[0] for line in found] == [

@@ -19,11 +19,11 @@ from fusedformer.files import atomic_write
 ROOT = Path(__file__).resolve().parents[4]
 README = "README.md"
 BEGIN, END = "<!-- begin of `fusedformer report --readme` -->", "<!-- end of `fusedformer report --readme` -->"
-# Folders of runs in one of `make gpu`, and what tells their ops apart.
+# Folders of runs in one of `make gpu`, and what tells their ops apart; a run that was stopped is read as well.
 RUNS = {"bench": "", "bench-fp8": ", with FUSEDFORMER_HOPPER=1"}
 NOTHING = (
     "Nothing has been measured on a GPU yet: every rate and time of one that is stated here is predicted, from\n"
-    "machine code and data sheets. `make gpu` measures them."
+    "machine code and data sheets. `make gpu` measures them, and `fusedformer report --readme` writes them here."
 )
 COLUMNS = ("op", "shape", "ours", "best other contender", "its time / ours", "of peak")
 _DAY = re.compile(r"(\d{4}-\d{2}-\d{2})(?:-(\d+))?")
@@ -54,9 +54,10 @@ def figures(root: Path) -> str:
     folder = newest(root)
     if folder is None:
         return NOTHING
-    runs = [run_folder.read(folder / name) for name in RUNS if run_folder.is_run(folder / name)]
-    lines = [line for run in runs for line in _lines(run)]
-    packages, gpus = runs[0].environment["packages"], runs[0].environment["gpus"]
+    runs = {label: run_folder.read(folder / name) for name, label in RUNS.items() if run_folder.is_run(folder / name)}
+    lines = [line for label, run in runs.items() for line in _lines(run, label)]
+    environment = next(iter(runs.values())).environment
+    packages, gpus = environment["packages"], environment["gpus"]
     told = ", ".join(f"{name} {packages[name]}" for name in ("torch", "triton") if packages.get(name))
     names = ", ".join(dict.fromkeys(gpu["name"] for gpu in gpus)) or folder.parent.name
     head = f"Measured on {names} on {_day(folder)[0]} with {told}: `results/{folder.parent.name}/{folder.name}`."
@@ -82,7 +83,7 @@ def _day(folder: Path) -> tuple[str, int]:
     return match[1], int(match[2] or 1)
 
 
-def _lines(run: Run) -> Iterator[Sequence[str]]:
+def _lines(run: Run, label: str) -> Iterator[Sequence[str]]:
     margin = Noise.from_dict(run.settings.get("noise")).margin
     measured = [row for row in run.rows if row.obtained == "measured" and row.world == "gpu"]
     seen = set()
@@ -93,7 +94,7 @@ def _lines(run: Run) -> Iterator[Sequence[str]]:
             continue
         seen.add(what)
         yield (
-            what + RUNS.get(run.path.name, ""),
+            what + label,
             f"{ours.case} {ours.dtype}",
             _time(ours),
             f"{best.contender}, {_time(best)}",
