@@ -21,10 +21,17 @@ FIGURE = re.compile(r"\b(\d[\d.,]*) ?(TFLOP/s|GB/s|TB/s|us|µs|ms|x faster|times
 
 
 def unfounded(text: str, measured: Collection[float]) -> list[str]:
-    """The figures in paragraphs that do not say "predicted" or "modelled", and that no measurement rounds to."""
-    paragraphs = [part for part in re.split(r"\n\s*\n", text) if not re.search(r"\b(predicted|modelled)\b", part)]
-    found = [match for paragraph in paragraphs for match in FIGURE.finditer(paragraph)]
+    """The figures in statements that do not say "predicted" or "modelled", and that no measurement rounds to."""
+    told = [part for part in statements(text) if not re.search(r"\b(predicted|modelled)\b", part)]
+    found = [match for statement in told for match in FIGURE.finditer(statement)]
     return [match[0] for match in found if not any(is_rounded(match[1], value) for value in measured)]
+
+
+def statements(text: str) -> list[str]:
+    """The rows of its tables, and the sentences of its paragraphs, each on one line."""
+    rows = re.findall(r"^ *\|.*$", text, flags=re.MULTILINE)
+    paragraphs = re.split(r"\n\s*\n", re.sub(r"^ *\|.*$", "", text, flags=re.MULTILINE))
+    return rows + [part for one in paragraphs for part in re.split(r"(?<=[.!?]) +(?=[^a-z])", " ".join(one.split()))]
 
 
 def is_rounded(stated: str, value: float) -> bool:
@@ -51,6 +58,8 @@ def test_the_readme_states_no_figure_that_was_not_measured() -> None:
 def test_figures_without_a_measurement_are_found() -> None:
     assert unfounded("It reaches 640 TFLOP/s, 1.5 times as fast as others.", []) == ["640 TFLOP/s", "1.5 times as fast"]
     assert unfounded("It reaches 640 TFLOP/s (predicted).\n\nA call takes 12 ms.", []) == ["12 ms"]
+    assert unfounded("It reaches 640 TFLOP/s\n(predicted). A call takes 12\nms.", []) == ["12 ms"]
+    assert unfounded("predicted:\n| a | 7 TFLOP/s |\n| b | 8 TFLOP/s, predicted |", []) == ["7 TFLOP/s"]
     assert unfounded("It reaches 640 TFLOP/s and 4,310 GB/s, 1.50 times as fast.", [639.9, 4312.0, 1.499]) == []
     assert unfounded("It reaches 643 TFLOP/s and 4,300 GB/s, 1.6 times as fast.", [639.9, 4370.0, 1.499]) == [
         "643 TFLOP/s", "4,300 GB/s", "1.6 times as fast",

@@ -3,6 +3,9 @@
 import csv
 import json
 import pickle
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +262,16 @@ def test_peaks_of_this_machine_are_measured() -> None:
     assert min(found.matrix_flops, found.vector_flops, found.bandwidth, found.memory) > 0
     assert machines.datasheet("NVIDIA H200") is machines.H200
     assert machines.datasheet("Voodoo 2") is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it is measured, which takes what it takes")
+def test_a_million_tokens_of_llama_take_less_than_a_minute(tmp_path: Path) -> None:
+    """Of CPU time, imports and pictures included: what runs beside it on this machine does not count."""
+    pytest.importorskip("matplotlib")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = ["profile", "--model", "llama-8b", "--context", "1k:1m:x2", "--output", str(tmp_path / "run")]
+    subprocess.run([sys.executable, "-m", "fusedformer", *command], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
+    assert {int(row["context"]) for row in read(tmp_path / "run")} >= {2**exponent for exponent in range(10, 21)}

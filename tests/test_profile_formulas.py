@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fusedformer.benchmarks.harness.op import BACKWARD, FORWARD, Case
+from fusedformer.benchmarks.ops import TIMED_OPS
 from fusedformer.benchmarks.profile import formulas
 from fusedformer.benchmarks.profile.contenders import MATH, OURS, SDPA, Attention
 from fusedformer.benchmarks.profile.formulas import Work
@@ -137,3 +139,57 @@ def test_contenders_compute_the_same_products_where_all_is_seen() -> None:
 
     # Math keeps the scores, so 4 products of 5 in the backward: 6 of 7 in all.
     assert products(OURS) == products(SDPA) == products(MATH) * 7 / 6
+
+
+ROWS = {"M": 3, "N": 5}  # 15 elements, 30 bytes of bfloat16: each of the tensors counted below
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "options", "forward", "backward"),
+    [
+        # FLOPs and bytes. Forward: x; y. Squares, their sum, two factors. Backward: dy, x; dx.
+        ("rms_norm", ROWS, {}, (15 * 4, 60), (15 * 9, 90)),
+        # Forward: x, residual; s, y. An addition, and the norm's 8 or 4. Backward: dy, s; dx, which is the residual's.
+        ("add_layer_norm", ROWS, {}, (15 * 9, 120), (15 * 13, 90)),
+        ("add_rms_norm", ROWS, {}, (15 * 5, 120), (15 * 9, 90)),
+        # Maximum, difference, exp, sum, difference. Backward: dy, y; dx. Sum, exp, product, difference.
+        ("log_softmax", ROWS, {}, (15 * 5, 60), (15 * 4, 90)),
+        # A factor more each way.
+        ("masked_softmax", {"H": 3, "Q": 1, "N": 5}, {}, (15 * 6, 60), (15 * 5, 90)),
+        # Forward: logits. Maximum, difference, exp, sum. Backward: logits; their gradient. Difference, exp, 2 factors.
+        ("cross_entropy", {"M": 3, "V": 5}, {}, (15 * 4, 30), (15 * 4, 60)),
+        # An addition and ReLU's comparison; a choice and a term of dbias. GELU by erf 5, and 11.
+        ("bias_activation", ROWS, {"activation": "relu"}, (15 * 2, 60), (15 * 2, 90)),
+        ("bias_activation", ROWS, {"activation": "gelu"}, (15 * 6, 60), (15 * 12, 90)),
+        # Forward: gate, up; y. SiLU 4, a product. Backward: gate, up, dy; two gradients. SiLU 4, its own 8, 2 products.
+        ("glu", ROWS, {"function": "swiglu"}, (15 * 5, 90), (15 * 14, 150)),
+        # 2 queries see 8 keys each: 16 pairs of 4 heads, two products of 16 multiply-adds. q and out are 2 * 4 * 16
+        # elements of 2 bytes each, k and v 16 * 2 * 16 each, and there are 8 log-sum-exps of 4 bytes.
+        ("attention_decode", {"B": 2, "S": 8, "H": 4, "K": 2, "D": 16}, {}, (4096, 2 * (256 + 1024) + 32), None),
+        # Sequences of 2 and 4: 3 + 10 pairs of 2 heads, two products of 8 multiply-adds, backward five. q and out are
+        # 6 * 2 * 8 = 96 elements each, k and v 48 each, 12 log-sum-exps. Backward: q, out, dout, k, v; dq, dk, dv.
+        (
+            "attention_varlen", {"B": 2, "S": 4, "H": 2, "K": 1, "D": 8}, {"causal": True},
+            (13 * 2 * 16 * 2, 2 * (192 + 96) + 48), (13 * 2 * 40 * 2, 2 * (288 + 96 + 96 + 96) + 48),
+        ),
+        # 2 * 16 pairs of 2 heads as above, an addition for each, backward two. q, k, v and out are 128 elements each,
+        # 16 log-sum-exps; the bias, whose gradient is as large, is 2 * 4 * 4 elements.
+        (
+            "attention_bias", {"B": 2, "S": 4, "H": 2, "K": 2, "D": 8}, {"causal": False},
+            (32 * 2 * 16 * 2 + 64, 2 * (4 * 128 + 32) + 64), (32 * 2 * 40 * 2 + 128, 2 * (8 * 128 + 2 * 32) + 64),
+        ),
+    ],
+)  # fmt: skip
+def test_ops_counted_by_hand(
+    name: str,
+    sizes: dict[str, int],
+    options: dict[str, Any],
+    forward: tuple[float, float],
+    backward: tuple[float, float] | None,
+) -> None:
+    op, case = TIMED_OPS[name], Case(sizes, torch.bfloat16, options)
+    counted = {FORWARD: forward, BACKWARD: backward}
+    for direction in (direction for direction in op.directions if direction in counted):
+        work = op.work(case, direction)
+        assert (work.flops, work.n_bytes) == counted[direction], direction
+    assert (BACKWARD in op.directions) == (backward is not None)

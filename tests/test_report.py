@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from fusedformer.benchmarks import commands
 from fusedformer.benchmarks.machines import H200
+from fusedformer.benchmarks.ops import TIMED_OPS
 from fusedformer.benchmarks.report import axes as shared
 from fusedformer.benchmarks.report import duels, rooflines, sweeps
 from fusedformer.benchmarks.report.rows import Row
@@ -76,6 +77,15 @@ def write(path: Path, rows: Sequence[Row] = ROWS) -> Path:
     return path
 
 
+def of_cross_entropy() -> list[Row]:
+    """As it is timed on a GPU: fewer rows of larger vocabularies."""
+    cases = TIMED_OPS["cross_entropy"].time_cases["cuda"]
+    return [
+        row(1024, subject="cross_entropy", case=str(case), sizes=case.sizes, options={}, seconds=1e-3 * number)
+        for number, case in enumerate(cases, 1)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "DPI", 30)
@@ -112,6 +122,21 @@ class TestSweeps:
         assert "measured" in figure.get_suptitle()
         plt.close(figure)
 
+    def test_every_op_with_several_sizes_on_a_gpu_has_a_picture(self, tmp_path: Path) -> None:
+        for op in TIMED_OPS.values():
+            cases = op.time_cases["cuda"]
+            rows = [row(1024, case=str(case), sizes=case.sizes, options=case.options) for case in cases]
+            is_swept = any(len({case.sizes.get(name) for case in cases}) > 1 for name in "SNV")
+            assert bool(sweeps.problems(rows)) == is_swept, op.name
+        (key, (problem,)) = next(iter(sweeps.problems(of_cross_entropy()).items()))
+        assert (key, problem.axis, problem.label) == (("cross_entropy", "forward"), "V", "bfloat16 gpu")
+        (path,) = sweeps.draw(of_cross_entropy(), tmp_path)
+        assert path.name == "sweep-cross_entropy-forward.png"
+        figure = sweeps.draw_problems([problem], sweeps.styles(problem.rows), "cross_entropy, forward")
+        assert {panel.get_xlabel() for panel in figure.axes} == {"vocabulary V (logits of a row)"}
+        assert len(figure.axes) == 3  # time, rate and memory
+        plt.close(figure)
+
     def test_twenty_contenders_look_different(self) -> None:
         rows = [row(1024, name) for name in ("ours", *map(str, range(20)))]
         known = sweeps.styles(rows)
@@ -129,6 +154,14 @@ class TestDuels:
         assert [line[0] for line in table.lines] == ["loss", "even", "win"]
         assert "loss: 1, even: 1, unsure: 0, win: 1" in table.notes[0]
         assert len({duel.line for duel in found}) == 1
+
+    def test_ours_in_another_form_is_no_rival_however_fast(self) -> None:
+        ours = row(1024)
+        for name in ("ours, as in training", "ours, bfloat16", "ours, Hopper fused", "ours again", "ours, run-2"):
+            fast = against(row(1024, name, 1e-9), 0.1)
+            assert duels.duels([ours, fast], margin=0.02) == []
+            (duel,) = duels.duels([ours, fast, against(row(1024, "oursonic"), 1.5)], margin=0.02)
+            assert (duel.best.contender, duel.outcome) == ("oursonic", "win")
 
     def test_no_time_of_ours_is_a_loss_but_one_that_was_not_tried_is_none(self) -> None:
         theirs = row(1024, "SDPA flash")

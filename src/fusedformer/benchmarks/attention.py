@@ -1,8 +1,8 @@
 """Attention of S queries over S keys: B batch, H query heads, K key and value heads, D head dimension.
 
-`window` is how many keys before its own a query sees. Contenders: ours, PyTorch's attention held to each of its
-kernels, FlashAttention 2 to 4, FlexAttention, xFormers, Triton as the paper reads, and plain products as they are and
-compiled.
+`window` is how many keys before its own a query sees. Contenders: ours, also held to each of its tiers, PyTorch's
+attention held to each of its kernels, FlashAttention 2 to 4, FlexAttention, xFormers, Triton as the paper reads, and
+plain products as they are and compiled.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from fusedformer.benchmarks.contenders import flash_attn, flex, tutorial, xformers
 from fusedformer.benchmarks.contenders.plain import BLOCK, eager, in_blocks
 from fusedformer.benchmarks.contenders.sdpa import pinned, sdpa
+from fusedformer.benchmarks.contenders.tiers import tiers
 from fusedformer.benchmarks.harness.implementation import compiled
 from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Case, Inputs, Op, Work, randn
 from fusedformer.benchmarks.profile import formulas
@@ -88,6 +89,7 @@ OP = Op(
     work=work,
     contenders={
         "ours": ours,
+        **tiers(ours),
         **pinned(sdpa),
         "flash-attn 3": flash_attn.dense(3),
         "flash-attn 2": flash_attn.dense(2),

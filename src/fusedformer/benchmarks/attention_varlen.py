@@ -1,8 +1,8 @@
 """Attention of B packed sequences, one behind the other, of which none sees another.
 
 S the longest of them, H query heads, K key heads, D head dimension; the shortest is S / B, the others between.
-Contenders: ours, PyTorch's attention a sequence at a time by each of its kernels, its varlen_attn, FlexAttention with a
-mask of documents, FlashAttention 2 to 4, and xFormers.
+Contenders: ours, also held to each of its tiers, PyTorch's attention a sequence at a time by each of its kernels, its
+varlen_attn, FlexAttention with a mask of documents, FlashAttention 2 to 4, and xFormers.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from torch import Tensor
 from fusedformer.benchmarks import attention as dense
 from fusedformer.benchmarks.contenders import flash_attn, flex, xformers
 from fusedformer.benchmarks.contenders.sdpa import pinned
+from fusedformer.benchmarks.contenders.tiers import tiers
 from fusedformer.benchmarks.harness.implementation import Function, Implementation, MissingError
 from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Case, Inputs, Op, Work, randn
 from fusedformer.benchmarks.profile import formulas
@@ -86,6 +87,7 @@ OP = Op(
     work=work,
     contenders={
         "ours": ours,
+        **tiers(ours),
         **pinned(one_by_one),
         "varlen_attn": Implementation(_torch_varlen),
         "flash-attn 3": flash_attn.packed(3),

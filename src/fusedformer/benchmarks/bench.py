@@ -23,7 +23,7 @@ from fusedformer.benchmarks.harness import op as op_harness
 from fusedformer.benchmarks.harness import worlds
 from fusedformer.benchmarks.harness.comparison import AGAIN, Comparison, describe
 from fusedformer.benchmarks.harness.costs import Costs
-from fusedformer.benchmarks.harness.implementation import OURS
+from fusedformer.benchmarks.harness.implementation import is_ours
 from fusedformer.benchmarks.harness.instruments import Instruments
 from fusedformer.benchmarks.harness.op import Case, Op
 from fusedformer.benchmarks.harness.timing import Interval, Plan
@@ -192,7 +192,7 @@ class _Bench:
     @property
     def is_right(self) -> bool:
         """Whether no figure of ours is missing because of an error of ours, and a self-test found little noise."""
-        wrong = [row for row in self.folder.rows if row.contender == OURS and row.status in ("wrong", "failed")]
+        wrong = [row for row in self.folder.rows if is_ours(row.contender) and row.status in ("wrong", "failed")]
         if self.options.self_test and not self.noise.is_low:
             return False
         return not wrong and not any(row.problems for row in self.static_rows)

@@ -135,14 +135,25 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], argument(parse_run, "RUN", "Folders of runs of `bench`.")],
+    runs: Annotated[list[str] | None, argument(parse_run, "RUN", "Folders of runs of `bench`.", default="none")] = None,
     output: NewFolder = None,
+    readme: Annotated[
+        bool,
+        typer.Option("--readme", help="Write the newest results/<GPU>/<date> of this checkout to its README instead."),
+    ] = False,
 ) -> None:
     """Write what runs measured as one HTML file, as markdown, and as pictures."""
     if find_spec("matplotlib") is None:
         raise typer.BadParameter("needs matplotlib: pip install 'fusedformer[bench]'", param_hint="report")
-    from fusedformer.benchmarks.report import document
+    if bool(runs) == readme or (readme and output):
+        raise typer.BadParameter("takes folders of runs, or --readme alone", param_hint="report")
+    from fusedformer.benchmarks.report import document, readme_figures
 
+    if readme:
+        with Console() as console, refusals():
+            console.line("README.md: written anew" if readme_figures.update() else "README.md: up to date")
+        return
+    assert runs  # checked above
     folder = output or run_folder.default_path()
     with Console() as console:
         console.step(f"drawing {len(runs)} runs")

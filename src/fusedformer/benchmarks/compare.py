@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fusedformer.benchmarks.harness.comparison import OURS
+from fusedformer.benchmarks.harness.implementation import is_ours
 from fusedformer.benchmarks.harness.timing import LEAST_ROUNDS, Interval
 from fusedformer.benchmarks.harness.verdicts import Noise, Verdict, verdict
 from fusedformer.benchmarks.report.rows import Row
@@ -112,7 +112,7 @@ def _verdict_table(a: Run, b: Run, found: Sequence[Compared]) -> Table:
 
 def _drift(found: Sequence[Compared]) -> str:
     """How the machine itself changed: by contenders that are the same code in both runs."""
-    theirs = [one.ratio.median for one in found if one.ratio and one.b.contender != OURS and _is_same_code(one)]
+    theirs = [one.ratio.median for one in found if one.ratio and not is_ours(one.b.contender) and _is_same_code(one)]
     if not theirs:
         return ""
     return f"Other contenders of the same version took {statistics.median(theirs):.3f} times as long in B (median)."

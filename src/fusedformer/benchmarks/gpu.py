@@ -3,8 +3,9 @@
 For a machine that already has torch, triton, nvcc and pytest and reaches no package index, so nothing is installed.
 The steps run in the order of their worth, each with its own log; one that fails does not keep the later ones from
 running, since time on a GPU is what is scarce, but the exit status says so. The benchmark goes on in that order too:
-measured peaks, attention, decode, rows, models, ours against ours; it has most of the time. The folder,
-results/<GPU>/<date>/ with env.json, is what gets committed.
+measured peaks, attention, decode, rows, models, ours against ours; it has most of the time. An extra is left out where
+time or a package is missing: the benchmark leaves a share to float8 and one to ours against ours, and real models and
+tiles have what there is at the end. The folder, results/<GPU>/<date>/ with env.json, is what gets committed.
 """
 
 import argparse
@@ -17,18 +18,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from fusedformer.benchmarks.harness import processes
+from fusedformer.benchmarks.report import run_folder
+from fusedformer.benchmarks.verify import inputs
 from fusedformer.build import find_nvcc
+from fusedformer.kernels.attention.hopper.dispatch import SWITCH
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = str(ROOT / "tests")
-BENCH_SHARE = 0.55  # of the budget, whatever build and tests take
-LATER_SHARE = 0.2  # of the budget, which the benchmark leaves to sanitizer and tuning
+BENCH_SHARE = 0.55  # of the budget, for all benchmarks, whatever build and tests take
+EXTRA_SHARE = 0.1  # of the budget, of which the benchmark leaves one to float8 and one to ours against ours
+LATER_SHARE = 0.2  # of the budget, one half for the sanitizer, the other for report, real models and tuning
 SANITIZED = ("softmax", "layer_norm", "attention")  # csrc's two kinds of kernels, and Triton's
 TUNED = (("fwd", 128), ("dq", 128), ("dkdv", 128), ("fwd", 64))  # kernel and head dimension
 SECONDS_TO_FINISH = 20  # imports before a command reads its budget, files and plots after it
@@ -40,9 +45,17 @@ BUILD = (
     "build.build_extension(Path('fusedformer/_C.so'), build_dir=Path('../build/gpu'))"
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing waits for a network that is not there
+STOPPED = "stopped: its time is spent"
 GPU_SELECTION = "not slow and not static and not needs_index"
-HOPPER_TESTS = ("test_attention_hopper.py", "test_attention_fp8.py")
-HOPPER_SECONDS = 60  # for kernels that have not run on a GPU yet, and may wait there for ever
+# Of kernels that have not run on a GPU yet, and may wait there for ever: seconds for each file, so that one that does
+# takes nothing from the others. Before they are spent, the log has the stack of a test that waits.
+HOPPER_TESTS = {"test_attention_hopper.py": 45, "test_attention_fp8.py": 30}
+STACK_SECONDS = 20
+FLOAT8_SECONDS = SECONDS_TO_FINISH + 20, SECONDS_TO_FINISH + 35  # at least and at most
+SELF_TESTED = ("attention_decode", "layer_norm", "softmax")
+SELF_TEST_SECONDS = SECONDS_TO_FINISH + 15, SECONDS_TO_FINISH + 25  # at least and at most
+VERIFY_SECONDS = SECONDS_TO_FINISH + 20  # at least
+VERIFIED = (*inputs.VERSIONS, *(name for name in inputs.LIBRARIES if name != "onnxruntime"))  # which is for a figure
 
 
 @dataclass(frozen=True)
@@ -58,37 +71,84 @@ class Step:
     most: float = math.inf  # seconds that it may take
     least: float = 1.0  # seconds that it needs; with fewer it is left out
     needs: str = ""  # a program, without which the step is left out
-    is_extra: bool = False  # left out for lack of time, it does not fail the run
+    packages: tuple[str, ...] = ()  # of Python, likewise
+    runs: tuple[Path, ...] = ()  # folders that the command ends with, those of them in which a run of `bench` is
+    # Variables of the environment for the steps after it, unless they set them, if it fails.
+    if_failed: dict[str, str] = field(default_factory=dict)
+    is_extra: bool = False  # left out or stopped for lack of time, it does not fail the run
+
+    @property
+    def missing(self) -> str:
+        """What the step needs and this machine lacks; empty if nothing."""
+        if self.needs and shutil.which(self.needs, path=_path()) is None:
+            return self.needs
+        return ", ".join(name for name in self.packages if not inputs.is_installed(name))
+
+    def arguments(self, seconds: float) -> list[str]:
+        """The command, for so many seconds in all."""
+        left = str(max(1, int(seconds - SECONDS_TO_FINISH)))
+        runs = [str(path) for path in self.runs if run_folder.is_run(path)]
+        return [part.replace("{seconds}", left) for part in self.command] + runs
 
 
 def steps(python: str, architecture: str, output: Path, budget: float) -> list[Step]:
     """What `make gpu` runs within `budget` seconds on a GPU of compute capability `architecture`, such as "9.0"."""
-    later = LATER_SHARE * budget
+    later, extra = LATER_SHARE * budget, EXTRA_SHARE * budget
+    has_hopper = architecture == "9.0"
     command = (python, "-m", "fusedformer")
+    bench, for_seconds = (*command, "bench"), ("--budget", "{seconds}s")
     # Cases of the GPU have its name: what needs none has been tested where none is scarce.
     selection = ("--worlds", "gpu", "-m", GPU_SELECTION, "-k", "gpu and not test_gpu_run")
     pytest = (python, "-m", "pytest", "-q", *selection)
-    hopper_tests = [f"{TESTS}/{name}" for name in HOPPER_TESTS]
+    hopper = [
+        Step(
+            Path(name).stem.removeprefix("test_").replace("_", "-"),
+            (*pytest, *_parallel("load"), "-o", f"faulthandler_timeout={STACK_SECONDS}", f"{TESTS}/{name}"),
+            most=seconds,
+            reserve=later,
+            # What hangs, or spoils the process's CUDA context, must not do so in the benchmark, which lasts longest.
+            if_failed={SWITCH: "0"},
+        )
+        for name, seconds in HOPPER_TESTS.items()
+    ]
     float8 = Step(
         "bench-fp8",
-        (*command, "bench", "attention_fp8", "--budget", "{seconds}s", "--output", str(output / "bench-fp8")),
-        {"FUSEDFORMER_HOPPER": "1"},
-        reserve=later / 2,
-        most=HOPPER_SECONDS,
-        least=SECONDS_TO_FINISH + 10,
+        (*bench, "attention_fp8", *for_seconds, "--output", str(output / "bench-fp8")),
+        {SWITCH: "1"},
+        reserve=later + extra,
+        least=FLOAT8_SECONDS[0],
+        most=FLOAT8_SECONDS[1],
         is_extra=True,
     )
     return [
-        Step("build", (python, "-c", BUILD), {"TORCH_CUDA_ARCH_LIST": architecture}),
+        Step("build", (python, "-c", BUILD), {"TORCH_CUDA_ARCH_LIST": architecture}, reserve=later),
         Step(
             "tests",
-            (*pytest, *_parallel(), "--require-worlds", "gpu", *(f"--ignore={test}" for test in hopper_tests), TESTS),
+            (*pytest, *_parallel("loadfile"), "--require-worlds", "gpu",
+             *(f"--ignore={TESTS}/{name}" for name in HOPPER_TESTS), TESTS),
             reserve=BENCH_SHARE * budget + later,
         ),
-        Step("hopper", (*pytest, *hopper_tests), most=HOPPER_SECONDS),
-        Step("bench", (*command, "bench", "--budget", "{seconds}s", "--output", str(output / "bench")), reserve=later),
-        Step("report", (*command, "report", str(output / "bench"), "--output", str(output / "report"))),
-        *([float8] if architecture == "9.0" else []),
+        *hopper,
+        Step(
+            "bench",
+            (*bench, *for_seconds, "--output", str(output / "bench")),
+            reserve=later + (2 if has_hopper else 1) * extra,
+        ),
+        *([float8] if has_hopper else []),
+        Step(
+            "self-test",
+            (*bench, *SELF_TESTED, "--quick", "--self-test", *for_seconds, "--output", str(output / "self-test")),
+            reserve=later,
+            least=SELF_TEST_SECONDS[0],
+            most=SELF_TEST_SECONDS[1],
+            is_extra=True,
+        ),
+        Step(
+            "report",
+            (*command, "report", "--output", str(output / "report")),
+            reserve=later / 2,
+            runs=(output / "bench", output / "bench-fp8"),
+        ),
         Step(
             "sanitizer",
             (
@@ -97,13 +157,19 @@ def steps(python: str, architecture: str, output: Path, budget: float) -> list[S
             ),
             # The sanitizer sees an allocation of its own for each tensor, and so an access beyond it.
             {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            reserve=later / 2,
             needs="compute-sanitizer",
+        ),
+        Step(
+            "verify",
+            (*command, "verify", "--dtype", "bfloat16", "--output", str(output / "verify")),
+            least=VERIFY_SECONDS,
+            packages=VERIFIED,
+            is_extra=True,
         ),
         *(
             Step(
                 f"tune-{kernel}-{head_dim}",
-                (*command, "tune", kernel, "--head-dim", str(head_dim), "--budget", "{seconds}s"),
+                (*command, "tune", kernel, "--head-dim", str(head_dim), *for_seconds),
                 least=TUNE_SECONDS[0],
                 most=TUNE_SECONDS[1],
                 is_extra=True,
@@ -113,11 +179,11 @@ def steps(python: str, architecture: str, output: Path, budget: float) -> list[S
     ]  # fmt: skip
 
 
-def _parallel() -> tuple[str, ...]:
-    """Options of pytest for several processes, where they are to be had."""
+def _parallel(by: str) -> tuple[str, ...]:
+    """Options of pytest for several processes, where they are to be had, that share files or tests: see xdist."""
     if find_spec("xdist") is None:
         return ()
-    return ("-n", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "--dist", "loadfile")
+    return ("-n", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "--dist", by)
 
 
 def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
@@ -130,25 +196,31 @@ def run(plan: Sequence[Step], output: Path, budget: float) -> list[str]:
     """
     output.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + budget
-    failed = []
+    failed: list[str] = []
+    environment: dict[str, str] = {}
     for step in plan:
-        if step.needs and shutil.which(step.needs, path=_path()) is None:
-            print(f"{step.name}: left out, {step.needs} is not here", flush=True)
+        if missing := step.missing:
+            print(f"{step.name}: left out, not here: {missing}", flush=True)
             continue
         seconds = min(deadline - time.monotonic() - step.reserve, step.most)
         if seconds < step.least:
             print(f"{step.name}: left out, it has {max(0.0, seconds):.0f} s and needs {step.least:.0f}", flush=True)
             if not step.is_extra:
                 failed.append(step.name)
-        elif not _run_step(step, output / f"{step.name}.log", seconds):
+            continue
+        status = _run_step(step, output / f"{step.name}.log", seconds, environment)
+        is_short = step.is_extra and seconds < step.most and status == STOPPED
+        if status != "0" and not is_short:
             failed.append(step.name)
+            environment |= step.if_failed
     return failed
 
 
-def _run_step(step: Step, log: Path, seconds: float) -> bool:
-    left = str(max(1, int(seconds - SECONDS_TO_FINISH)))
-    command = [part.replace("{seconds}", left) for part in step.command]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PATH": _path(), **OFFLINE} | step.environment
+def _run_step(step: Step, log: Path, seconds: float, given: Mapping[str, str]) -> str:
+    """Its exit status, or STOPPED."""
+    command = step.arguments(seconds)
+    ours = {"PYTHONPATH": str(ROOT / "src"), "PATH": _path(), **OFFLINE}
+    environment = {**os.environ, **ours, **given, **step.environment}
     print(f"{step.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     with log.open("w") as stream:
@@ -156,13 +228,13 @@ def _run_step(step: Step, log: Path, seconds: float) -> bool:
         try:
             status = str(process.wait(timeout=seconds))
         except subprocess.TimeoutExpired:
-            status = "stopped: its time is spent"
+            status = STOPPED
         finally:
             processes.kill(process)
             process.wait()
     print(*log.read_text().splitlines()[-25:], sep="\n")
     print(f"{step.name}: exit {status} after {time.monotonic() - started:.0f} s, log in {log}", flush=True)
-    return status == "0"
+    return status
 
 
 def _path() -> str:

@@ -13,6 +13,7 @@ from fusedformer.benchmarks.harness.op import FORWARD, ROW_BALANCE, Case, Inputs
 from fusedformer.benchmarks.profile.formulas import NORM_FLOPS
 from fusedformer.kernels.layer_norm import layer_norm
 
+# Both are those of every norm. These: widths of transformers, and one that no vector divides.
 ERROR_CASES = (
     Case({"M": 16, "N": 768}, torch.float32),
     Case({"M": 16, "N": 1023}, torch.float16),
@@ -22,7 +23,6 @@ TIME_CASES = {
     "cpu": (Case({"M": 4096, "N": 768}, torch.float32),),
     "cuda": row_cases(),
 }
-"""Those of every norm: a transformer's widths, and one that no vector divides."""
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Inputs:

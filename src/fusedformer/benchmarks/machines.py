@@ -34,7 +34,7 @@ class Machine:
         bandwidth: of its memory, bytes/s.
         memory: bytes.
         arch: compute capability, 90 for 9.0; None of a CPU.
-        compute_share: of either rate of FLOP/s, what a model of time may count on.
+        compute_share: of each rate of FLOP/s, what a model of time may count on.
         memory_share: of `bandwidth`, likewise.
         source: where the figures are from.
         float8_flops: products of 8-bit numbers, FLOP/s; None where they are computed as those of 16 bits.

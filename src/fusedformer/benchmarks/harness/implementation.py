@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -11,6 +12,11 @@ import torch
 
 OURS = "ours"
 Function = Callable[..., Any]  # gives a Tensor
+
+
+def is_ours(contender: str) -> bool:
+    """Whether a contender of this name is this package's, in whatever form: ours, or ours with more words behind it."""
+    return contender.replace(",", " ").split()[:1] == [OURS]
 
 
 class MissingError(RuntimeError):
@@ -25,15 +31,20 @@ class Implementation:
         build: gives the function, with nothing compiled yet; raises MissingError.
         package: the distribution whose version tells which one it is.
         forward_only: it has no derivative.
+        scope: what is in force while it computes, forward and backward.
+        witness: the same around the calls that judge it; raises MissingError where they were not computed its way.
     """
 
     build: Callable[[], Function]
     package: str = "torch"
     forward_only: bool = False
+    scope: Callable[[], AbstractContextManager[None]] = nullcontext
+    witness: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """One call of a function built for it."""
-        return self.build()(*inputs, **options)
+        with self.scope():
+            return self.build()(*inputs, **options)
 
 
 def built(function: Function) -> Function:
@@ -49,7 +60,7 @@ def version_of(name: str, function: Function) -> str:
     """Package and version of a contender by its name: ours, or PyTorch's unless it says otherwise."""
     if isinstance(function, Implementation):
         return package_version(function.package)
-    return package_version("fusedformer" if name.startswith(OURS) else "torch")
+    return package_version("fusedformer" if is_ours(name) else "torch")
 
 
 @cache
@@ -78,6 +89,16 @@ def need(module: str, package: str) -> None:
 def has_backward(function: Function) -> bool:
     """Whether it has a derivative."""
     return not (isinstance(function, Implementation) and function.forward_only)
+
+
+def scope_of(function: Function) -> Callable[[], AbstractContextManager[None]]:
+    """What is in force while it computes."""
+    return function.scope if isinstance(function, Implementation) else nullcontext
+
+
+def witness_of(function: Function) -> Callable[[], AbstractContextManager[None]]:
+    """What watches the calls that judge it, of each direction for itself; `nullcontext` where nothing does."""
+    return function.witness if isinstance(function, Implementation) else nullcontext
 
 
 def compiled(function: Function) -> Implementation:

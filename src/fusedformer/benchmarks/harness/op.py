@@ -1,5 +1,6 @@
 """What a benchmark file declares of its op: cases, inputs, contenders, bytes or FLOPs; how to judge and time them."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from fusedformer.benchmarks.harness.accuracy import budget_ratios, worst
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
-from fusedformer.benchmarks.harness.implementation import OURS, Function, built, has_backward, version_of
+from fusedformer.benchmarks.harness.implementation import (
+    Function,
+    built,
+    has_backward,
+    is_ours,
+    scope_of,
+    version_of,
+    witness_of,
+)
 from fusedformer.benchmarks.harness.instruments import Prepared
 from fusedformer.benchmarks.harness.timing import Run
 from fusedformer.kernels import library
@@ -250,7 +259,7 @@ class _TimedCase:
     def __init__(self, op: Op, case: Case, device: torch.device, seed: int) -> None:
         self.op, self.case, self.device, self.seed = op, case, device, seed
         self._functions: dict[str, Function] = {}
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[tuple[str, bool], Verdict] = {}
 
     @cached_property
     def problems(self) -> list[Problem]:
@@ -261,25 +270,29 @@ class _TimedCase:
         return [first, *(Problem.make(self.op, self.case, generator) for _ in range(min(further, MOST_PROBLEMS - 1)))]
 
     def verdict(self, contender: str, direction: str) -> Verdict:
-        """Whether output and gradients are right; worked out once for all directions."""
-        if direction != FORWARD and not has_backward(self.op.contenders[contender]):
+        """Whether output and gradients are right; worked out once for all directions, unless a witness parts them."""
+        function = self.op.contenders[contender]
+        if direction != FORWARD and not has_backward(function):
             return Verdict("missing", "has no backward here")
-        if contender not in self._verdicts:
-            self._verdicts[contender] = self._judge(contender)
-        return self._verdicts[contender]
+        is_parted = witness_of(function) is not contextlib.nullcontext
+        key = contender, has_backward(function) and (direction != FORWARD or not is_parted)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._judge(*key)
+        return self._verdicts[key]
 
-    def _judge(self, contender: str) -> Verdict:
+    def _judge(self, contender: str, with_gradients: bool) -> Verdict:
         kernel = self.op.kernel or self.op.name
-        if contender.startswith(OURS) and (reason := missing_kernel(kernel, self.device.type)):
+        if is_ours(contender) and (reason := missing_kernel(kernel, self.device.type)):
             return Verdict("missing", reason)
         problem, seconds = self.problems[0], []
-        with_gradients = has_backward(self.op.contenders[contender])
+        watched = witness_of(self.op.contenders[contender])
 
         def error_ratios() -> dict[str, float]:
             self._functions[contender] = function = built(self.op.contenders[contender])
             for _ in range(2):
                 started = time.perf_counter()
-                results = problem.results(function, with_gradients=with_gradients)
+                with watched():
+                    results = problem.results(function, with_gradients=with_gradients)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 seconds.append(time.perf_counter() - started)
@@ -291,9 +304,23 @@ class _TimedCase:
     def prepare(self, contender: str, direction: str) -> Prepared:
         """One call of the contender."""
         function, problems = self._functions[contender], self.problems
-        run = make_run(function, problems, direction)
-        warm = make_run(function, problems[:1], direction) if len(problems) > 1 else None
-        return Prepared(run, warm, len(problems))
+        scope = scope_of(self.op.contenders[contender])
+        with scope():  # of a backward, the forward is computed now
+            run = make_run(function, problems, direction)
+            warm = make_run(function, problems[:1], direction) if len(problems) > 1 else None
+        return Prepared(_within(scope, run), warm and _within(scope, warm), len(problems))
+
+
+def _within(scope: Callable[[], contextlib.AbstractContextManager[None]], run: Run) -> Run:
+    """`run` with the scope in force, at no cost where there is none."""
+    if scope is contextlib.nullcontext:
+        return run
+
+    def call() -> Any:
+        with scope():
+            return run()
+
+    return call
 
 
 def _l2_bytes(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from fusedformer.benchmarks.harness.comparison import OURS
+from fusedformer.benchmarks.harness.implementation import OURS, is_ours
 from fusedformer.benchmarks.harness.timing import Interval
 from fusedformer.benchmarks.harness.verdicts import verdict
 from fusedformer.benchmarks.report import tables
@@ -55,7 +55,7 @@ class Duel:
 
 
 def duels(rows: Sequence[Row], margin: float) -> list[Duel]:
-    """Of every comparison in which ours was not just left out, and another contender has a time.
+    """Of every comparison in which ours was not just left out, and a contender that is not ours has a time.
 
     Args:
         rows: of one run.
@@ -63,7 +63,7 @@ def duels(rows: Sequence[Row], margin: float) -> list[Duel]:
     """
     others: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row.kind == "time" and row.contender != OURS and row.time_p50_s is not None:
+        if row.kind == "time" and not is_ours(row.contender) and row.time_p50_s is not None:
             others.setdefault(row.comparison, []).append(row)
     ours = [row for row in rows if row.kind == "time" and row.contender == OURS]
     found = []

@@ -26,7 +26,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments, such as causal
     dtype: str = ""
     world: str  # reference, emulated or gpu
-    direction: str  # forward, backward, forward + backward, training step, prefill, decode
+    direction: str  # forward, backward, forward + backward, training step, prefill, decode, writing
     contender: str
     version: str = ""  # of the contender: its package and version
     obtained: Literal["measured", "modelled", "predicted"] = "measured"

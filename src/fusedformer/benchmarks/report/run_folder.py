@@ -80,6 +80,15 @@ def read(path: Path) -> Run:
     return Run(folder, settings, environment, [Row.from_dict(row) for row in rows], static, is_finished)
 
 
+def is_run(path: Path) -> bool:
+    """Whether `read` finds a run there."""
+    try:
+        read(path)
+    except ValueError:
+        return False
+    return True
+
+
 def _existing(path: Path) -> Path:
     """`path`, or the newest unfinished run that would have had that name."""
     folders = [path, *sorted(_partials(path), key=lambda partial: -partial.stat().st_mtime)]

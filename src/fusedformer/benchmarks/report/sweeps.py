@@ -13,13 +13,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fusedformer.benchmarks.harness.comparison import OURS
+from fusedformer.benchmarks.harness.implementation import is_ours
 from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, legend, plain_log_axis, save, size_axis
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.tables import rate_scale
 
-AXES = {"S": "sequence length S (tokens)", "N": "row length N (elements)"}  # in the order of their worth
-FOLLOWERS = ("B", "M", "H", "K")  # what a sweep may change with the size that it is of, such as the batch
+AXES = {  # in the order of their worth
+    "S": "sequence length S (tokens)",
+    "N": "row length N (elements)",
+    "V": "vocabulary V (logits of a row)",
+}
+FOLLOWERS = ("B", "M", "H", "K", "Q")  # what a sweep may change with the size that it is of, such as the batch
 LINES_PER_PICTURE = 4
 LINES = ("--", ":", "-.")  # of the other contenders, one for each round of the colours
 NO_TIME = "no time: out of memory, wrong or failed"
@@ -85,10 +89,10 @@ def _is_unique(rows: Sequence[Row], axis: str, sizes: Sequence[str]) -> bool:
 def styles(rows: Iterable[Row]) -> dict[str, Style]:
     """By contender, ours first: a colour, which ours has for itself, a marker, and a line, solid for ours alone."""
     ours, *colours = COLOURS
-    names = sorted({row.contender for row in rows}, key=lambda name: (not _is_ours(name), name))
+    names = sorted({row.contender for row in rows}, key=lambda name: (not is_ours(name), name))
     return {
         name: (ours, MARKERS[i % len(MARKERS)], "-")
-        if _is_ours(name)
+        if is_ours(name)
         else (colours[i % len(colours)], MARKERS[i % len(MARKERS)], LINES[i // len(colours) % len(LINES)])
         for i, name in enumerate(names)
     }
@@ -178,14 +182,10 @@ def _line(axes: Axes, sizes: Sequence[int], values: Sequence[float], style: Styl
     if not sizes:
         return
     colour, marker, line = style
-    width, order = (1.8, 3) if _is_ours(name) else (1.0, 2)  # ours lies on top
+    width, order = (1.8, 3) if is_ours(name) else (1.0, 2)  # ours lies on top
     axes.plot(
         sizes, values, marker, color=colour, linestyle=line, label=name, markersize=5, linewidth=width, zorder=order
     )
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(OURS)
 
 
 def _size_axis(axes: Axes, problem: Problem) -> None:
@@ -197,7 +197,7 @@ def _size_axis(axes: Axes, problem: Problem) -> None:
 
 def _contenders(problem: Problem) -> list[tuple[str, list[Row]]]:
     """Rows by contender, ours first and each from the smallest size to the largest."""
-    names = sorted(styles(problem.rows), key=lambda name: not _is_ours(name))
+    names = sorted(styles(problem.rows), key=lambda name: not is_ours(name))
     by_size = sorted(problem.rows, key=lambda row: row.sizes[problem.axis])
     return [(name, [row for row in by_size if row.contender == name]) for name in names]
 
