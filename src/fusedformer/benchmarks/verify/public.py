@@ -26,7 +26,7 @@ _TIMM_NAMES = {
 }
 
 
-def load_hugging_face(family: str, name: str, package: str, device: torch.device) -> Any:
+def load_hugging_face(family: str, name: str, package: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Hugging Face's model of this class.
 
     Raises:
@@ -42,7 +42,7 @@ def load_hugging_face(family: str, name: str, package: str, device: torch.device
     tensors.pop("model.encoder.embed_positions.weight", None)
     known = getattr(transformers, f"{family}Config")
     config = known(**{key: value for key, value in fields.items() if key not in _NOT_OF_THE_CONFIG})
-    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     return model.to(device).eval()
 
 
@@ -77,7 +77,7 @@ def transcribing(
     return run
 
 
-def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: torch.device) -> Any:
+def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
     """timm's vision transformer with the weights of a DINOv2, for images of this size.
 
     Args:
@@ -85,6 +85,7 @@ def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: tor
         size: height and width of the images.
         table_SE: positions for that size. timm's way to resample the file's (antialiased) is not DINOv2's.
         device: where to.
+        dtype: of the weights.
 
     Raises:
         MissingError: timm is not installed.
@@ -95,7 +96,7 @@ def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: tor
         raise inputs.MissingError("pip install --no-deps timm") from error
     fields, tensors = read_weights(package)
     tensors |= {"embeddings.position_embeddings": table_SE.cpu().unsqueeze(0)}
-    return make_timm(fields | {"image_size": size}, tensors).to(device).eval()
+    return make_timm(fields | {"image_size": size}, tensors).to(device, dtype).eval()
 
 
 def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

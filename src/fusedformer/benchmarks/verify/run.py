@@ -6,6 +6,7 @@ same weights and threads.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,10 +36,15 @@ from fusedformer.benchmarks.report.tables import Table, duration, environment_ta
 from fusedformer.benchmarks.verify.inputs import MissingError
 from fusedformer.benchmarks.verify.subjects import SUBJECTS, Compute, Figure, Subject, Task, largest_difference
 from fusedformer.kernels import library
+from fusedformer.kernels.library import short
 
 KERNELS, DEFINITIONS = "kernels", "definitions"
-# Of the largest value: sums in another order, and on a GPU matrix products of PyTorch's default precision.
-TOLERANCES = {"cpu": 1e-4, "cuda": 1e-3}
+# Of the largest value: sums in another order, on a GPU matrix products of PyTorch's default precision, and rounding
+# between other ops.
+TOLERANCES = {
+    ("cpu", torch.float32): 1e-4, ("cuda", torch.float32): 1e-3,
+    ("cpu", torch.bfloat16): 0.05, ("cuda", torch.bfloat16): 0.05,
+}  # fmt: skip
 SECONDS = 20.0  # of timing for one task
 
 
@@ -48,7 +54,9 @@ class Timed:
 
     task: str
     differences: dict[str, float]
-    largest: float  # value, of ours with kernels; 0 for tokens, which must be the same
+    largest: (
+        float  # value, of ours with kernels; for tokens 0 where they must be the same, infinite where they need not
+    )
     samples: dict[str, list[float]]  # seconds, one value a round
     missing: dict[str, str]  # of a public implementation, the line that installs it
 
@@ -75,7 +83,7 @@ class Verified:
             figure.is_right for figure in self.figures
         )
 
-    def rows(self, world: str, tolerance: float) -> list[Row]:
+    def rows(self, world: str, dtype: torch.dtype, tolerance: float) -> list[Row]:
         """One row for each task and way to compute it; the error is the difference from ours over the tolerance."""
         rows = []
         for timed, way in self.ways():
@@ -83,8 +91,9 @@ class Verified:
             samples, difference = timed.samples[way], timed.differences.get(way, 0.0)
             is_right = difference <= tolerance * timed.largest
             rows.append(Row(
-                kind="time", subject=self.name, case="real input", dtype="float32", world=world, direction=timed.task,
-                contender=way, status="ok" if is_right else "wrong", reason="" if is_right else "differs from ours",
+                kind="time", subject=self.name, case="real input", dtype=short(dtype), world=world,
+                direction=timed.task, contender=way, status="ok" if is_right else "wrong",
+                reason="" if is_right else "differs from ours",
                 error_ratio=difference / (tolerance * timed.largest) if timed.largest else float(not is_right),
                 time_p20_s=percentile(samples, 0.2), time_p50_s=percentile(samples, 0.5),
                 time_p80_s=percentile(samples, 0.8), ratio=median, ratio_low=low, ratio_high=high,
@@ -106,27 +115,31 @@ class Report:
     pictures: list[str] = field(default_factory=list)
 
 
-def run(names: Sequence[str], output: Path, console: Console) -> int:
-    """Verify these models and write a folder; the exit status: 1 if one is wrong, else 3 if one could not be run.
+def run(names: Sequence[str], output: Path, console: Console, dtype_name: str = "float32") -> int:
+    """Verify these models, in float32 or bfloat16, and write a folder.
+
+    Returns:
+        The exit status: 1 if one is wrong, else 3 if one could not be run.
 
     Raises:
         ValueError: the output is an existing file or a folder with something in it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tolerance, report = TOLERANCES[device.type], Report()
+    dtype = getattr(torch, dtype_name)
+    tolerance, report = TOLERANCES[device.type, dtype], Report()
     with RunFolder(output) as folder, torch.inference_mode():
         for name in names:
             try:
                 console.step(f"{name}: loading")
-                subject = SUBJECTS[name](device)
+                subject = SUBJECTS[name](device, dtype)
             except MissingError as missing:
                 report.missing[name] = str(missing)
                 continue
             report.verified.append(verify(name, subject, console.step))
-            for row in report.verified[-1].rows(WORLDS[device.type], tolerance):
+            for row in report.verified[-1].rows(WORLDS[device.type], dtype, tolerance):
                 folder.add(row)
             report.pictures += draw(name, subject, folder.plots)
-        result, environment = table(report, tolerance), machine.collect()
+        result, environment = table(report, dtype, tolerance), machine.collect()
         folder.write_results(environment, static=[], models=list(names))
         folder.write_text("summary.md", result.markdown() + environment_table(environment).markdown())
     console.table(result)
@@ -140,13 +153,16 @@ def verify(name: str, subject: Subject, step: Callable[[str], None], seconds: fl
     """Compute the model's figures, its differences and its times."""
     step(f"{name}: figures")
     figures = subject.figures()
-    clock = CudaClock() if next(subject.model.parameters()).is_cuda else WallClock()
+    weight = next(subject.model.parameters())
+    clock = CudaClock() if weight.is_cuda else WallClock()
     plan = Plan(seconds=seconds, min_rounds=LEAST_ROUNDS, max_rounds=25)
-    tasks = [hold(name, task, subject.tasks[task], step, clock, plan) for task in subject.tasks]
+    tasks = [hold(name, task, subject.tasks[task], step, clock, plan, weight.dtype) for task in subject.tasks]
     return Verified(name, figures, tasks)
 
 
-def hold(name: str, task: str, work: Task, step: Callable[[str], None], clock: Clock, plan: Plan) -> Timed:
+def hold(
+    name: str, task: str, work: Task, step: Callable[[str], None], clock: Clock, plan: Plan, dtype: torch.dtype
+) -> Timed:
     """Do one task in every way there is, and time them."""
     runs: dict[str, Compute] = {KERNELS: work.ours}
     if task == FORWARD:
@@ -165,7 +181,7 @@ def hold(name: str, task: str, work: Task, step: Callable[[str], None], clock: C
     return Timed(
         task=task,
         differences={way: largest_difference(ours, output) for way, output in outputs.items()},
-        largest=ours.abs().max().item() if ours.is_floating_point() else 0.0,
+        largest=ours.abs().max().item() if ours.is_floating_point() else math.inf if dtype == torch.bfloat16 else 0.0,
         samples=samples,
         missing=missing,
     )
@@ -188,7 +204,7 @@ def draw(name: str, subject: Subject, folder: Path) -> list[str]:
     return [file]
 
 
-def table(report: Report, tolerance: float) -> Table:
+def table(report: Report, dtype: torch.dtype, tolerance: float) -> Table:
     """One line for each model and way to compute it, the figures in the first."""
     columns = (
         "model", "figure", "found", "expected", "task", "computed by", "largest difference", "time", "theirs / ours"
@@ -199,7 +215,8 @@ def table(report: Report, tolerance: float) -> Table:
         way: line for verified in report.verified for timed in verified.tasks for way, line in timed.missing.items()
     }
     notes = [
-        f"Differences from ours with kernels, in float32: right up to {tolerance:g} of the largest; of tokens, none.",
+        f"Differences from ours with kernels, in {short(dtype)}: right up to {tolerance:g} of the largest; of tokens, "
+        + ("none." if dtype == torch.float32 else "any: where two are nearly as probable, rounding chooses."),
         "Times: median over interleaved rounds and its 95% interval; theirs / ours above 1: ours is faster.",
         *(f"{name}: {line}" for name, line in report.missing.items()),
         *(f"{way}: {line}" for way, line in absent.items()),
@@ -224,7 +241,8 @@ def difference(timed: Timed, way: str, tolerance: float) -> str:
     if way == KERNELS:
         return "-"
     found = timed.differences[way]
-    text = f"{found:.1e} of {timed.largest:.3g}" if timed.largest else f"{found:g} tokens"
+    is_number = 0 < timed.largest < math.inf
+    text = f"{found:.1e} of {timed.largest:.3g}" if is_number else f"{found:g} tokens"
     return text if found <= tolerance * timed.largest else f"WRONG: {text}"
 
 
