@@ -222,6 +222,20 @@ def test_no_torchvision_is_left_behind(timm: Any) -> None:
     assert found.stdout.strip() == "timm []"
 
 
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 0.05)])
+def test_char_gpt_is_the_plain_model(dtype: torch.dtype, near: float) -> None:
+    with torch.inference_mode():
+        subject = SUBJECTS["char-gpt"](torch.device("cpu"), dtype)
+        (figure,) = subject.figures()
+        assert figure.is_right
+        assert float(figure.found) <= near
+        (task,) = subject.tasks.values()
+        (theirs,) = [load() for load in task.theirs.values()]
+        losses = [(task.ours().item(), theirs().item()) for _ in range(4)]
+    assert losses[-1][0] < losses[0][0]
+    assert losses == [pytest.approx((plain, plain), rel=near) for _, plain in losses]
+
+
 def test_tokens_differ_all_where_there_are_more_of_one() -> None:
     assert largest_difference(torch.empty(1, 0, dtype=torch.long), torch.tensor([[3]])) == 1
     assert largest_difference(torch.tensor([[3, 4]]), torch.tensor([[3]])) == 2
@@ -231,7 +245,7 @@ def test_tokens_differ_all_where_there_are_more_of_one() -> None:
 def test_called_wrongly(tmp_path: Path) -> None:
     result = command("--model", "gpt5")
     assert result.exit_code == 2
-    assert "no model 'gpt5': choose from minilm, smollm2, whisper, dinov2" in result.output
+    assert "no model 'gpt5': choose from minilm, smollm2, whisper, dinov2, char-gpt" in result.output
 
 
 def test_require_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
