@@ -1,5 +1,6 @@
 """The pictures of a run: what is drawn of rows with figures, and of those without."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_a_run_of_nothing_but_failures_is_drawn_too(axes: Axes, tmp_path: Path) 
     skipped = replace(RIGHT, status="skipped", error_ratio=None)
     assert [path.name for path in plots.draw([failed, skipped], tmp_path)] == ["errors.png"]
     assert plots.draw([skipped], tmp_path) == []
+
+
+@pytest.mark.parametrize("interval", [(0.9, 1.1), (0.7, 1.4), (0.5, 1.6), (0.4, 1.7), (0.1, 4.0), (0.01, 30.0)])
+def test_numbers_of_ratios_have_room(axes: Axes, interval: tuple[float, float]) -> None:
+    low, high = interval
+    row = replace(RIGHT, kind="time", contender="theirs", ratio=1.0, ratio_low=low, ratio_high=high)
+    plots.draw_ratios(axes, [row])
+    axes.figure.set_size_inches(plots.WIDTH, 2)
+    axes.figure.canvas.draw()
+    first, last = axes.get_xlim()
+    labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
+    boxes = [
+        label.get_window_extent() for label in labels if label.get_text() and first <= label.get_position()[0] <= last
+    ]
+    boxes.sort(key=lambda box: box.x0)
+    assert len(boxes) >= 3
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_ratios_lie_on_a_log_axis(axes: Axes) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from fusedformer.benchmarks.report.axes import COLOURS, MARKERS, WIDTH, save
 from fusedformer.benchmarks.report.rows import Row
 from fusedformer.benchmarks.report.tables import rate_scale
+
+CROWDED = 5.0  # ratio of the ends of an axis of ratios, past which not every tenth has room
 
 Draw = Callable[[Axes, Sequence[Row]], None]
 
@@ -61,6 +63,10 @@ def draw_ratios(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xscale("log")  # twice as fast and half as fast lie equally far from 1
     for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_format(FormatStrFormatter("%g"))
+    low, high = axes.get_xlim()
+    if high / low > CROWDED:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("their time / our time, with 95% interval\n(above 1: ours is faster); measured")
 
 
