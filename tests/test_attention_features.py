@@ -129,7 +129,10 @@ def test_windows(world: World, lengths: tuple[int, int], window: tuple[int | Non
 
 
 def test_window_of_one_key(world: World) -> None:
-    """A weight of 1: out is the value, and the gradients of q and k cancel up to rounding."""
+    """A weight of 1: out is the value, and the gradients of q and k cancel up to rounding.
+
+    The backward computes the weight anew, from a product in another order: on some processors it is not quite 1.
+    """
     q, k, v = (x.requires_grad_() for x in make_tensors(Case(40, 70, 16, kv_heads=2), world.device))
     out, lse = attention(q, k, v, window=(0, 0), return_lse=True)
     assert torch.equal(out, v[:, 30:])
@@ -137,7 +140,7 @@ def test_window_of_one_key(world: World) -> None:
     dq, dk, dv = torch.autograd.grad(out, (q, k, v), out)
     torch.testing.assert_close(dq, torch.zeros_like(q), rtol=0, atol=1e-5)
     torch.testing.assert_close(dk, torch.zeros_like(k), rtol=0, atol=1e-5)
-    assert torch.equal(dv, torch.cat([torch.zeros_like(v[:, :30]), v[:, 30:]], 1))
+    torch.testing.assert_close(dv, torch.cat([torch.zeros_like(v[:, :30]), v[:, 30:]], 1), rtol=1e-5, atol=0)
 
 
 def test_a_row_that_sees_the_sink_alone(world: World) -> None:
