@@ -57,8 +57,9 @@ def test_numbers_of_ratios_have_room(axes: Axes, interval: tuple[float, float]) 
     low, high = interval
     row = replace(RIGHT, kind="time", contender="theirs", ratio=1.0, ratio_low=low, ratio_high=high)
     plots.draw_ratios(axes, [row])
-    axes.figure.set_size_inches(plots.WIDTH, 2)
-    axes.figure.canvas.draw()
+    figure = plt.gcf()
+    figure.set_size_inches(plots.WIDTH, 2)
+    figure.canvas.draw()
     first, last = axes.get_xlim()
     labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True)]
     boxes = [
