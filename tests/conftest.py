@@ -8,17 +8,14 @@ its op with `pytestmark = pytest.mark.op("softmax")`; the run ends with a table 
 import contextlib
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import nn
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -28,6 +25,7 @@ if not HAS_GPU:
 import oracle  # noqa: E402
 
 from fusedformer import build  # noqa: E402
+from fusedformer.benchmarks.harness import libraries  # noqa: E402
 from fusedformer.benchmarks.harness.op import missing_kernel  # noqa: E402
 from fusedformer.benchmarks.ops import OPS  # noqa: E402
 from fusedformer.benchmarks.static import sass  # noqa: E402
@@ -38,10 +36,6 @@ SEED = os.environ.setdefault("FUSEDFORMER_EMULATION_SEED", "0")
 
 WORLDS = ("reference", "emulated", "static", "gpu")
 CSRC_OPS = {source.stem for source in build.find_csrc().glob("*.cu")}
-TORCHVISION = (
-    "", ".transforms", ".transforms.functional", ".transforms.v2", ".models", ".models.feature_extraction", ".ops",
-    ".ops.misc", ".datasets", ".datasets.utils", ".io", ".utils",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,15 +141,12 @@ def _world_of(item: pytest.Item) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def timm() -> Iterator[Any]:
-    """timm, with something in place of torchvision: the index's does not work beside a PyTorch for the CPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in TORCHVISION:
-            module = MagicMock()
-            module.__spec__, module.__path__, module.__name__ = None, [], f"torchvision{name}"
-            patch.setitem(sys.modules, f"torchvision{name}", module)
-        patch.setattr(sys.modules["torchvision.ops.misc"], "FrozenBatchNorm2d", nn.Module)  # isinstance asks for it
-        yield pytest.importorskip("timm", reason="timm is not installed")
+def timm() -> Any:
+    """timm, also where there is no torchvision that works."""
+    try:
+        return libraries.load_library("timm")
+    except ImportError:
+        pytest.skip("timm is not installed")
 
 
 @pytest.fixture(autouse=True)

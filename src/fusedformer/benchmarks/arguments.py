@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import typer
 
 from fusedformer.benchmarks import static_baseline
@@ -18,6 +19,7 @@ from fusedformer.benchmarks.sweep import parse_sweep
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 
 T = TypeVar("T")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that models are verified in
 
 
 def parse_archs(text: str) -> list[int]:
@@ -72,6 +74,15 @@ def parse_real_model(name: str) -> str:
         ValueError: there is no such model.
     """
     return one_of("model", name, REAL_MODELS)
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of this name.
+
+    Raises:
+        ValueError: models are not verified in it.
+    """
+    return DTYPES[one_of("dtype", name, DTYPES)]
 
 
 def parse_model(text: str) -> Any:

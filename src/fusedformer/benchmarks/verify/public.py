@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedformer.benchmarks.harness.libraries import load_library
 from fusedformer.benchmarks.verify import inputs
 from fusedformer.transformer.pretrained import read_weights
+from fusedformer.transformer.vision_transformer import VisionTransformer
 
 # What generation needs is no part of a model's configuration there.
 _NOT_OF_THE_CONFIG = ("suppress_tokens", "begin_suppress_tokens", "alignment_heads", "pooling")
@@ -25,7 +27,7 @@ _TIMM_NAMES = {
 }
 
 
-def load_hugging_face(family: str, name: str, package: str, device: torch.device) -> Any:
+def load_hugging_face(family: str, name: str, package: str, device: torch.device, dtype: torch.dtype) -> Any:
     """Hugging Face's model of this class.
 
     Raises:
@@ -41,7 +43,7 @@ def load_hugging_face(family: str, name: str, package: str, device: torch.device
     tensors.pop("model.encoder.embed_positions.weight", None)
     known = getattr(transformers, f"{family}Config")
     config = known(**{key: value for key, value in fields.items() if key not in _NOT_OF_THE_CONFIG})
-    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model = getattr(transformers, name).from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     return model.to(device).eval()
 
 
@@ -55,7 +57,7 @@ def writing(model: Any, given: Mapping[str, Tensor], **settings: Any) -> Callabl
 def transcribing(
     model: Any, mels: Callable[[], Tensor], prompt: Tensor, n_tokens: int, suppressed: Mapping[str, Sequence[int]]
 ) -> Callable[[], Tensor]:
-    """As many tokens behind the prompt as the transcript has, by Hugging Face's greedy search with its cache.
+    """So many tokens behind the prompt, by Hugging Face's greedy search with its cache.
 
     That of every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
     """
@@ -75,24 +77,30 @@ def transcribing(
     return run
 
 
-def load_timm(package: str, device: torch.device) -> Any:
-    """timm's vision transformer with the weights of a DINOv2.
+def load_timm(package: str, ours: VisionTransformer, images: Tensor) -> Any:
+    """timm's vision transformer with the weights of a DINOv2, for images of this size, device and dtype.
 
     Raises:
-        MissingError: timm is not installed, or what it imports is not.
+        MissingError: timm is not installed, or what it imports besides torchvision is not.
     """
     try:
-        return make_timm(*read_weights(package)).to(device).eval()
-    except (ImportError, RuntimeError) as error:  # the latter from a torchvision of another PyTorch
-        raise inputs.MissingError("pip install timm torchvision") from error
+        load_library("timm")
+    except ImportError as error:
+        raise inputs.MissingError("pip install numpy pyyaml && pip install --no-deps timm") from error
+    return make_timm(*read_weights(package), ours, images).to(images).eval()
 
 
-def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """timm's vision transformer of a DINOv2's configuration and tensors, by Hugging Face's names."""
-    from timm.models.vision_transformer import VisionTransformer
+def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], ours: VisionTransformer, images: Tensor) -> Any:
+    """timm's vision transformer of a DINOv2's configuration and tensors, by Hugging Face's names.
 
-    model = VisionTransformer(
-        img_size=fields["image_size"],
+    The table of positions is that of `ours` for images of this size: timm would smooth the one of another size on the
+    way (antialias), which DINOv2 does not.
+    """
+    from timm.models.vision_transformer import VisionTransformer as Theirs
+
+    height, width = images.shape[2:]
+    model = Theirs(
+        img_size=(height, width),
         patch_size=fields["patch_size"],
         embed_dim=fields["hidden_size"],
         depth=fields["num_hidden_layers"],
@@ -100,9 +108,9 @@ def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         mlp_ratio=fields.get("mlp_ratio", 4),
         init_values=1.0,  # which the file's take the place of
         num_classes=0,
-        dynamic_img_size=True,
     )
-    model.load_state_dict(as_timm(tensors))
+    positions = ours.interpolate(ours.get_parameter("position_embedding.weight"), height, width)
+    model.load_state_dict(as_timm({**tensors, "embeddings.position_embeddings": positions.unsqueeze(0)}))
     return model
 
 

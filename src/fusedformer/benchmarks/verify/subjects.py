@@ -1,11 +1,11 @@
-"""The four models of `verify`: what each is asked to do with real input, and the figures it is known by.
+"""The models of `verify`: what each is asked to do, four with real input, and the figures it is known by.
 
 A subject is loaded when it is made. Ours and the public implementations do its tasks with the same weights and input.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusedformer.benchmarks.harness.op import FORWARD
-from fusedformer.benchmarks.verify import inputs, public
+from fusedformer.benchmarks.models import TRAINING_STEP
+from fusedformer.benchmarks.verify import char_gpt, inputs, public
 from fusedformer.benchmarks.verify.inputs import DINOV2, MINILM, OPENING, QUESTION, SENTENCES, SMOLLM2, WHISPER
-from fusedformer.transformer.audio import log_mel_spectrogram
+from fusedformer.benchmarks.verify.sentences import MIXED
+from fusedformer.transformer.audio import RATE, log_mel_spectrogram
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.encoder import Encoder
 from fusedformer.transformer.encoder_decoder import EncoderDecoder
@@ -29,7 +31,7 @@ from fusedformer.transformer.vision_transformer import VisionTransformer
 COSINES, LOSS = (0.6946, 0.9429, 0.2569), 1.5427  # by the original implementations
 WRITING = "writing"  # token by token, with a cache
 WRITTEN = 24  # tokens, behind as many of the prompt
-HUGGING_FACE, TIMM = "Hugging Face", "timm"
+HUGGING_FACE, TIMM, PLAIN = "Hugging Face", "timm", "plain PyTorch"
 Compute = Callable[[], Tensor]
 
 
@@ -49,11 +51,13 @@ class Task:
 
     ours: Compute
     theirs: Mapping[str, Callable[[], Compute]]  # by implementation; raises MissingError where it is not installed
+    amount: float  # of the unit, which rates are told in, that is computed at once
+    unit: str
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model and its tasks, FORWARD first. `details` has what pictures are made of."""
+    """A loaded model and its tasks, FORWARD first if there is one. `details` has what pictures are made of."""
 
     model: Model
     tasks: Mapping[str, Task]
@@ -61,23 +65,27 @@ class Subject:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def load_minilm(device: torch.device) -> Subject:
-    """Embeddings of sentences of several lengths, packed; Hugging Face's of a padded batch."""
+def load_minilm(device: torch.device, dtype: torch.dtype) -> Subject:
+    """Embeddings of sentences of mixed lengths, packed; Hugging Face's of a padded batch."""
     inputs.require(MINILM, "safetensors", "tokenizers")
     from fusedformer.transformer.tokenizer import load_tokenizer
 
-    model = Encoder.from_pretrained(MINILM, device=device, dtype=torch.float32)
+    model = Encoder.from_pretrained(MINILM, device=device, dtype=dtype)
     tokenizer = load_tokenizer(MINILM)
-    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch([*SENTENCES, OPENING])]
-    tokens, cu_seqlens = (tensor.to(device) for tensor in Encoder.pack(rows))
+
+    def tokenize(sentences: Sequence[str]) -> list[Tensor]:
+        return [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(sentences))]
+
+    def embed(rows: list[Tensor]) -> Compute:
+        tokens, cu_seqlens = (tensor.to(device) for tensor in Encoder.pack(rows))
+        return lambda: model.embed(tokens, cu_seqlens=cu_seqlens)
+
+    rows = tokenize(MIXED)
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
 
-    def ours() -> Tensor:
-        return model.embed(tokens, cu_seqlens=cu_seqlens)
-
     def theirs() -> Compute:
-        bert = public.load_hugging_face("Bert", "BertModel", MINILM, device)
+        bert = public.load_hugging_face("Bert", "BertModel", MINILM, device, dtype)
 
         def run() -> Tensor:
             hidden = bert(input_ids=padded, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
@@ -86,27 +94,29 @@ def load_minilm(device: torch.device) -> Subject:
         return run
 
     def figures() -> list[Figure]:
-        embeddings = ours().cpu()
-        found = [float(embeddings[0] @ other) for other in embeddings[1 : len(SENTENCES)]]
-        is_right = all(abs(cosine - expected) <= 1e-4 for cosine, expected in zip(found, COSINES, strict=True))
+        embeddings = embed(tokenize(SENTENCES))().float().cpu()
+        found = [float(embeddings[0] @ other) for other in embeddings[1:]]
+        allowed = 1e-4 if dtype == torch.float32 else 1e-2
+        is_right = all(abs(cosine - expected) <= allowed for cosine, expected in zip(found, COSINES, strict=True))
         return [Figure(f"cosines to {SENTENCES[0]!r}", decimals(found), decimals(COSINES), is_right)]
 
-    return Subject(model, {FORWARD: Task(ours, {HUGGING_FACE: theirs})}, figures, {"tokenizer": tokenizer})
+    task = Task(embed(rows), {HUGGING_FACE: theirs}, len(rows), "sentences")
+    return Subject(model, {FORWARD: task}, figures, {"tokenizer": tokenizer})
 
 
-def load_smollm2(device: torch.device) -> Subject:
+def load_smollm2(device: torch.device, dtype: torch.dtype) -> Subject:
     """The logits of the opening of a novel, and how its first tokens go on; the loss, and the answer to a question."""
     inputs.require(SMOLLM2, "gguf", "tokenizers")
     from fusedformer.transformer.tokenizer import load_chat_template, load_tokenizer
 
-    model = Decoder.from_pretrained(SMOLLM2, device=device, dtype=torch.float32)
+    model = Decoder.from_pretrained(SMOLLM2, device=device, dtype=dtype)
     tokenizer = load_tokenizer(SMOLLM2)
     tokens = torch.tensor([tokenizer.encode(OPENING).ids], device=device)
     prompt = tokens[:, :WRITTEN]
 
     @functools.cache
     def llama() -> Any:
-        return public.load_hugging_face("Llama", "LlamaForCausalLM", SMOLLM2, device)
+        return public.load_hugging_face("Llama", "LlamaForCausalLM", SMOLLM2, device, dtype)
 
     def forward() -> Compute:
         theirs = llama()
@@ -116,56 +126,60 @@ def load_smollm2(device: torch.device) -> Subject:
         return public.writing(llama(), {"input_ids": prompt}, max_new_tokens=WRITTEN)
 
     tasks = {
-        FORWARD: Task(lambda: model(tokens), {HUGGING_FACE: forward}),
-        WRITING: Task(lambda: model.generate(prompt, WRITTEN, temperature=0), {HUGGING_FACE: writing}),
+        FORWARD: Task(lambda: model(tokens), {HUGGING_FACE: forward}, tokens.shape[1], "tokens"),
+        WRITING: Task(
+            lambda: model.generate(prompt, WRITTEN, temperature=0), {HUGGING_FACE: writing}, WRITTEN, "tokens"
+        ),
     }
 
     def figures() -> list[Figure]:
-        loss = model.loss(tokens).item()
+        loss, allowed = model.loss(tokens).item(), 0.002 if dtype == torch.float32 else 0.02
         template = load_chat_template(SMOLLM2)
         prompt = tokenizer.encode(template([{"role": "user", "content": QUESTION}])).ids
         end = tokenizer.token_to_id("<|im_end|>")
         written = model.generate(torch.tensor([prompt], device=device), 12, temperature=0, eos_token_id=end)
         answer = tokenizer.decode(written[0, len(prompt) :].tolist())
         return [
-            Figure("loss on the opening, nats", f"{loss:.4f}", f"{LOSS} +- 0.002", abs(loss - LOSS) <= 0.002),
+            Figure("loss on the opening, nats", f"{loss:.4f}", f"{LOSS} +- {allowed}", abs(loss - LOSS) <= allowed),
             Figure(QUESTION, answer, "Paris", "Paris" in answer),
         ]
 
     return Subject(model, tasks, figures)
 
 
-def load_whisper(device: torch.device) -> Subject:
+def load_whisper(device: torch.device, dtype: torch.dtype) -> Subject:
     """The transcript of the opening read aloud, and the logits of it by teacher forcing."""
     inputs.require(WHISPER, inputs.WHISPER_REST, inputs.RECORDING, "tokenizers")
     from fusedformer.transformer.tokenizer import load_tokenizer
     from fusedformer.transformer.transcription import END, prompt_tokens, special_token, transcribe_tokens
 
     config, _ = read_weights(WHISPER)
-    model = EncoderDecoder.from_pretrained(WHISPER, device=device, dtype=torch.float32)
+    model = EncoderDecoder.from_pretrained(WHISPER, device=device, dtype=dtype)
     tokenizer, samples = load_tokenizer(WHISPER), inputs.load_recording().to(device)
     prompt, end = prompt_tokens(tokenizer, "en"), special_token(tokenizer, END)
     suppressed = {name: config[name] for name in ("suppress_tokens", "begin_suppress_tokens")}
 
     def transcribe() -> Tensor:
-        return torch.tensor([transcribe_tokens(model, prompt, end, samples, **suppressed)])
+        # With the token that ends it, for which a step is taken, too.
+        written = [*transcribe_tokens(model, prompt, end, samples, **suppressed), end]
+        return torch.tensor([written], dtype=torch.long, device=device)
 
     def mels() -> Tensor:
-        return log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0)
+        return log_mel_spectrogram(samples, model.config.n_mels).unsqueeze(0).to(dtype)
 
-    written, heard = transcribe()[0].tolist(), mels()
+    written, heard = transcribe_tokens(model, prompt, end, samples, **suppressed), mels()
     target = torch.tensor([[*prompt, *written]], device=device)
 
     @functools.cache
     def whisper() -> Any:
-        return public.load_hugging_face("Whisper", "WhisperForConditionalGeneration", WHISPER, device)
+        return public.load_hugging_face("Whisper", "WhisperForConditionalGeneration", WHISPER, device, dtype)
 
     def forward() -> Compute:
         theirs = whisper()
         return lambda: theirs(input_features=heard, decoder_input_ids=target).logits
 
     def writing() -> Compute:
-        return public.transcribing(whisper(), mels, target[:, : len(prompt)], len(written), suppressed)
+        return public.transcribing(whisper(), mels, target[:, : len(prompt)], len(written) + 1, suppressed)
 
     def figures() -> list[Figure]:
         found, expected = inputs.words(tokenizer.decode(written)), inputs.words(OPENING)
@@ -173,42 +187,44 @@ def load_whisper(device: torch.device) -> Subject:
         whole = len(expected)
         return [Figure("words of the opening heard", f"{agreeing} of {whole}", str(whole), agreeing == whole)]
 
+    seconds, unit = len(samples) / RATE, "s of sound"
     tasks = {
-        FORWARD: Task(lambda: model.decode(target, model.encode(heard)), {HUGGING_FACE: forward}),
-        WRITING: Task(transcribe, {HUGGING_FACE: writing}),
+        FORWARD: Task(lambda: model.decode(target, model.encode(heard)), {HUGGING_FACE: forward}, seconds, unit),
+        WRITING: Task(transcribe, {HUGGING_FACE: writing}, seconds, unit),
     }
     details = {
         "tokens": [tokenizer.decode([token]) for token in written],
         "n_prompt": len(prompt),
         "alignment_heads": config["alignment_heads"],
-        "seconds": len(samples) / 16_000,
+        "seconds": seconds,
     }
     return Subject(model, tasks, figures, details)
 
 
-def load_dinov2(device: torch.device) -> Subject:
+def load_dinov2(device: torch.device, dtype: torch.dtype) -> Subject:
     """The hidden states of photos; the figure is their distance to the graph's own, run by onnxruntime."""
     inputs.require(DINOV2, "onnx", "sklearn", "skimage")
-    model = VisionTransformer.from_pretrained(DINOV2, device=device, dtype=torch.float32)
+    model = VisionTransformer.from_pretrained(DINOV2, device=device, dtype=dtype)
     photos = inputs.load_photos()
-    images = torch.cat([preprocess(photo) for photo in photos.values()]).to(device)
+    images = torch.cat([preprocess(photo) for photo in photos.values()]).to(device, dtype)
 
     def hugging_face() -> Compute:
-        dinov2 = public.load_hugging_face("Dinov2", "Dinov2Model", DINOV2, device)
+        dinov2 = public.load_hugging_face("Dinov2", "Dinov2Model", DINOV2, device, dtype)
         return lambda: dinov2(images).last_hidden_state
 
     def timm() -> Compute:
-        dinov2 = public.load_timm(DINOV2, device)
+        dinov2 = public.load_timm(DINOV2, model, images)
         return lambda: dinov2.forward_features(images)
 
     def figures() -> list[Figure]:
         name = "hidden states, distance to onnxruntime"
         if not inputs.is_installed("onnxruntime"):
             return [Figure(name, "-", "pip install onnxruntime", True)]
-        distance = largest_difference(model.hidden(images).cpu(), run_graph(images.cpu()))
-        return [Figure(name, f"{distance:.1e}", "at most 1e-04", distance <= 1e-4)]
+        hidden, allowed = model.hidden(images), 1e-4 if dtype == torch.float32 else 1.0
+        distance = largest_difference(hidden.cpu(), run_graph(images.float().cpu()))
+        return [Figure(name, f"{distance:.1e}", f"at most {allowed:.0e}", distance <= allowed)]
 
-    task = Task(lambda: model.hidden(images), {HUGGING_FACE: hugging_face, TIMM: timm})
+    task = Task(lambda: model.hidden(images), {HUGGING_FACE: hugging_face, TIMM: timm}, len(images), "images")
     return Subject(model, {FORWARD: task}, figures, {"photos": photos})
 
 
@@ -226,10 +242,24 @@ def run_graph(images: Tensor) -> Tensor:
     )
 
 
+def load_char_gpt(device: torch.device, dtype: torch.dtype) -> Subject:
+    """A training step from random weights; the figure is how far gradients are from the plain model's."""
+    ours, plain = char_gpt.make_trainings(device, dtype)
+
+    def figures() -> list[Figure]:
+        largest, distance = char_gpt.compare_gradients(ours, plain)
+        allowed = 1e-4 if dtype == torch.float32 else 5e-2
+        name = "gradients, distance to plain PyTorch's"
+        return [Figure(name, f"{distance:.1e}", f"at most {allowed:g} of {largest:.2g}", distance <= allowed * largest)]
+
+    return Subject(ours.model, {TRAINING_STEP: Task(ours.step, {PLAIN: lambda: plain.step}, 1, "steps")}, figures)
+
+
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of numbers; of tokens, how many are not the same, and all if there are not as many."""
+    """Of numbers; of tokens, how many are not the same, and all of the longer if there are not as many."""
     if not ours.is_floating_point():
-        return float((ours != theirs).sum()) if ours.shape == theirs.shape else float(ours.numel())
+        is_alike = ours.shape == theirs.shape
+        return float((ours != theirs).sum() if is_alike else max(ours.numel(), theirs.numel()))
     return (ours.double() - theirs.double()).abs().max().item()
 
 
@@ -237,9 +267,10 @@ def decimals(values: Any) -> str:
     return " ".join(f"{value:.4f}" for value in values)
 
 
-SUBJECTS: dict[str, Callable[[torch.device], Subject]] = {
+SUBJECTS: dict[str, Callable[[torch.device, torch.dtype], Subject]] = {
     "minilm": load_minilm,
     "smollm2": load_smollm2,
     "whisper": load_whisper,
     "dinov2": load_dinov2,
+    "char-gpt": load_char_gpt,
 }
