@@ -83,8 +83,12 @@ class Training:
     dtype: torch.dtype
 
     @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        return torch.optim.AdamW(self.parameters, lr=1e-3)
 
     def step(self) -> Tensor:
         """Train on the batch once; the loss before that."""
@@ -92,7 +96,7 @@ class Training:
             self.optimizer.zero_grad()
             loss = self.forward()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             return loss.detach()
 
