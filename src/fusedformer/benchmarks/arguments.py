@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import typer
 
 from fusedformer.benchmarks import static_baseline
@@ -20,6 +21,7 @@ from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
 from fusedformer.kernels.library import short
 
 T = TypeVar("T")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that models are verified in
 
 
 def parse_archs(text: str) -> list[int]:
@@ -85,13 +87,13 @@ def parse_real_model(name: str) -> str:
     return one_of("model", name, REAL_MODELS)
 
 
-def parse_verified_dtype(name: str) -> str:
-    """The name of what `verify` computes in.
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of this name.
 
     Raises:
-        ValueError: it is neither float32 nor bfloat16.
+        ValueError: models are not verified in it.
     """
-    return one_of("dtype", name, list(map(short, NEAR)))
+    return DTYPES[one_of("dtype", name, DTYPES)]
 
 
 def parse_model(text: str) -> Any:

@@ -22,6 +22,7 @@ from fusedformer.benchmarks.arguments import (
     parse_archs,
     parse_baseline,
     parse_bench_argument,
+    parse_dtype,
     parse_model,
     parse_real_model,
     parse_run,
@@ -295,10 +296,14 @@ def verify(
         list[str] | None,
         option(parse_real_model, "MODEL", f"{', '.join(REAL_MODELS)}.", name="--model", default="all"),
     ] = None,
-    dtype: Annotated[str, option(parse_verified_dtype, "DTYPE", "Weights and input: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[Any, option(parse_dtype, "DTYPE", "Of every model: float32 or bfloat16.")] = "float32",
     output: NewFolder = None,
 ) -> None:
-    """Run pretrained models on real input, kernels on and off, and let them write, beside Hugging Face's and timm's."""
+    """Run models on real input, kernels on and off, beside public ones; time them, and draw what they attend to.
+
+    Four have pretrained weights, and compute and write beside Hugging Face's and timm's; a small GPT over characters
+    trains beside plain PyTorch. timm serves without torchvision: pip install --no-deps timm.
+    """
     with Console() as console:
         status = verify_run.run(models or list(REAL_MODELS), output or run_folder.default_path(), console, dtype)
     raise typer.Exit(status)

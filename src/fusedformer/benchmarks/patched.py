@@ -5,7 +5,6 @@ scaled_dot_product_attention, "eager" the one with the library's own attention. 
 few short rows, for a model in float64 at full length would not fit. B batch, S sequence.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from fusedformer.benchmarks.harness.accuracy import budget_ratios
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
 from fusedformer.benchmarks.harness.implementation import OURS, MissingError, package_version
 from fusedformer.benchmarks.harness.instruments import Prepared
+from fusedformer.benchmarks.harness.libraries import load_library
 from fusedformer.benchmarks.harness.model_flops import WITH_BACKWARD, model_work
 from fusedformer.benchmarks.harness.op import BOTH, WORLDS
 from fusedformer.drop_in.patch import patch
@@ -85,7 +85,7 @@ class _Bench:
             MissingError: its library cannot be imported.
         """
         try:
-            importlib.import_module(self.model.library)
+            load_library(self.model.library)
         except ImportError as error:
             raise MissingError(f"{self.model.library} is not to be had: {error}") from None
         torch.manual_seed(self.seed)

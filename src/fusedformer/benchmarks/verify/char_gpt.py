@@ -1,10 +1,16 @@
-"""A small GPT over characters, ours and the same in plain PyTorch, written by hand: what a training step costs.
+"""A training step of a small GPT over characters: ours beside the same model in plain PyTorch, written by hand.
 
-4 layers of width 128, 64 characters, 12 rows: so small that a CPU spends a share of a step between the kernels.
+4 layers of width 128, 64 characters, 12 rows: so small that a CPU spends a share of a step between the kernels. Both
+start from the same weights and see the same text; in bfloat16 both train under autocast, weights in float32.
 Source of the sizes: nanoGPT, config/train_shakespeare_char.py, with the changes that its README makes for a CPU.
+
+Dimensions: B batch, S sequence, E d_model, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +21,17 @@ from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.outputs import mean_cross_entropy
 
 BATCH, LENGTH, VOCABULARY = 12, 64, 65
-# Names of ours, replaced in this order by those of the plain model.
-_NAMES = {
-    "token_embedding": "tokens", "position_embedding": "positions", "stack.final_norm": "norm", "stack.": "",
-    "attention_residual.norm": "norm_1", "feed_forward_residual.norm": "norm_2", "attention.": "", "feed_forward.": "",
-}  # fmt: skip
+# Names of our tensors and the plain model's, replaced in this order.
+_PLAIN_NAMES = {
+    "token_embedding": "tokens",
+    "position_embedding": "positions",
+    "stack.blocks": "blocks",
+    "attention_residual.norm": "norm_1",
+    "feed_forward_residual.norm": "norm_2",
+    "attention.": "",
+    "feed_forward.": "",
+    "stack.final_norm": "norm",
+}
 
 
 class PlainBlock(nn.Module):
@@ -52,55 +64,77 @@ class PlainGPT(nn.Module):
         self.norm = nn.LayerNorm(config.d_model, bias=config.bias)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        x_BSE = self.tokens(tokens_BS) + self.positions(torch.arange(tokens_BS.shape[1]))
+        positions_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        x_BSE = self.tokens(tokens_BS) + self.positions(positions_S)
         return F.linear(self.norm(self.blocks(x_BSE)), self.tokens.weight)
 
 
-def make_pair(device: torch.device) -> tuple[Decoder, PlainGPT]:
-    """Ours and the plain model, of the same random weights."""
-    with torch.inference_mode(False):
-        torch.manual_seed(0)
-        config = TransformerConfig.preset("char-decoder", vocab_size=VOCABULARY)
-        ours, plain = Decoder(config).to(device), PlainGPT(config).to(device)
-        plain.load_state_dict({_plain_name(name): tensor for name, tensor in ours.state_dict().items()})
-    return ours, plain
+def plain_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    return F.cross_entropy(logits_BSV.flatten(0, 1), targets_BS.flatten())
 
 
-def loss_of(model: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean cross entropy of the characters behind each position of (B, S + 1); by autocast, of anything but float32."""
-    with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-        logits = model(tokens[:, :-1])
-        if isinstance(model, Decoder):
-            return mean_cross_entropy(logits, tokens[:, 1:])
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+@dataclass(frozen=True)
+class Training:
+    """A model in training on one batch, by AdamW with clipped gradients."""
 
+    model: Any
+    loss: Callable[[Tensor, Tensor], Tensor]
+    tokens: Tensor
+    dtype: torch.dtype
 
-def gradients(model: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of the loss, all parameters' in a row, by the plain model's names in alphabetical order."""
-    with torch.inference_mode(False), torch.enable_grad():
-        parameters = dict(sorted((_plain_name(name), parameter) for name, parameter in model.named_parameters()))
-        found = torch.autograd.grad(loss_of(model, tokens.clone(), dtype), list(parameters.values()))
-        return torch.cat([gradient.flatten() for gradient in found])
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
 
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters, lr=1e-3)
 
-def training(model: nn.Module, tokens: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A step of AdamW with gradients clipped to norm 1; returns the loss before it."""
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-
-    def step() -> Tensor:
+    def step(self) -> Tensor:
+        """Train on the batch once; the loss before that."""
         with torch.inference_mode(False), torch.enable_grad():
-            optimizer.zero_grad()
-            loss = loss_of(model, tokens.clone(), dtype)
+            self.optimizer.zero_grad()
+            loss = self.forward()
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+            nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
             return loss.detach()
 
-    return step
+    def gradients(self) -> dict[str, Tensor]:
+        """Of every parameter by its name; nothing is trained."""
+        with torch.inference_mode(False), torch.enable_grad():
+            named = dict(self.model.named_parameters())
+            found = torch.autograd.grad(self.forward(), list(named.values()))
+            return dict(zip(named, found, strict=True))
+
+    def forward(self) -> Tensor:
+        with torch.autocast(self.tokens.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.loss(self.model(self.tokens[:, :-1]), self.tokens[:, 1:])
 
 
-def _plain_name(name: str) -> str:
-    for ours, theirs in _NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
+def make_trainings(device: torch.device, dtype: torch.dtype) -> tuple[Training, Training]:
+    """Ours and the plain model's, of the same random weights and text."""
+    config = TransformerConfig.preset("char-decoder", vocab_size=VOCABULARY)
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        ours, plain = Decoder(config).to(device).train(), PlainGPT(config).to(device).train()
+        plain.load_state_dict(as_plain(ours.state_dict()))
+        tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1)).to(device)
+    return Training(ours, mean_cross_entropy, tokens, dtype), Training(plain, plain_loss, tokens, dtype)
+
+
+def as_plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors by the plain model's names."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for ours, plain in _PLAIN_NAMES.items():
+            name = name.replace(ours, plain)
+        named[name] = tensor
+    return named
+
+
+def compare_gradients(ours: Training, plain: Training) -> tuple[float, float]:
+    """The largest element of any gradient, and the largest difference between the two models'."""
+    left, right = as_plain(ours.gradients()), plain.gradients()
+    largest = max(gradient.abs().max().item() for gradient in right.values())
+    return largest, max((left[name] - gradient).abs().max().item() for name, gradient in right.items())

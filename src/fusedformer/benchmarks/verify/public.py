@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedformer.benchmarks.contenders.timm import import_timm
+from fusedformer.benchmarks.harness.libraries import load_library
 from fusedformer.benchmarks.verify import inputs
 from fusedformer.transformer.pretrained import read_weights
+from fusedformer.transformer.vision_transformer import VisionTransformer
 
 # What generation needs is no part of a model's configuration there.
 _NOT_OF_THE_CONFIG = ("suppress_tokens", "begin_suppress_tokens", "alignment_heads", "pooling")
@@ -56,7 +57,7 @@ def writing(model: Any, given: Mapping[str, Tensor], **settings: Any) -> Callabl
 def transcribing(
     model: Any, mels: Callable[[], Tensor], prompt: Tensor, n_tokens: int, suppressed: Mapping[str, Sequence[int]]
 ) -> Callable[[], Tensor]:
-    """As many tokens behind the prompt as the transcript has, by Hugging Face's greedy search with its cache.
+    """So many tokens behind the prompt, by Hugging Face's greedy search with its cache.
 
     One token more is computed, as by ours, which finds there that the transcript is at its end. The search is that of
     every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
@@ -77,32 +78,30 @@ def transcribing(
     return run
 
 
-def load_timm(package: str, size: tuple[int, int], table_SE: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
-    """timm's vision transformer with the weights of a DINOv2, for images of this size.
-
-    Args:
-        package: of the weights.
-        size: height and width of the images.
-        table_SE: positions for that size. timm's way to resample the file's (antialiased) is not DINOv2's.
-        device: where to.
-        dtype: of the weights.
+def load_timm(package: str, ours: VisionTransformer, images: Tensor) -> Any:
+    """timm's vision transformer with the weights of a DINOv2, for images of this size, device and dtype.
 
     Raises:
-        MissingError: timm is not installed.
+        MissingError: timm is not installed, or what it imports besides torchvision is not.
     """
     try:
-        import_timm()
+        load_library("timm")
     except ImportError as error:
-        raise inputs.MissingError("pip install --no-deps timm") from error
-    fields, tensors = read_weights(package)
-    tensors |= {"embeddings.position_embeddings": table_SE.cpu().unsqueeze(0)}
-    return make_timm(fields | {"image_size": size}, tensors).to(device, dtype).eval()
+        raise inputs.MissingError("pip install numpy pyyaml && pip install --no-deps timm") from error
+    return make_timm(*read_weights(package), ours, images).to(images).eval()
 
 
-def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """timm's vision transformer of a DINOv2's configuration and tensors, by Hugging Face's names."""
-    model = import_timm().models.vision_transformer.VisionTransformer(
-        img_size=fields["image_size"],
+def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], ours: VisionTransformer, images: Tensor) -> Any:
+    """timm's vision transformer of a DINOv2's configuration and tensors, by Hugging Face's names.
+
+    The table of positions is that of `ours` for images of this size: timm would smooth the one of another size on the
+    way (antialias), which DINOv2 does not.
+    """
+    from timm.models.vision_transformer import VisionTransformer as Theirs
+
+    height, width = images.shape[2:]
+    model = Theirs(
+        img_size=(height, width),
         patch_size=fields["patch_size"],
         embed_dim=fields["hidden_size"],
         depth=fields["num_hidden_layers"],
@@ -111,7 +110,8 @@ def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         init_values=1.0,  # which the file's take the place of
         num_classes=0,
     )
-    model.load_state_dict(as_timm(tensors))
+    positions = ours.interpolate(ours.get_parameter("position_embedding.weight"), height, width)
+    model.load_state_dict(as_timm({**tensors, "embeddings.position_embeddings": positions.unsqueeze(0)}))
     return model
 
 
