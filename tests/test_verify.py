@@ -134,31 +134,6 @@ def test_other_tokens_are_wrong_however_near_their_numbers(tiny: dict[str, Loade
     assert "WRONG: 1 tokens" in result.output
 
 
-def test_in_bfloat16_tokens_may_differ_and_numbers_a_little(tiny: dict[str, Loader], tmp_path: Path) -> None:
-    def load(device: torch.device, dtype: torch.dtype) -> Subject:
-        model, tokens = make_model("decoder").eval().to(device, dtype), random_tokens(2, 6)
-        other = torch.tensor([[1, 2]])
-        tasks = {
-            FORWARD: Task(lambda: model(tokens), {HUGGING_FACE: lambda: lambda: model(tokens) * 1.01}),
-            WRITING: Task(lambda: other, {HUGGING_FACE: lambda: lambda: other + 1}),
-        }
-        return make_subject(model=model, tasks=tasks)
-
-    tiny["smollm2"] = load
-    result = command("--model", "smollm2", "--dtype", "bfloat16", "--output", str(tmp_path / "out"))
-    assert result.exit_code == 0, result.output
-    assert "2 tokens" in result.output
-    assert "in bfloat16: right up to 0.05 of the largest" in result.output
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert {row["dtype"] for row in rows} == {"bfloat16"}
-    result = command("--model", "smollm2", "--output", str(tmp_path / "float32"))
-    assert result.exit_code == 1
-    assert "WRONG: 2 tokens" in result.output
-    result = command("--dtype", "float8")
-    assert result.exit_code == 2
-    assert "no dtype 'float8': choose from float32, bfloat16" in result.output
-
-
 def dinov2_tensors(width: int, n_layers: int) -> dict[str, Tensor]:
     """Random ones, by Hugging Face's names."""
     torch.manual_seed(0)

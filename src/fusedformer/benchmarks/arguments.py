@@ -16,9 +16,7 @@ from fusedformer.benchmarks.report import run_folder
 from fusedformer.benchmarks.static.collect import ARCHS, known_ops
 from fusedformer.benchmarks.static.row import StaticRow
 from fusedformer.benchmarks.sweep import parse_sweep
-from fusedformer.benchmarks.verify.subjects import NEAR
 from fusedformer.benchmarks.verify.subjects import SUBJECTS as REAL_MODELS
-from fusedformer.kernels.library import short
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that models are verified in

@@ -28,7 +28,6 @@ from fusedformer.benchmarks.arguments import (
     parse_run,
     parse_static_op,
     parse_sweep_terms,
-    parse_verified_dtype,
     refusals,
 )
 from fusedformer.benchmarks.options import parse_duration, parse_seed

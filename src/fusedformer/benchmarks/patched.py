@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusedformer.benchmarks.contenders.timm import import_timm
 from fusedformer.benchmarks.harness.accuracy import budget_ratios
 from fusedformer.benchmarks.harness.comparison import Comparison, Contender, Verdict, Work, judge
 from fusedformer.benchmarks.harness.implementation import OURS, MissingError, package_version
@@ -165,8 +164,9 @@ def _hugging_face(config_name: str, model_name: str, widths: Mapping[str, Any], 
 
 
 def _timm(widths: Mapping[str, Any], attention: str) -> nn.Module:
-    timm = import_timm()
-    set_fused_attn = timm.layers.set_fused_attn
+    import timm
+    from timm.layers import set_fused_attn
+
     set_fused_attn(attention != EAGER)
     try:
         return timm.models.vision_transformer.VisionTransformer(**widths)

@@ -59,8 +59,7 @@ def transcribing(
 ) -> Callable[[], Tensor]:
     """So many tokens behind the prompt, by Hugging Face's greedy search with its cache.
 
-    One token more is computed, as by ours, which finds there that the transcript is at its end. The search is that of
-    every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
+    That of every model, not Whisper's own `generate`, which would look for the language and for timestamps first.
     """
     from transformers import GenerationMixin
 
@@ -68,10 +67,10 @@ def transcribing(
 
     def run() -> Tensor:
         written = generate(
-            model, input_features=mels(), decoder_input_ids=prompt, max_new_tokens=n_tokens + 1, do_sample=False,
+            model, input_features=mels(), decoder_input_ids=prompt, max_new_tokens=n_tokens, do_sample=False,
             **suppressed,
         )  # fmt: skip
-        return written[:, prompt.shape[1] : -1]
+        return written[:, prompt.shape[1] :]
 
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0

@@ -36,7 +36,6 @@ from fusedformer.benchmarks.report.tables import Table, duration, environment_ta
 from fusedformer.benchmarks.verify.inputs import MissingError
 from fusedformer.benchmarks.verify.subjects import SUBJECTS, Compute, Figure, Subject, Task, largest_difference
 from fusedformer.kernels import library
-from fusedformer.kernels.library import short
 
 KERNELS, DEFINITIONS = "kernels", "definitions"
 # Of the largest value: sums in another order, on a GPU matrix products of PyTorch's default precision; in bfloat16
@@ -56,9 +55,7 @@ class Timed:
 
     task: str
     differences: dict[str, float]
-    largest: (
-        float  # value, of ours with kernels; for tokens 0 where they must be the same, infinite where they need not
-    )
+    largest: float  # value, of ours with kernels; 0 for tokens, which must be the same
     samples: dict[str, list[float]]  # seconds, one value a round
     missing: dict[str, str]  # of a public implementation, the line that installs it
     amount: float  # of the unit that is computed at once
@@ -97,7 +94,7 @@ class Verified:
             figure.is_right for figure in self.figures
         )
 
-    def rows(self, world: str, dtype: torch.dtype, tolerance: float) -> list[Row]:
+    def rows(self, world: str, tolerance: float) -> list[Row]:
         """One row for each task and way to compute it; the error is the difference from ours over the tolerance."""
         rows = []
         for timed, way in self.ways():
@@ -150,7 +147,7 @@ def run(names: Sequence[str], output: Path, console: Console, dtype: torch.dtype
             for row in report.verified[-1].rows(WORLDS[device.type], tolerance):
                 folder.add(row)
             report.pictures += draw(name, subject, folder.plots)
-        result, environment = table(report, dtype, tolerance), machine.collect()
+        result, environment = table(report, tolerance), machine.collect()
         folder.write_results(environment, static=[], models=list(names))
         folder.write_text("summary.md", result.markdown() + environment_table(environment).markdown())
     console.table(result)
@@ -194,7 +191,7 @@ def hold(task: str, work: Task, dtype: torch.dtype, clock: Clock, seconds: float
     return Timed(
         task=task,
         differences={way: largest_difference(ours, output) for way, output in outputs.items()},
-        largest=ours.abs().max().item() if ours.is_floating_point() else math.inf if dtype == torch.bfloat16 else 0.0,
+        largest=ours.abs().max().item() if ours.is_floating_point() else 0.0,
         samples=samples,
         missing=missing,
         amount=work.amount,
@@ -220,7 +217,7 @@ def draw(name: str, subject: Subject, folder: Path) -> list[str]:
     return [file]
 
 
-def table(report: Report, dtype: torch.dtype, tolerance: float) -> Table:
+def table(report: Report, tolerance: float) -> Table:
     """One line for each model and way to compute it, the figures in the first."""
     columns = (
         "model", "figure", "found", "expected", "task", "computed by", "largest difference", "time", "rate",

@@ -29,14 +29,7 @@ from fusedformer.transformer.pretrained import read_weights
 from fusedformer.transformer.vision_transformer import VisionTransformer
 
 COSINES, LOSS = (0.6946, 0.9429, 0.2569), 1.5427  # by the original implementations
-# How far the figures may be from these, hidden states of up to 11 from onnxruntime's, and gradients as a share of the
-# largest.
-NEAR = {
-    torch.float32: {"cosine": 1e-4, "loss": 0.002, "hidden": 1e-4, "gradient": 1e-4},
-    torch.bfloat16: {"cosine": 1e-2, "loss": 0.02, "hidden": 0.5, "gradient": 0.05},
-}
 WRITING = "writing"  # token by token, with a cache
-TRAINING = "training step"
 WRITTEN = 24  # tokens, behind as many of the prompt
 HUGGING_FACE, TIMM, PLAIN = "Hugging Face", "timm", "plain PyTorch"
 Compute = Callable[[], Tensor]
@@ -233,22 +226,6 @@ def load_dinov2(device: torch.device, dtype: torch.dtype) -> Subject:
 
     task = Task(lambda: model.hidden(images), {HUGGING_FACE: hugging_face, TIMM: timm}, len(images), "images")
     return Subject(model, {FORWARD: task}, figures, {"photos": photos})
-
-
-def load_char_gpt(device: torch.device, dtype: torch.dtype) -> Subject:
-    """A training step of a small GPT over characters; the figure is how far its gradients are from plain PyTorch's."""
-    ours, plain = char_gpt.make_pair(device)
-    tokens = torch.randint(char_gpt.VOCABULARY, (char_gpt.BATCH, char_gpt.LENGTH + 1), device=device)
-
-    def figures() -> list[Figure]:
-        gradients, theirs = (char_gpt.gradients(module, tokens, dtype) for module in (ours, plain))
-        distance, near = largest_difference(gradients, theirs) / theirs.abs().max().item(), NEAR[dtype]["gradient"]
-        return [
-            Figure("gradients, distance to plain PyTorch's", f"{distance:.1e}", f"at most {near:.0e}", distance <= near)
-        ]
-
-    theirs = {PLAIN: lambda: char_gpt.training(plain, tokens, dtype)}
-    return Subject(ours, {TRAINING: Task(char_gpt.training(ours, tokens, dtype), theirs)}, figures)
 
 
 def run_graph(images: Tensor) -> Tensor:
