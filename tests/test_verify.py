@@ -302,6 +302,13 @@ def test_in_bfloat16(tiny: dict[str, Loader], tmp_path: Path) -> None:
     assert 0 < theirs["error_ratio"] < 1  # bfloat16 is told from float32
 
 
+def test_what_is_written_is_expected_in_float32_alone() -> None:
+    asked = ("question", "Lyon", "Paris", False)
+    assert not subjects.written_figure(*asked, torch.float32).is_right
+    figure = subjects.written_figure(*asked, torch.bfloat16)
+    assert (figure.found, figure.expected, figure.is_right) == ("Lyon", "Paris in float32", True)
+
+
 def test_wrong_in_bfloat16_too(tiny: dict[str, Loader], tmp_path: Path) -> None:
     def theirs() -> Callable[[], Tensor]:
         ours = make_subject().tasks[FORWARD].ours
