@@ -90,7 +90,8 @@ def main() -> int:
     prompts = train_tokens[:8].expand(3, -1).to(args.device)
     for sample in model.generate(prompts, length - 8, temperature=0.8, top_k=20).tolist():
         print("sample:", repr("".join(characters[token] for token in sample)))
-    loss = held_out_loss(model, held_out)
+    loss = steps[-1].held_out
+    assert loss is not None  # the last step is always evaluated
     plot_loss(
         [step.loss for step in steps],
         args.output_dir / "loss.png",

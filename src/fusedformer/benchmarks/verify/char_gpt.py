@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusedformer.benchmarks.verify.public import renamed
 from fusedformer.transformer.config import TransformerConfig
 from fusedformer.transformer.decoder import Decoder
 from fusedformer.transformer.outputs import mean_cross_entropy
@@ -125,12 +126,7 @@ def make_trainings(device: torch.device, dtype: torch.dtype) -> tuple[Training, 
 
 def as_plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors by the plain model's names."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for ours, plain in _PLAIN_NAMES.items():
-            name = name.replace(ours, plain)
-        named[name] = tensor
-    return named
+    return renamed(tensors, _PLAIN_NAMES)
 
 
 def compare_gradients(ours: Training, plain: Training) -> tuple[float, float]:

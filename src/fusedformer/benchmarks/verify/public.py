@@ -116,13 +116,19 @@ def make_timm(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], ours: Vi
 
 def as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A DINOv2's tensors by timm's names; query, key and value are one there."""
-    named: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for theirs, timms in _TIMM_NAMES.items():
-            name = name.replace(theirs, timms)
-        named[name] = tensor
+    named = renamed(tensors, _TIMM_NAMES)
     named.pop("embeddings.mask_token", None)  # of its training
     for name in [name for name in named if ".query." in name]:
         parts = [named.pop(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
         named[name.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return named
+
+
+def renamed(tensors: Mapping[str, Tensor], parts: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors by their names with these parts replaced, one after the other."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for old, new in parts.items():
+            name = name.replace(old, new)
+        named[name] = tensor
     return named
