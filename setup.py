@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -44,6 +45,9 @@ def reason_for_pure_python() -> str | None:
 
 reason = reason_for_pure_python()
 
+KERNELS = Extension("fusedformer._C", sources=[])
+EAGER = Extension("fusedformer._eager", sources=[], optional=True)
+
 
 def report_pure_python() -> None:
     """One line, from the command that builds: this file also runs for metadata alone."""
@@ -54,18 +58,31 @@ def report_pure_python() -> None:
 class BuildExtension(build_ext):
     """Compiles csrc/ by fusedformer.build."""
 
+    def initialize_options(self) -> None:
+        """Compile the two libraries at once: one of them waits for nothing."""
+        super().initialize_options()
+        self.parallel = 2
+
     def run(self) -> None:
         """Say so where there is nothing to build; `build` leaves this command out then."""
         report_pure_python()
         super().run()
 
     def get_ext_filename(self, fullname: str) -> str:
-        """A plain name: the library uses PyTorch's stable ABI and no Python, so it fits every Python."""
+        """Of _C a plain name: the library uses PyTorch's stable ABI and no Python, so it fits every Python."""
+        if not fullname.endswith("_C"):
+            return super().get_ext_filename(fullname)
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         """Fails with the compiler's own words."""
         library = Path(self.get_ext_fullpath(ext.name))
+        if ext.optional:
+            try:
+                build.build_eager(library)
+            except build.BuildError as error:
+                raise CompileError(f"{error}\nfusedformer works without it: calls of its ops take longer") from error
+            return
         before = os.times()
         build.build_extension(library, build_dir=Path(self.build_temp).resolve())
         after = os.times()
@@ -98,6 +115,6 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[] if reason else [Extension("fusedformer._C", sources=[])],
+    ext_modules=[] if reason else [KERNELS, EAGER],
     cmdclass={"build_ext": BuildExtension, "build_py": BuildPython, "bdist_wheel": Wheel},
 )

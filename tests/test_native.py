@@ -134,7 +134,7 @@ def test_it_declines_where_pytorch_differs(name: str) -> None:
 def test_it_declines_where_somebody_else_has_a_say(context: Callable[[], Any]) -> None:
     with counted() as served, context():
         fusedformer.softmax(ordinary())
-    assert served == [False]
+    assert not any(served)
 
 
 def test_it_declines_a_subclass() -> None:

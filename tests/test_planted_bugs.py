@@ -251,7 +251,7 @@ BUGS = [
     ),
     Bug(
         "halves swapped",
-        "csrc/register_activation.cpp",
+        "csrc/functions_activation.cpp",
         "gate = gate_rows.rows();\n    up = up_rows.rows(given_up ? 0 : n);",
         "up = gate_rows.rows();\n    gate = up_rows.rows(given_up ? 0 : n);",
         GLU_TESTS,

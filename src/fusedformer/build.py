@@ -1,11 +1,13 @@
 """How csrc/ is compiled: every compiler command of the project is in this file.
 
     build_extension   nvcc, all GPU architectures in one  -> _C.so, for `pip install` (called by setup.py)
+    build_eager       g++, the same ops called past the dispatcher -> the Python module _eager, for `pip install`
     build_emulated    g++, the same sources over csrc/host -> a library that runs them on the CPU, made at run time
     compile_cubin     nvcc, one file and one architecture  -> a cubin and what ptxas says of it, for the static world
 
 Only the standard library is imported, and not PyTorch: setup.py loads this file by its path, before anything is
-installed. PyTorch is needed on disk alone, for its headers; the libraries are tied to no version of it (stable ABI).
+installed. PyTorch is needed on disk alone, for its headers; the libraries are tied to no version of it (stable ABI),
+but for _eager, which is tied to one, and to one of Python.
 """
 
 import contextlib
@@ -81,7 +83,7 @@ def find_csrc() -> Path:
     package = Path(__file__).resolve().parent
     candidates = (package / "csrc", package.parents[1] / "csrc")
     for folder in candidates:
-        if (folder / "register.h").is_file():
+        if (folder / "functions.h").is_file():
             return folder
     raise FileNotFoundError("no csrc folder with the CUDA C++ sources: looked in " + " and ".join(map(str, candidates)))
 
@@ -163,6 +165,25 @@ def build_extension(
         _publish(library, output)
 
 
+def build_eager(output: Path) -> None:
+    """Compile csrc/eager.cpp with g++ into the Python module `output`, for the PyTorch and the Python that are here.
+
+    Args:
+        output: replaced only when all has been compiled.
+
+    Raises:
+        BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
+    """
+    csrc, torch, compiler = find_csrc(), _require_torch(), _require_host_compiler()
+    includes = (f"-I{csrc}", "-isystem", str(torch / "include"), "-isystem", sysconfig.get_path("include"))
+    flags = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-attributes", *_without_paths(csrc, torch))
+    with tempfile.TemporaryDirectory() as name:
+        library = Path(name) / output.name
+        link = ("-shared", "-Wl,--strip-all", *_link_torch(torch, "-Wl,"), "-ltorch_python", "-lc10")
+        _execute((*compiler, *flags, *includes, str(csrc / "eager.cpp"), *link, "-o", str(library)))
+        _publish(library, output)
+
+
 def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> Path:
     """Compile csrc/ with g++ over csrc/host into a library for torch.ops.load_library, unless that was done before.
 
@@ -222,7 +243,7 @@ def sources_of(csrc: Path) -> tuple[Path, ...]:
     """What the extension is made of, what takes longest to compile first: a compiler that ends last ends alone."""
     places = {stem: place for place, stem in enumerate(_SLOWEST)}
     kernels = sorted(csrc.glob("*.cu"), key=lambda path: (places.get(path.stem, len(places)), path.stem))
-    return (*kernels, *sorted(csrc.glob("register*.cpp")))
+    return (*kernels, *sorted(csrc.glob("functions_*.cpp")), csrc / "register.cpp")
 
 
 def compile_cubin(source: Path, arch: int | str, output: Path) -> list[KernelResources]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, norms, reference
+from fusedformer.kernels import aten, eager, library, native, norms, reference
 
 
 def add_layer_norm(
@@ -51,6 +52,10 @@ def add_layer_norm(
     Normalization in the Transformer Architecture", 2020 (pre-norm and post-norm).
     """
     if dropout_p == 0 and seed is None:
+        if not is_compiling():
+            results = eager.add_layer_norm(x, residual, weight, bias, None, eps, 0.0)
+            if results is not None:
+                return results
         results = add_layer_norm_fwd.natively(x, residual, weight, bias, eps)
         if results is not None:
             return results
@@ -60,8 +65,9 @@ def add_layer_norm(
     norms.check_residual("add_layer_norm", x, residual)
     seed = norms.dropout_seed("add_layer_norm", x, seed, dropout_p)
     weight, bias = norms.parameters_of_one_dtype(x, weight, bias)
-    y, s, _, _ = add_layer_norm_fwd(x, residual, weight, bias, seed, eps, dropout_p)
-    return y, s
+    arguments = (x, residual, weight, bias, seed, eps, dropout_p)
+    results = None if is_compiling() else eager.add_layer_norm(*arguments)
+    return add_layer_norm_fwd(*arguments)[:2] if results is None else results
 
 
 def add_rms_norm(
@@ -80,18 +86,23 @@ def add_rms_norm(
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019.
     """
     if dropout_p == 0 and seed is None:
+        default = norms.FLOAT32_EPS if eps is None else eps
+        if not is_compiling():
+            results = eager.add_rms_norm(x, residual, weight, None, default, 0.0)
+            if results is not None:
+                return results
         results = add_rms_norm_fwd.natively(x, residual, weight, eps)
         if results is not None:
             return results
-        default = norms.FLOAT32_EPS if eps is None else eps
         if (results := add_rms_norm_fwd.by_kernel(x, residual, weight, None, default, 0.0)) is not None:
             return results[0], results[1]
     norms.check("add_rms_norm", x, weight, None, 0.0 if eps is None else eps)
     norms.check_residual("add_rms_norm", x, residual)
     seed = norms.dropout_seed("add_rms_norm", x, seed, dropout_p)
     weight, _ = norms.parameters_of_one_dtype(x, weight, None)
-    y, s, _ = add_rms_norm_fwd(x, residual, weight, seed, norms.default_eps(x, eps), dropout_p)
-    return y, s
+    arguments = (x, residual, weight, seed, norms.default_eps(x, eps), dropout_p)
+    results = None if is_compiling() else eager.add_rms_norm(*arguments)
+    return add_rms_norm_fwd(*arguments)[:2] if results is None else results
 
 
 # The ops of both have the same form: fwd(x, residual, *parameters, seed, eps, dropout_p) gives y, s and a statistic for

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 from fusedformer.kernels.gelu import check_approximate
 
 
@@ -32,8 +33,6 @@ def bias_gelu(x: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016, section 2.
     """
-    if (y := bias_activation_fwd.natively(x, bias, approximate)) is not None:
-        return y
     check_approximate("bias_gelu", approximate)
     return _bias_activation("bias_gelu", x, bias, reference.gelu_number(approximate == "tanh"))
 
@@ -56,6 +55,10 @@ def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _bias_activation(function: str, x: Tensor, bias: Tensor, activation: int) -> Tensor:
+    if not is_compiling() and (y := eager.bias_activation(x, bias, activation)) is not None:
+        return y
+    if (y := bias_activation_fwd.natively(x, bias, activation)) is not None:
+        return y
     if (y := bias_activation_fwd.by_kernel(x, bias, activation)) is not None:
         return y
     if not _are_usual(x, bias):
@@ -118,7 +121,7 @@ bias_activation_fwd = library.define(
     "bias_activation_fwd(Tensor x, Tensor bias, int activation) -> Tensor",
     fallback=aten.bias_activation_fwd,
     fake=_fwd_fake,
-    native=native.bias_gelu_fwd,
+    native=native.bias_activation_fwd,
 )
 bias_activation_bwd = library.define(
     "bias_activation_bwd(Tensor dy, Tensor x, Tensor bias, int activation, bool needs_dbias) -> (Tensor, Tensor)",

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 
 REDUCTIONS = ("none", "mean", "sum")
 MAX_CLASSES = 2**28
@@ -66,11 +67,17 @@ def cross_entropy(
     Sources: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7 (smoothing);
     Chowdhery et al., "PaLM", 2022, section 5 (z-loss).
     """
+    is_usual = weight is None and 0 <= label_smoothing <= 1 and 0 <= z_loss < math.inf and reduction in REDUCTIONS
+    if is_usual and reduction != "none" and not is_compiling():
+        is_mean = reduction == "mean"
+        loss = eager.cross_entropy(logits, target, None, ignore_index, label_smoothing, z_loss, is_mean)
+        if loss is not None:
+            return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
     if z_loss == 0:
         loss = cross_entropy_fwd.natively(logits, target, weight, ignore_index, label_smoothing, reduction)
         if loss is not None:
             return loss
-    if weight is None and 0 <= label_smoothing <= 1 and 0 <= z_loss < math.inf and reduction in REDUCTIONS:
+    if is_usual:
         settings = (ignore_index, label_smoothing)
         if reduction == "none":
             results = cross_entropy_fwd.by_kernel(logits, target, None, *settings)

@@ -13,17 +13,20 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusedformer import build
+from fusedformer.kernels import eager
 
 NAMESPACE = "fusedformer_emulated"
 EMULATED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _active = os.environ.get("FUSEDFORMER_EMULATE", "0") not in ("", "0")
 _library = torch.library.Library(NAMESPACE, "DEF")
+_library_path: Path | None = None  # of the g++ build, once it is loaded
 
 if _active:
     # Triton reads this when it is imported, and a kernel compiled for a GPU could not run on CPU tensors.
@@ -38,12 +41,18 @@ def is_active() -> bool:
 @contextlib.contextmanager
 def emulated(active: bool = True) -> Iterator[None]:
     """Send CPU tensors through the device code (or, with `active=False`, through the reference) inside the block."""
-    global _active
-    before, _active = _active, active
+    before = _active
+    _activate(active)
     try:
         yield
     finally:
-        _active = before
+        _activate(before)
+
+
+def _activate(active: bool) -> None:
+    global _active
+    _active = active
+    eager.connect("cpu", _library_path if active else None)
 
 
 def declare(schema: str) -> None:
@@ -59,4 +68,7 @@ def call(name: str, *args: Any) -> Any:
 
 @functools.cache
 def _load() -> None:
-    torch.ops.load_library(build.build_emulated())
+    global _library_path
+    _library_path = build.build_emulated()
+    torch.ops.load_library(_library_path)
+    _activate(_active)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 
 APPROXIMATIONS = ("none", "tanh")
 
@@ -29,6 +30,8 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
     Source: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016, section 2.
     """
+    if not is_compiling() and approximate in APPROXIMATIONS and (y := eager.gelu(x, approximate == "tanh")) is not None:
+        return y
     if (y := gelu_fwd.natively(x, approximate)) is not None:
         return y
     if approximate in APPROXIMATIONS and (y := gelu_fwd.by_kernel(x, approximate == "tanh")) is not None:

@@ -9,8 +9,9 @@ Device code: csrc/glu.cu. Source: Shazeer, "GLU Variants Improve Transformer", 2
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 from fusedformer.kernels.gelu import check_approximate
 
 
@@ -57,12 +58,14 @@ def swiglu(x: Tensor, up: Tensor | None = None) -> Tensor:
 
     Source: Shazeer, "GLU Variants Improve Transformer", 2020, equation 6.
     """
-    if (y := glu_fwd.natively(x, up)) is not None:
-        return y
     return _glu("swiglu", x, up, reference.SILU)
 
 
 def _glu(function: str, x: Tensor, up: Tensor | None, activation: int) -> Tensor:
+    if not is_compiling() and (y := eager.glu(x, up, activation)) is not None:
+        return y
+    if (y := glu_fwd.natively(x, up, activation)) is not None:
+        return y
     if (y := glu_fwd.by_kernel(x, up, activation)) is not None:
         return y
     if not _are_usual(x, up):
@@ -130,7 +133,7 @@ glu_fwd = library.define(
     "glu_fwd(Tensor x, Tensor? up, int activation) -> Tensor",
     fallback=aten.glu_fwd,
     fake=_fwd_fake,
-    native=native.swiglu_fwd,
+    native=native.glu_fwd,
 )
 glu_bwd = library.define(
     "glu_bwd(Tensor dy, Tensor x, Tensor? up, int activation) -> (Tensor, Tensor)",

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, norms, reference
+from fusedformer.kernels import aten, eager, library, native, norms, reference
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
@@ -32,6 +33,8 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", 2016, equation 4.
     """
+    if not is_compiling() and (y := eager.layer_norm(x, weight, bias, eps)) is not None:
+        return y
     if (y := layer_norm_fwd.natively(x, weight, bias, eps)) is not None:
         return y
     if (results := layer_norm_fwd.by_kernel(x, weight, bias, eps)) is not None:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedformer.kernels import emulation
+from fusedformer.kernels import eager, emulation
 
 NAMESPACE = "fusedformer"
 DEVICE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -262,7 +262,8 @@ def by_definition() -> Iterator[None]:
             if op.definition is not None:
                 op._on_cpu = op._on_cuda = op.definition
                 op.native = None
-        yield
+        with eager.off():
+            yield
     finally:
         for op, (on_cpu, on_cuda, native) in implementations.items():
             op._on_cpu, op._on_cuda, op.native = on_cpu, on_cuda, native
@@ -379,6 +380,7 @@ def extension_status() -> str:
         torch.ops.load_library(path)
     except OSError as error:
         return f"not loadable: {error}"
+    eager.connect("cuda", path)
     return "loaded"
 
 

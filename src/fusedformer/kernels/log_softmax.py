@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -31,6 +32,8 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
         ValueError: dim is no int or out of range, or the dtype is not a floating point type the device computes.
     """
     if dim == -1:
+        if not is_compiling() and (y := eager.log_softmax(x)) is not None:
+            return y
         if (y := log_softmax_fwd.natively(x)) is not None or (y := log_softmax_fwd.by_kernel(x)) is not None:
             return y
     if not library.are_alike(x):

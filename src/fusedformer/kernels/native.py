@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fusedformer.kernels import reference
+
 _WIDE = (torch.float32, torch.float64)  # of what statistics are kept in
 
 # An activation is 0 or x long before |x| is that, and ATen overflows long after.
@@ -70,16 +72,20 @@ def gelu_fwd(x: Tensor, approximate: str) -> Tensor | None:
     return functional.gelu(x, approximate=approximate) if is_same else None
 
 
-def bias_gelu_fwd(x: Tensor, bias: Tensor, approximate: str) -> Tensor | None:
+def bias_activation_fwd(x: Tensor, bias: Tensor, activation: int) -> Tensor | None:
     """y of `bias_activation_fwd` with a GELU."""
-    if x.dtype not in _WIDE or x.dtype != bias.dtype or bias.dim() != 1 or x.size(-1) != bias.size(0):
+    if activation == reference.RELU or x.dtype not in _WIDE or x.dtype != bias.dtype:
         return None
-    return gelu_fwd(x + bias, approximate)
+    if bias.dim() != 1 or x.size(-1) != bias.size(0):
+        return None
+    return gelu_fwd(x + bias, "tanh" if activation == reference.GELU_TANH else "none")
 
 
-def swiglu_fwd(x: Tensor, up: Tensor | None) -> Tensor | None:
+def glu_fwd(x: Tensor, up: Tensor | None, activation: int) -> Tensor | None:
     """y of `glu_fwd` with SiLU."""
-    if x.dtype not in _WIDE or x.numel() > _SMALL or (up is None and x.size(-1) % 2):
+    if activation != reference.SILU or x.dtype not in _WIDE or x.numel() > _SMALL:
+        return None
+    if up is None and x.size(-1) % 2:
         return None
     gate, up = x.chunk(2, -1) if up is None else (x, up)
     if gate.size() != up.size() or gate.dtype != up.dtype or not _is_within(_FLAT_SILU, gate):

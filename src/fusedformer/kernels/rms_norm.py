@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, norms, reference
+from fusedformer.kernels import aten, eager, library, native, norms, reference
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = None) -> Tensor:
@@ -32,9 +33,12 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = Non
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4.
     """
+    usual_eps = norms.FLOAT32_EPS if eps is None else eps
+    if not is_compiling() and (y := eager.rms_norm(x, weight, usual_eps)) is not None:
+        return y
     if (y := rms_norm_fwd.natively(x, weight, eps)) is not None:
         return y
-    if (results := rms_norm_fwd.by_kernel(x, weight, norms.FLOAT32_EPS if eps is None else eps)) is not None:
+    if (results := rms_norm_fwd.by_kernel(x, weight, usual_eps)) is not None:
         return results[0]
     norms.check("rms_norm", x, weight, None, 0.0 if eps is None else eps)
     weight, _ = norms.parameters_of_one_dtype(x, weight, None)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from fusedformer.kernels import aten, library, native, reference
+from fusedformer.kernels import aten, eager, library, native, reference
 from fusedformer.kernels.masked_softmax import masked_softmax_fwd
 
 
@@ -49,6 +50,8 @@ def softmax(
     """
     is_plain = mask is None and not causal and scale == 1
     if is_plain and dim == -1:
+        if not is_compiling() and (y := eager.softmax(x)) is not None:
+            return y
         if (y := softmax_fwd.natively(x)) is not None or (y := softmax_fwd.by_kernel(x)) is not None:
             return y
     if not library.are_alike(x):
@@ -62,7 +65,10 @@ def softmax(
     else:
         _check_masking(x, scale, mask, causal, is_last)
         mask = None if mask is None else _mask_of_rows(mask, x, dim)
-        y = masked_softmax_fwd(rows, mask, bool(causal), float(scale))
+        arguments = (rows, mask, bool(causal), float(scale))
+        y = None if is_compiling() else eager.masked_softmax(*arguments)
+        if y is None:
+            y = masked_softmax_fwd(*arguments)
     return y if is_last else y.movedim(-1, dim)
 
 

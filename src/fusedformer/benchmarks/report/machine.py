@@ -22,7 +22,7 @@ from fusedformer.benchmarks.report.rows import without_folders
 from fusedformer.benchmarks.report.tables import Table, environment_table
 from fusedformer.benchmarks.static.collect import TRITON_OPS
 from fusedformer.drop_in import registry, torch_hook
-from fusedformer.kernels import emulation, library
+from fusedformer.kernels import eager, emulation, library
 from fusedformer.kernels.attention.hopper import dispatch
 
 ROOT = Path(__file__).parents[4]
@@ -43,6 +43,7 @@ def collect() -> dict[str, Any]:
         "nvcc": _first(build.find_nvcc(), "--version", pattern=r"V(\d[\d.]+)"),
         "g++": _first("g++", "-dumpfullversion"),
         "extension": without_folders(library.extension_status()),
+        "eager": without_folders(eager.status()),
         "implementations": {name: {"cpu": _on_cpu(name), "cuda": _on_cuda(name)} for name in OPS},
         "cpu": _cpu_model(),
         "cores": _cores(),
@@ -60,7 +61,7 @@ def doctor() -> list[Table]:
 def implementation_table() -> Table:
     """What computes each op for CPU tensors, for CUDA tensors, and in the emulated world."""
     lines = [(name, _on_cpu(name), _on_cuda(name), _emulated(name)) for name in OPS]
-    notes = [f"CUDA extension: {library.extension_status()}."]
+    notes = [f"CUDA extension: {library.extension_status()}; calls past the dispatcher: {eager.status()}."]
     notes.append(f"Attention on sm_{dispatch.ARCH} in Gluon, the Hopper tier: {dispatch.status()}.")
     if not torch.cuda.is_available():
         notes.append("No CUDA device here: the CUDA column is what one would get.")

@@ -15,8 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fusedformer
 from fusedformer.benchmarks.harness.op import BACKWARD, BOTH, FORWARD, Problem, make_run
 from fusedformer.benchmarks.ops import TIMED_OPS
+from fusedformer.kernels import eager, emulation
 from fusedformer.kernels.attention import op as attention_op
 from fusedformer.kernels.attention.op import attention
 from fusedformer.kernels.attention.sdpa import scaled_dot_product_attention
@@ -69,6 +71,35 @@ def test_a_call_costs_at_most_twice_that_of_sdpa(qkv: torch.Tensor) -> None:
         lambda: F.scaled_dot_product_attention(heads_first, heads_first, heads_first, is_causal=True),
         limit,
     )
+    assert found < limit
+
+
+# Of x (0, 16) and a weight: without rows the emulated kernels have nothing to do, and the host's way to them is CUDA's.
+EAGER: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "gelu": (lambda x, w: fusedformer.gelu(x), lambda x, w: F.gelu(x)),
+    "bias_gelu": (lambda x, w: fusedformer.bias_gelu(x, w), lambda x, w: F.gelu(x + w)),
+    "swiglu": (lambda x, w: fusedformer.swiglu(x, x), lambda x, w: F.silu(x) * x),
+    "softmax": (lambda x, w: fusedformer.softmax(x), lambda x, w: torch.softmax(x, -1)),
+    "log_softmax": (lambda x, w: fusedformer.log_softmax(x), lambda x, w: torch.log_softmax(x, -1)),
+    "layer_norm": (lambda x, w: fusedformer.layer_norm(x, w, w), lambda x, w: F.layer_norm(x, (TINY,), w, w)),
+    "rms_norm": (lambda x, w: fusedformer.rms_norm(x, w), lambda x, w: F.rms_norm(x, (TINY,), w)),
+    "add_layer_norm": (
+        lambda x, w: fusedformer.add_layer_norm(x, x, w, w), lambda x, w: F.layer_norm(x + x, (TINY,), w, w)
+    ),
+    "add_rms_norm": (lambda x, w: fusedformer.add_rms_norm(x, x, w), lambda x, w: F.rms_norm(x + x, (TINY,), w)),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(eager.status() != "loaded", reason=f"eager calls are {eager.status()}")
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", EAGER)
+def test_an_eager_call_costs_at_most_1_3_of_pytorchs(name: str, requires_grad: bool) -> None:
+    ours, theirs = EAGER[name]
+    x, w = (torch.ones(shape).requires_grad_(requires_grad) for shape in ((0, TINY), (TINY,)))
+    limit = 1.3
+    with emulation.emulated():
+        found = ratio(lambda: ours(x, w), lambda: theirs(x, w), limit)
+    print(f"{name}: {found:.2f} of PyTorch's")
     assert found < limit
 
 

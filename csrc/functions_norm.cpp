@@ -1,14 +1,16 @@
-// The operators of the norms, registered with PyTorch; see register.h.
-#include "register.h"
+// The operators of the norms; see functions.h.
+#include "functions.h"
+#include "tensors.h"
 
-namespace {
+namespace fusedformer::functions {
 
-using namespace fusedformer::registration;
+using namespace tensors;
 using fusedformer::Dropout;
 using fusedformer::NormBackward;
 using fusedformer::NormForward;
 
-using Optional = std::optional<Tensor>;
+namespace {
+
 using LaunchForward = cudaError_t(const NormForward&, cudaStream_t);
 using LaunchBackward = cudaError_t(const NormBackward&, cudaStream_t);
 using Partials = std::int64_t(fusedformer::DType, std::int64_t rows, std::int64_t n);
@@ -68,19 +70,6 @@ struct Forward {
   NormForward args;
 };
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Optional& weight, const Optional& bias,
-                                                  double eps) {
-  Forward forward(x, weight, bias, true);
-  forward.run(fusedformer::layer_norm_fwd, eps);
-  return {forward.y, *forward.mean, forward.rstd};
-}
-
-std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Optional& weight, double eps) {
-  Forward forward(x, weight, std::nullopt, false);
-  forward.run(fusedformer::rms_norm_fwd, eps);
-  return {forward.y, forward.rstd};
-}
-
 // Runs a norm that adds; gives s.
 Tensor run_adding(Forward& forward, LaunchForward* launch, const Tensor& x, const Tensor& residual,
                   const Optional& seed, double eps, double dropout_p) {
@@ -92,6 +81,21 @@ Tensor run_adding(Forward& forward, LaunchForward* launch, const Tensor& x, cons
   forward.args.dropout = dropout_of(seed, dropout_p, x);
   forward.run(launch, eps);
   return s;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm_fwd(const Tensor& x, const Optional& weight, const Optional& bias,
+                                                  double eps) {
+  Forward forward(x, weight, bias, true);
+  forward.run(fusedformer::layer_norm_fwd, eps);
+  return {forward.y, *forward.mean, forward.rstd};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Optional& weight, double eps) {
+  Forward forward(x, weight, std::nullopt, false);
+  forward.run(fusedformer::rms_norm_fwd, eps);
+  return {forward.y, forward.rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_fwd(const Tensor& x, const Tensor& residual,
@@ -108,6 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> add_rms_norm_fwd(const Tensor& x, const Tenso
   const Tensor s = run_adding(forward, fusedformer::add_rms_norm_fwd, x, residual, seed, eps, dropout_p);
   return {forward.y, s, forward.rstd};
 }
+
+namespace {
 
 // Mean or rstd, one number a row.
 Tensor row_statistic(const Tensor& tensor, const Tensor& x, const Rows& shape) {
@@ -172,6 +178,21 @@ struct Backward {
   NormBackward args;
 };
 
+// Runs the backward of a norm that adds; gives dx, which is empty without dropout, where it is dresidual.
+Tensor run_adding(Backward& backward, LaunchBackward* launch, const Optional& ds, const Tensor& s,
+                  const Optional& seed, double dropout_p) {
+  if (ds) check_like(*ds, s, "ds and s");
+  const Optional ds_rows = ds ? Optional(in_aligned_rows(*ds)) : std::nullopt;
+  const Tensor dx = seed ? new_output_like(s) : new_output(s, {0}, s.scalar_type());
+  backward.args.ds = data_or_null(ds_rows);
+  if (seed) backward.args.dx_of_dropout = dx.mutable_data_ptr();
+  backward.args.dropout = dropout_of(seed, dropout_p, s);
+  backward.run(launch);
+  return dx;
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> layer_norm_bwd(const Tensor& dy, const Tensor& x, const Optional& weight,
                                                   const Tensor& mean, const Tensor& rstd, bool needs_dweight,
                                                   bool needs_dbias) {
@@ -185,19 +206,6 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const Tensor& x, const
   Backward backward(fusedformer::rms_norm_bwd_partials, dy, x, weight, std::nullopt, rstd, needs_dweight, false);
   backward.run(fusedformer::rms_norm_bwd);
   return {backward.dx, backward.dweight};
-}
-
-// Runs the backward of a norm that adds; gives dx, which is empty without dropout, where it is dresidual.
-Tensor run_adding(Backward& backward, LaunchBackward* launch, const Optional& ds, const Tensor& s,
-                  const Optional& seed, double dropout_p) {
-  if (ds) check_like(*ds, s, "ds and s");
-  const Optional ds_rows = ds ? Optional(in_aligned_rows(*ds)) : std::nullopt;
-  const Tensor dx = seed ? new_output_like(s) : new_output(s, {0}, s.scalar_type());
-  backward.args.ds = data_or_null(ds_rows);
-  if (seed) backward.args.dx_of_dropout = dx.mutable_data_ptr();
-  backward.args.dropout = dropout_of(seed, dropout_p, s);
-  backward.run(launch);
-  return dx;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_bwd(const Tensor& dy, const Optional& ds, const Tensor& s,
@@ -218,15 +226,4 @@ std::tuple<Tensor, Tensor, Tensor> add_rms_norm_bwd(const Tensor& dy, const Opti
   return {dx, backward.dx, backward.dweight};
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, library) {
-  library.impl("layer_norm_fwd", TORCH_BOX(&layer_norm_fwd));
-  library.impl("layer_norm_bwd", TORCH_BOX(&layer_norm_bwd));
-  library.impl("rms_norm_fwd", TORCH_BOX(&rms_norm_fwd));
-  library.impl("rms_norm_bwd", TORCH_BOX(&rms_norm_bwd));
-  library.impl("add_layer_norm_fwd", TORCH_BOX(&add_layer_norm_fwd));
-  library.impl("add_layer_norm_bwd", TORCH_BOX(&add_layer_norm_bwd));
-  library.impl("add_rms_norm_fwd", TORCH_BOX(&add_rms_norm_fwd));
-  library.impl("add_rms_norm_bwd", TORCH_BOX(&add_rms_norm_bwd));
-}
+}  // namespace fusedformer::functions

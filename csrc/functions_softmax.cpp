@@ -1,12 +1,15 @@
-// Softmax and the loss over it, registered with PyTorch; see register.h.
-#include "register.h"
+// The operators of softmax and the loss over it; see functions.h.
+#include "functions.h"
+#include "tensors.h"
 
-namespace {
+namespace fusedformer::functions {
 
-using namespace fusedformer::registration;
+using namespace tensors;
 using fusedformer::DType;
 using fusedformer::Labels;
 using fusedformer::RowStrides;
+
+namespace {
 
 // Softmax and its logarithm have launchers alike.
 template <class Launcher>
@@ -30,17 +33,19 @@ Tensor backward_of_rows(Launcher launcher, const Tensor& dy, const Tensor& y) {
   return dx;
 }
 
+// Rows of a matrix, if it is to be causal, else 0.
+std::int64_t queries_of(const Tensor& x, bool causal) {
+  STD_TORCH_CHECK(!causal || x.dim() >= 2, "causal is of the last two dimensions, and there are ", x.dim());
+  return causal ? x.size(x.dim() - 2) : 0;
+}
+
+}  // namespace
+
 Tensor softmax_fwd(const Tensor& x) { return forward_of_rows(fusedformer::softmax_fwd, x); }
 Tensor softmax_bwd(const Tensor& dy, const Tensor& y) { return backward_of_rows(fusedformer::softmax_bwd, dy, y); }
 Tensor log_softmax_fwd(const Tensor& x) { return forward_of_rows(fusedformer::log_softmax_fwd, x); }
 Tensor log_softmax_bwd(const Tensor& dy, const Tensor& y) {
   return backward_of_rows(fusedformer::log_softmax_bwd, dy, y);
-}
-
-// Rows of a matrix, if it is to be causal, else 0.
-std::int64_t queries_of(const Tensor& x, bool causal) {
-  STD_TORCH_CHECK(!causal || x.dim() >= 2, "causal is of the last two dimensions, and there are ", x.dim());
-  return causal ? x.size(x.dim() - 2) : 0;
 }
 
 Tensor masked_softmax_fwd(const Tensor& x, const std::optional<Tensor>& mask, bool causal, double scale) {
@@ -69,6 +74,8 @@ Tensor masked_softmax_bwd(const Tensor& dy, const Tensor& y, bool causal, double
   };
   return backward_of_rows(launcher, dy, y);
 }
+
+namespace {
 
 // Class weights and targets of the rows of logits, contiguous, and what of them the kernels take.
 struct TargetRows {
@@ -117,6 +124,14 @@ struct RowLosses {
   Tensor loss, lse, max, sum;
 };
 
+void check_row_numbers(const Tensor& tensor, const Tensor& logits, const Rows& shape) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.numel() == shape.rows,
+                  "dloss, dlse, max and sum must be float32, one number for each row of logits");
+  STD_TORCH_CHECK(tensor.device() == logits.device(), "dloss, dlse, max, sum and logits must be on the same device");
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor& target,
                                                              const std::optional<Tensor>& weight,
                                                              std::int64_t ignore_index, double smoothing) {
@@ -143,12 +158,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cross_entropy_reduced_fwd(
   return {loss, rows.lse, rows.max, rows.sum, scales};
 }
 
-void check_row_numbers(const Tensor& tensor, const Tensor& logits, const Rows& shape) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.numel() == shape.rows,
-                  "dloss, dlse, max and sum must be float32, one number for each row of logits");
-  STD_TORCH_CHECK(tensor.device() == logits.device(), "dloss, dlse, max, sum and logits must be on the same device");
-}
-
 Tensor cross_entropy_bwd(const Tensor& dloss, const std::optional<Tensor>& dlse, const Tensor& logits,
                          const Tensor& target, const std::optional<Tensor>& weight, const Tensor& max,
                          const Tensor& sum, std::int64_t ignore_index, double smoothing) {
@@ -167,16 +176,4 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const std::optional<Tensor>& dlse,
   return dlogits;
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, library) {
-  library.impl("softmax_fwd", TORCH_BOX(&softmax_fwd));
-  library.impl("softmax_bwd", TORCH_BOX(&softmax_bwd));
-  library.impl("log_softmax_fwd", TORCH_BOX(&log_softmax_fwd));
-  library.impl("log_softmax_bwd", TORCH_BOX(&log_softmax_bwd));
-  library.impl("masked_softmax_fwd", TORCH_BOX(&masked_softmax_fwd));
-  library.impl("masked_softmax_bwd", TORCH_BOX(&masked_softmax_bwd));
-  library.impl("cross_entropy_fwd", TORCH_BOX(&cross_entropy_fwd));
-  library.impl("cross_entropy_reduced_fwd", TORCH_BOX(&cross_entropy_reduced_fwd));
-  library.impl("cross_entropy_bwd", TORCH_BOX(&cross_entropy_bwd));
-}
+}  // namespace fusedformer::functions

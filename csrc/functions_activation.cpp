@@ -1,13 +1,42 @@
-// The activations, registered with PyTorch; see register.h.
-#include "register.h"
+// The operators of the activations; see functions.h.
+#include "functions.h"
+#include "tensors.h"
 
-namespace {
+namespace fusedformer::functions {
 
-using namespace fusedformer::registration;
+using namespace tensors;
 using fusedformer::Activation;
 using fusedformer::StridedRows;
 
+namespace {
+
 Activation gelu_form(bool tanh) { return tanh ? Activation::kGeluTanh : Activation::kGeluErf; }
+
+Activation activation_of(std::int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number <= static_cast<std::int64_t>(Activation::kRelu), "no activation ", number);
+  return static_cast<Activation>(number);
+}
+
+// Gate and up, each (..., n): two tensors, or the halves of the one that is given.
+struct GateAndUp {
+  GateAndUp(const Tensor& x, const std::optional<Tensor>& given_up)
+      : shape(x), n(given_up ? shape.n : shape.n / 2), gate_rows(x), up_rows(given_up ? InRows(*given_up) : gate_rows) {
+    if (given_up) check_like(*given_up, x, "x and up");
+    STD_TORCH_CHECK(given_up || shape.n % 2 == 0, "the last dimension of x must be even, got ", shape.n);
+    gate = gate_rows.rows();
+    up = up_rows.rows(given_up ? 0 : n);
+    sizes = shape.leading;
+    sizes.push_back(n);
+  }
+
+  Rows shape;
+  std::int64_t n;
+  InRows gate_rows, up_rows;
+  StridedRows<const void*> gate, up;
+  std::vector<std::int64_t> sizes;  // of the output
+};
+
+}  // namespace
 
 Tensor gelu_fwd(const Tensor& x, bool tanh) {
   const OnDeviceOf device(x);
@@ -24,11 +53,6 @@ Tensor gelu_bwd(const Tensor& dy, const Tensor& x, bool tanh) {
   check_launch(fusedformer::gelu_bwd(dtype_of(x), gelu_form(tanh), dy_flat.const_data_ptr(), x_flat.const_data_ptr(),
                                      dx.mutable_data_ptr(), x.numel(), device.stream()));
   return dx;
-}
-
-Activation activation_of(std::int64_t number) {
-  STD_TORCH_CHECK(number >= 0 && number <= static_cast<std::int64_t>(Activation::kRelu), "no activation ", number);
-  return static_cast<Activation>(number);
 }
 
 Tensor bias_activation_fwd(const Tensor& x, const Tensor& bias, std::int64_t activation) {
@@ -59,25 +83,6 @@ std::tuple<Tensor, Tensor> bias_activation_bwd(const Tensor& dy, const Tensor& x
   return {dx, dbias};
 }
 
-// Gate and up, each (..., n): two tensors, or the halves of the one that is given.
-struct GateAndUp {
-  GateAndUp(const Tensor& x, const std::optional<Tensor>& given_up)
-      : shape(x), n(given_up ? shape.n : shape.n / 2), gate_rows(x), up_rows(given_up ? InRows(*given_up) : gate_rows) {
-    if (given_up) check_like(*given_up, x, "x and up");
-    STD_TORCH_CHECK(given_up || shape.n % 2 == 0, "the last dimension of x must be even, got ", shape.n);
-    gate = gate_rows.rows();
-    up = up_rows.rows(given_up ? 0 : n);
-    sizes = shape.leading;
-    sizes.push_back(n);
-  }
-
-  Rows shape;
-  std::int64_t n;
-  InRows gate_rows, up_rows;
-  StridedRows<const void*> gate, up;
-  std::vector<std::int64_t> sizes;  // of the output
-};
-
 Tensor glu_fwd(const Tensor& x, const std::optional<Tensor>& up, std::int64_t activation) {
   const OnDeviceOf device(x);
   const GateAndUp in(x, up);
@@ -105,13 +110,4 @@ std::tuple<Tensor, Tensor> glu_bwd(const Tensor& dy, const Tensor& x, const std:
   return {dx, dup};
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(FUSEDFORMER_NAMESPACE, FUSEDFORMER_DISPATCH_KEY, library) {
-  library.impl("gelu_fwd", TORCH_BOX(&gelu_fwd));
-  library.impl("gelu_bwd", TORCH_BOX(&gelu_bwd));
-  library.impl("bias_activation_fwd", TORCH_BOX(&bias_activation_fwd));
-  library.impl("bias_activation_bwd", TORCH_BOX(&bias_activation_bwd));
-  library.impl("glu_fwd", TORCH_BOX(&glu_fwd));
-  library.impl("glu_bwd", TORCH_BOX(&glu_bwd));
-}
+}  // namespace fusedformer::functions

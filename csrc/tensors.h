@@ -1,12 +1,10 @@
-// What the registration files share: checks, outputs, and tensors seen as rows. They alone see PyTorch, through its
-// stable ABI.
+// What the operators share: checks, outputs, and tensors seen as rows, over PyTorch's stable ABI.
 //
 // Python defines the schemas and checks arguments in words that a user understands (src/fusedformer/kernels); the
 // checks here are what keeps a kernel from reading memory that is not there, whoever calls the operator.
 #pragma once
 
 #include <dlfcn.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -19,15 +17,7 @@
 
 #include "ops.h"
 
-#ifdef FUSEDFORMER_EMULATED
-#define FUSEDFORMER_NAMESPACE fusedformer_emulated
-#define FUSEDFORMER_DISPATCH_KEY CPU
-#else
-#define FUSEDFORMER_NAMESPACE fusedformer
-#define FUSEDFORMER_DISPATCH_KEY CUDA
-#endif
-
-namespace fusedformer::registration {
+namespace fusedformer::tensors {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -54,7 +44,9 @@ class OnDeviceOf {
 };
 
 // NaN, so that an element which no thread writes shows.
-inline Tensor poison(Tensor tensor) { return torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN()); }
+inline Tensor poison(Tensor tensor) {
+  return tensor.numel() == 0 ? tensor : torch::stable::fill_(tensor, std::numeric_limits<double>::quiet_NaN());
+}
 
 #else
 
@@ -239,4 +231,4 @@ struct RowsInPlace {
   RowStrides strides;
 };
 
-}  // namespace fusedformer::registration
+}  // namespace fusedformer::tensors
