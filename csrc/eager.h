@@ -175,31 +175,32 @@ class Gradient : public Node {
   bool needs(std::size_t index) const { return task_should_compute_output(index); }
 
   variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    TORCH_CHECK(!is_released_, torch::autograd::ERR_BACKWARD_TWICE);
+    const variable_list saved = unpack();
     bool has_any = false;
     for (const Tensor& grad : grads) has_any = has_any || grad.defined();
-    if (!has_any) return variable_list(num_outputs());
-    variable_list saved;
-    saved.reserve(saved_.size());
-    for (const SavedVariable& variable : saved_) saved.push_back(variable.unpack(getptr()));
-    return formula_(*this, grads, saved);
+    return has_any ? formula_(*this, grads, saved) : variable_list(num_outputs());
   }
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    is_released_ = true;
     for (SavedVariable& variable : saved_) variable.reset_data();
   }
 
  private:
+  variable_list unpack() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    variable_list saved;
+    saved.reserve(saved_.size());
+    for (const SavedVariable& variable : saved_) saved.push_back(variable.unpack(getptr()));
+    return saved;
+  }
+
   friend void record(const char*, std::initializer_list<Tensor>, std::initializer_list<Tensor>,
                      std::initializer_list<std::pair<Tensor, bool>>, Formula);
 
   const char* name_;
   Formula formula_;
   std::vector<SavedVariable> saved_;
-  bool is_released_ = false;
 };
 
 inline auto new_gradient(const char* name, Gradient::Formula formula) {

@@ -132,8 +132,8 @@ def test_extension_is_small_and_soon_compiled(checkout: Path, installed: Path) -
 
 @pytest.mark.skipif(not HAS_NVCC, reason="no nvcc: the wheel is pure Python")
 def test_extension_loads_without_cuda(installed: Path) -> None:
-    code = "from fusedformer.kernels import library; print(library.extension_status())"
-    assert python(code, installed).splitlines()[-1] == "loaded"
+    code = "from fusedformer.kernels import eager, library; print(library.extension_status(), eager.status())"
+    assert python(code, installed).splitlines()[-1] == "loaded loaded"
 
 
 def test_computes_outside_the_checkout(installed: Path) -> None:
