@@ -188,6 +188,7 @@ PyObject* connect(const Table*& table, PyObject* address) {
   }
   PyObject* const before = PyLong_FromVoidPtr(const_cast<Table*>(table));
   table = given;
+  if (table != nullptr) *table->allocate = allocate;
   return before;
 }
 

@@ -4,9 +4,11 @@
 
 #include <torch/csrc/autograd/python_variable.h>  // Python.h comes first
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -82,7 +84,8 @@ void for_tensors(const Visit& visit, const Args&... args) {
   (look(args), ...);
 }
 
-// Whether nobody but the operator and autograd has a say in a call: no mode, transform, tracer, profiler, autocast.
+// Whether nobody but the operator and autograd has a say in a call: no mode, transform, tracer, profiler. Autocast has
+// none: operators compute in the type of their input.
 inline bool is_unwatched() {
   const auto& keys = c10::impl::tls_local_dispatch_key_set();
   return !keys.excluded_.has(c10::DispatchKey::AutogradFunctionality) && !at::impl::torch_function_mode_enabled() &&
@@ -94,7 +97,8 @@ template <class... Args>
 const Table* table_for(const Args&... args) {
   static const c10::DispatchKeySet usual =
       c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::BackendSelect,
-                           c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradFunctionality}) |
+                           c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradFunctionality,
+                           c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA}) |
       c10::DispatchKeySet({c10::BackendComponent::CUDABit, c10::BackendComponent::CPUBit});
   const auto& thread = c10::impl::tls_local_dispatch_key_set();
   c10::DispatchKeySet keys = thread.included_;
@@ -118,6 +122,16 @@ bool any_requires_grad(const Args&... args) {
     for_tensors([&](const Tensor& tensor) { any = any || tensor.requires_grad(); }, args...);
   }
   return any;
+}
+
+// A tensor as PyTorch's own operators allocate their results. All of it will be written.
+inline AtenTensorHandle allocate(AtenTensorHandle like, const std::int64_t* sizes, std::size_t dims, int dtype) {
+  const c10::Device device = torch::aot_inductor::tensor_handle_to_tensor_pointer(like)->device();
+  const c10::DeviceGuard guard(device);
+  const auto key = device.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+  return torch::aot_inductor::new_tensor_handle(
+      Tensor(at::detail::empty_generic({sizes, dims}, c10::GetAllocator(device.type()), c10::DispatchKeySet(key),
+                                       static_cast<at::ScalarType>(dtype), std::nullopt)));
 }
 
 // An operator of functions.h, over PyTorch's tensors.

@@ -68,9 +68,16 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Optional& dlse, const Tensor
   X(add_layer_norm_fwd) X(add_layer_norm_bwd) X(add_rms_norm_fwd) X(add_rms_norm_bwd)                              \
   X(cross_entropy_fwd) X(cross_entropy_reduced_fwd) X(cross_entropy_bwd)
 
+// A new tensor on the device of `like`, contiguous, of ScalarType number `dtype`.
+using Allocate = AtenTensorHandle(AtenTensorHandle like, const std::int64_t* sizes, std::size_t dims, int dtype);
+
+// What outputs come from; null for PyTorch's way that its stable ABI has, which takes the dispatcher.
+inline Allocate* allocate = nullptr;
+
 // All of a library's, which `fusedformer_functions` gives: other symbols of it are not to be seen from outside.
 struct Table {
   std::size_t bytes = sizeof(Table);  // tells a table of another version
+  Allocate** allocate = &functions::allocate;
 #define FUSEDFORMER_MEMBER(name) decltype(&functions::name) name = nullptr;
   FUSEDFORMER_FUNCTIONS(FUSEDFORMER_MEMBER)
 #undef FUSEDFORMER_MEMBER

@@ -1,5 +1,4 @@
 // The operators of the activations; see functions.h.
-#include "functions.h"
 #include "tensors.h"
 
 namespace fusedformer::functions {

@@ -1,5 +1,4 @@
 // The operators of softmax and the loss over it; see functions.h.
-#include "functions.h"
 #include "tensors.h"
 
 namespace fusedformer::functions {

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "functions.h"
 #include "ops.h"
 
 namespace fusedformer::tensors {
@@ -94,8 +95,10 @@ inline Tensor in_aligned_rows(const Tensor& tensor) {
   return is_aligned ? rows : torch::stable::clone(rows);
 }
 
-// Straight from the allocator, where torch::stable::new_empty takes the way through the dispatcher.
 inline Tensor new_output(const Tensor& like, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
+  if (functions::allocate != nullptr) {
+    return poison(Tensor(functions::allocate(like.get(), sizes.data(), sizes.size(), static_cast<int>(dtype))));
+  }
   std::vector<std::int64_t> strides(sizes.size());
   std::int64_t stride = 1;
   for (std::size_t dim = sizes.size(); dim-- > 0; stride *= std::max<std::int64_t>(sizes[dim], 1)) strides[dim] = stride;

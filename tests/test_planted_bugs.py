@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import planted_attention_bugs
+import planted_eager_bugs
 import planted_softmax_bugs
 import pytest
 from planted import Bug
@@ -34,6 +36,7 @@ GUARD_TESTS = ("tests/test_guard_pages.py", "-k")
 
 BUGS = [
     *planted_attention_bugs.BUGS,
+    *planted_eager_bugs.BUGS,
     *planted_softmax_bugs.BUGS,
     Bug(
         "missing __syncthreads",
@@ -284,6 +287,14 @@ BUGS = [
 ]
 
 
+def build_eager(folder: Path) -> None:
+    """In a copy of the project."""
+    module = folder / "src" / "fusedformer" / f"_eager{sysconfig.get_config_var('EXT_SUFFIX')}"
+    code = f"from pathlib import Path; from fusedformer import build; build.build_eager(Path({str(module)!r}))"
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=300)
+
+
 def run_copy(folder: Path, tests: tuple[str, ...], edit: Bug | None = None) -> subprocess.CompletedProcess[str]:
     """Run `tests` of a copy of the project, with `edit` made, in the emulated world."""
     for name in ("src", "csrc", "tests"):
@@ -296,6 +307,8 @@ def run_copy(folder: Path, tests: tuple[str, ...], edit: Bug | None = None) -> s
             f"{edit.name}: {edit.old!r} stands {text.count(edit.old)} times in {edit.file}"
         )
         path.write_text(text.replace(edit.old, edit.new))
+    if "tests/test_eager.py" in tests:
+        build_eager(folder)
     # Without a GPU, for on one Triton's kernels are compiled, and what the interpreter runs is skipped.
     environment = os.environ | {"PYTHONPATH": str(folder / "src"), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--worlds", "emulated", *tests]

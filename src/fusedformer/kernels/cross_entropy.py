@@ -72,7 +72,7 @@ def cross_entropy(
         is_mean = reduction == "mean"
         loss = eager.cross_entropy(logits, target, None, ignore_index, label_smoothing, z_loss, is_mean)
         if loss is not None:
-            return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+            return _rounded(loss, logits)
     if z_loss == 0:
         loss = cross_entropy_fwd.natively(logits, target, weight, ignore_index, label_smoothing, reduction)
         if loss is not None:
@@ -85,7 +85,7 @@ def cross_entropy(
             results = cross_entropy_reduced_fwd.by_kernel(logits, target, None, *settings, z_loss, reduction == "mean")
         if results is not None:
             loss = _with_z_loss(results, z_loss) if reduction == "none" else results[0]
-            return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+            return _rounded(loss, logits)
     _check(logits, target, weight, label_smoothing, z_loss, reduction)
     if not hasattr(ignore_index, "__index__"):
         raise ValueError(f"cross_entropy: ignore_index is {ignore_index!r}, expected an int")
@@ -97,7 +97,14 @@ def cross_entropy(
         loss = _with_z_loss(cross_entropy_fwd(*arguments), z_loss)
     else:
         loss = cross_entropy_reduced_fwd(*arguments, float(z_loss), reduction == "mean")[0]
+    return _rounded(loss, logits)
+
+
+def _rounded(loss: Tensor, logits: Tensor) -> Tensor:
+    """The loss in the dtype of the logits, unless autocast has it in float32."""
     device = logits.device.type
+    if loss.dtype == logits.dtype:
+        return loss
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
     return loss if is_cast else loss.to(logits.dtype)
 

@@ -2,8 +2,8 @@
 
 It is built for one version of PyTorch and of Python. Beside others, or where it was not built, `status` says so, each
 function here gives None, and the op takes the way through PyTorch's dispatcher: the same results, in more time. They
-give None too for a call that is not of the usual kind: other devices, subclasses, modes, transforms, autocast, a
-profiler, an argument that is no good. torch.compile cannot look into them, so callers ask `is_compiling` first.
+give None too for a call that is not of the usual kind: other devices, subclasses, modes, transforms, a profiler, an
+argument that is no good. torch.compile cannot look into them, so callers ask `is_compiling` first.
 
 Functions take what the public ones do, with every default given; None is of a weight, bias, mask or seed.
 """
