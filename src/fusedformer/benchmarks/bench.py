@@ -320,10 +320,7 @@ class _Bench:
         yield from (worlds.row_without_figure(op, world, status, reason) for op in self._without_errors(world))
 
     def _collect_static(self) -> None:
-        def progress(done: int, total: int) -> None:
-            if done % 10 == 0 or done == total:
-                self.console.step(f"static: {done} of {total} kernel variants for sm_{STATIC_ARCH}")
-
+        progress = partial(self.console.count, f"static: kernel variants for sm_{STATIC_ARCH}")
         names = [op.name for op in self.error_ops]
         try:
             self.static_rows = static_world.collect([STATIC_ARCH], names, progress=progress, deadline=self.deadline)

@@ -9,7 +9,8 @@ of a round, in the order in which they are then timed: in the second half each h
 Chance says who begins (Curtsinger and Berger, "Stabilizer", 2013, on what steady places do to a comparison).
 
 The interval of the median is that of order statistics: the k-th smallest and k-th largest of n values enclose the
-median unless at most k - 1 of n fair coins fall on one side (Conover, "Practical Nonparametric Statistics", section 3.2).
+median unless at most k - 1 of n fair coins fall on one side (Conover, "Practical Nonparametric Statistics", section
+3.2).
 
 Measuring ends when the interval is narrow, and that favours intervals that are narrow by chance. So the interval is
 looked at after a few planned numbers of rounds only, and each of its sides misses the median with a probability of TAIL
