@@ -114,6 +114,6 @@ def test_all_places_are_free_before_the_first_contender_is_set_up_again() -> Non
 
 def test_a_contender_that_cannot_be_set_up_again_is_the_one_to_blame() -> None:
     left = [lambda: 1.0] * 3
-    contenders = {"A": lambda: 1.0, "B": Renewed(lambda: left.pop())}
+    contenders: dict[str, timing.Run | Renewed] = {"A": lambda: 1.0, "B": Renewed(lambda: left.pop())}
     with pytest.raises(timing.RunError, match="B raised while it was timed"):
         timing.measure(contenders, VirtualMachine(random.Random(0)), Plan())

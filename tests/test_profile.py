@@ -148,7 +148,7 @@ def test_the_timeline_of_some_blocks_says_which_slices_were_measured() -> None:
     subject = Subject("ours", lambda context, depth: Built(profile_models.ours(context, depth or 6)), n_layers=6)
     setting = Setting(subject, TRAIN, OURS)
     ran, whole = setting.trace(64, SHALLOW).ops, sheet_of(setting.trace(64, 6))
-    measured = Measurement(ran, np.arange(1.0, len(ran) + 1), None, SHALLOW, 1)
+    measured = Measurement(ran, np.array([float(index) for index in range(len(ran))]), None, SHALLOW, 1)
     seconds, obtained = measured.seconds_of(whole), measured.obtained_of(whole)
     by_block = {
         block: [second for op, second in zip(whole.ops, seconds, strict=True) if op.block == block]
