@@ -122,7 +122,7 @@ class TestReady:
         cpu = Instruments(torch.device("cpu"), CountingClock())
         ready = cpu.ready(prepare)
         rounds = cpu.timed({"ours": ready}, Plan(min_rounds=6, max_rounds=6))["ours"]["rounds"]
-        assert (rounds, len(made)) == (6, 2 + 2 * 6)
+        assert (rounds, len(made)) == (6, 3 + 2 * 6)
 
 
 class TestShares:

@@ -306,6 +306,15 @@ def test_peaks_of_this_machine_are_measured() -> None:
     assert machines.datasheet("Voodoo 2") is None
 
 
+def test_a_busy_cpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machines.os, "getloadavg", lambda: (3.25, 1.0, 1.0))
+    assert machines.load_by_others(torch.device("cpu")) == "load 3.2 on 4 cores"
+    assert machines.load_by_others(torch.device("cuda")) == ""
+    monkeypatch.setattr(machines.os, "getloadavg", lambda: (1.9, 9.0, 9.0))
+    assert machines.load_by_others(torch.device("cpu")) == ""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it is measured, which takes what it takes")
 def test_a_million_tokens_of_llama_take_less_than_a_minute(tmp_path: Path) -> None:

@@ -226,6 +226,8 @@ class _Bench:
     def measure(self) -> None:
         self.folder.write_settings(self.environment, **self.settings)
         self._show(tables.environment_table(self.environment))
+        if load := machines.load_by_others(self.device):
+            self.console.line(f"This machine is busy, {load}: expect verdicts of UNSURE.")
         # A GPU's time is for times: what is timed is judged too, and `make gpu` has run the tests before.
         steps = [self._measure_errors, self._measure_times]
         for step in steps[::-1] if self._is_gpu_first else steps:

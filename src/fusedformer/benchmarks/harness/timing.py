@@ -175,7 +175,7 @@ class _Session:
         self.runs = {name: one for name, one in contenders.items() if not isinstance(one, Renewed)}
         self.samples: dict[str, list[float]] = {name: [] for name in contenders}
         self.spent, self.is_over = 0.0, False
-        set_up = self._set_up(self.names)
+        set_up = min(self._set_up(self.names) for _ in range(2))
         seconds = {name: _warm_seconds(partial(self._timed, name)) for name in contenders}
         self.repeats = {name: _repeats(seconds[name], plan.sample_seconds) for name in contenders}
         of_a_pass = sum(self.repeats[name] * seconds[name] for name in contenders)
