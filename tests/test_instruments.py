@@ -87,7 +87,7 @@ class TestReady:
         def cold() -> None: ...
         def warm() -> None: ...
 
-        ready = gpu.ready(Prepared(cold, warm, turns=5))
+        ready = gpu.ready(lambda: Prepared(cold, warm, turns=5))
         assert captured == [(cold, 5), (warm, 5)]
         assert (ready.calls, ready.clock, ready.host_s, ready.peak_memory) == (5, GRAPH, 4e-6, 123)
         fields = gpu.timed({"ours": ready}, Plan(seconds=0.0, min_rounds=LEAST_ROUNDS))["ours"]
@@ -101,16 +101,28 @@ class TestReady:
             raise RuntimeError("operation not permitted when stream is capturing")
 
         monkeypatch.setattr(instruments, "captured", refuse)
-        ready = gpu.ready(Prepared(lambda: None, lambda: None, turns=5))
+        ready = gpu.ready(lambda: Prepared(lambda: None, lambda: None, turns=5))
         assert (ready.calls, ready.clock) == (1, EVENTS)
         assert ready.warm is not None
 
     def test_a_cpu_has_wall_time_and_no_host_beside_it(self) -> None:
         cpu = Instruments.of(torch.device("cpu"))
-        ready = cpu.ready(Prepared(lambda: torch.zeros(1000), lambda: None, turns=3))
+        ready = cpu.ready(lambda: Prepared(lambda: torch.zeros(1000), lambda: None, turns=3))
         assert isinstance(cpu.clock, WallClock)
         assert (ready.calls, ready.clock, ready.host_s, ready.warm) == (1, "wall", None, None)
         assert ready.peak_memory >= 4000
+
+    def test_on_a_cpu_a_contender_is_set_up_for_each_half_of_a_round(self) -> None:
+        made: list[int] = []
+
+        def prepare() -> Prepared:
+            made.append(len(made))
+            return Prepared(lambda: None)
+
+        cpu = Instruments(torch.device("cpu"), CountingClock())
+        ready = cpu.ready(prepare)
+        rounds = cpu.timed({"ours": ready}, Plan(min_rounds=6, max_rounds=6))["ours"]["rounds"]
+        assert (rounds, len(made)) == (6, 3 + 2 * 6)
 
 
 class TestShares:

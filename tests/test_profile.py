@@ -6,6 +6,7 @@ import pickle
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from fusedformer.benchmarks.profile.breakdown import ATTENTION_BACKWARD, ATTENTI
 from fusedformer.benchmarks.profile.cells import MODELLED
 from fusedformer.benchmarks.profile.components import LOGITS, LOSS, MLP, NORMS, OPTIMIZER, QKV, SOFTMAX
 from fusedformer.benchmarks.profile.contenders import MATH, OURS
-from fusedformer.benchmarks.profile.family import sheet_of
+from fusedformer.benchmarks.profile.family import SHALLOW, sheet_of
+from fusedformer.benchmarks.profile.measure import Measurement
 from fusedformer.benchmarks.profile.profiler import Setting
 from fusedformer.benchmarks.profile.roofline import bound_seconds, model_seconds, predicted_rate
 from fusedformer.benchmarks.profile.steps import TRAIN
@@ -133,6 +135,46 @@ def test_a_run_measures_what_it_is_told_to_and_predicts_the_rest(tmp_path: Path)
     assert [row["component"] for row in curve[:3]] == ["a", "b", "c"]
     assert {row["component"] for row in curve if row["context"] == "128"} == {"step", "low", "high"}
     assert {row["obtained"] for row in read(folder) if row["quantity"] == cells.PEAK} == {"measured", "predicted"}
+    process, *events = json.loads((folder / f"decode-{exports.TIMELINE}").read_text())["traceEvents"]
+    assert "context 64" in process["args"]["name"]
+    assert process["args"]["name"].endswith("times measured")
+    spans = [event for event in events if event["ph"] == "X"]
+    assert {span["args"]["obtained"] for span in spans} == {"measured"}
+    assert 1e-6 * sum(span["dur"] for span in spans) == pytest.approx(float(steps["ours", 64]["value"]))
+
+
+def test_the_timeline_of_some_blocks_says_which_slices_were_measured() -> None:
+    """As where a GPU's memory holds three blocks of six: an inner one takes what the middle one took."""
+    subject = Subject("ours", lambda context, depth: Built(profile_models.ours(context, depth or 6)), n_layers=6)
+    setting = Setting(subject, TRAIN, OURS)
+    ran, whole = setting.trace(64, SHALLOW).ops, sheet_of(setting.trace(64, 6))
+    measured = Measurement(ran, np.array([float(index) for index in range(len(ran))]), None, SHALLOW, 1)
+    seconds, obtained = measured.seconds_of(whole), measured.obtained_of(whole)
+    by_block = {
+        block: [second for op, second in zip(whole.ops, seconds, strict=True) if op.block == block]
+        for block in range(6)
+    }
+    assert by_block[1] == by_block[3] == by_block[5] != by_block[0]
+    ways = {(op.block, way) for op, way in zip(whole.ops, obtained, strict=True)}
+    expected = {(block, "measured" if block < SHALLOW else "predicted") for block in range(6)}
+    assert ways == expected | {(None, "predicted")}
+    assert set(replace(measured, n_blocks=None).obtained_of(whole)) == {"measured"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_context_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    pictures = pytest.importorskip("fusedformer.benchmarks.profile.pictures")
+    setting = Setting(OURS_OF_2, "decode", OURS)
+    family = setting.family(64, 64)
+    found = list(breakdown(setting, 64, family.at(64), times.Modelled(family, machines.H200).at(64)))
+    found.append(setting.cell(
+        cells.BREAKDOWN, context=64, quantity=cells.PEAK, unit="B", value=1e6, obtained="predicted"
+    ))  # fmt: skip
+    assert len(pictures.draw(found, machines.H200, 2.0**30, tmp_path)) == 4
+    axes = pictures.draw_breakdown(found).axes[0]
+    assert len(axes.collections) > 2
+    low, high = axes.get_xlim()
+    assert low < 64 < high
 
 
 def test_shares_add_up_and_nothing_is_above_its_roofline() -> None:
@@ -236,7 +278,7 @@ def test_attention_takes_half_where_its_share_says_so() -> None:
 def test_files_for_other_tools(tmp_path: Path) -> None:
     trace = Setting(OURS_OF_2, TRAIN, OURS).trace(64, None)
     seconds = model_seconds(sheet_of(trace), machines.H200)
-    exports.write_timeline(tmp_path / exports.TIMELINE, trace, seconds, "ours", "modelled")
+    exports.write_timeline(tmp_path / exports.TIMELINE, trace, seconds, ["modelled"] * len(seconds), "ours")
     events = json.loads((tmp_path / exports.TIMELINE).read_text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     assert len(spans) == len(trace.ops)
@@ -262,6 +304,15 @@ def test_peaks_of_this_machine_are_measured() -> None:
     assert min(found.matrix_flops, found.vector_flops, found.bandwidth, found.memory) > 0
     assert machines.datasheet("NVIDIA H200") is machines.H200
     assert machines.datasheet("Voodoo 2") is None
+
+
+def test_a_busy_cpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machines.os, "getloadavg", lambda: (3.25, 1.0, 1.0))
+    assert machines.load_by_others(torch.device("cpu")) == "load 3.2 on 4 cores"
+    assert machines.load_by_others(torch.device("cuda")) == ""
+    monkeypatch.setattr(machines.os, "getloadavg", lambda: (1.9, 9.0, 9.0))
+    assert machines.load_by_others(torch.device("cpu")) == ""
 
 
 @pytest.mark.slow

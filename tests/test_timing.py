@@ -84,8 +84,10 @@ def test_contenders_are_interleaved_forth_and_back() -> None:
             run()
             return 1.0
 
-    timing.measure(runs, CountingClock(), Plan(min_rounds=6, max_rounds=6))
-    assert "".join(calls) == "AAABBB" + "ABBA" * 6
+    timing.measure(runs, CountingClock(), Plan(min_rounds=20, max_rounds=20, precision=-1.0))
+    assert "".join(calls[:6]) == "AAABBB"
+    rounds = {"".join(calls[start : start + 4]) for start in range(6, len(calls), 4)}
+    assert (rounds, len(calls)) == ({"ABBA", "BAAB"}, 6 + 4 * 20)
 
 
 def test_short_calls_are_repeated_until_a_sample_is_long_enough() -> None:

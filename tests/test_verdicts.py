@@ -4,6 +4,7 @@ import pytest
 
 from fusedformer.benchmarks.harness.timing import Interval
 from fusedformer.benchmarks.harness.verdicts import MARGIN, Noise, verdict
+from fusedformer.benchmarks.report import tables
 
 
 @pytest.mark.parametrize(
@@ -40,5 +41,7 @@ def test_the_noise_of_a_run_is_what_99_of_100_cells_stay_within() -> None:
 
 
 def test_a_run_without_such_cells_has_no_floor() -> None:
+    table = tables.noise_table(Noise.of([]))
+    assert (table.lines, table.notes) == ((), ("There was no time to time ours against ours.",))
     assert Noise.of([]) == Noise.from_dict(None) == Noise(0, 0, 0.0)
     assert Noise.from_dict({"cells": 2, "same": 1, "floor": 0.5}) == Noise(2, 1, 0.5)

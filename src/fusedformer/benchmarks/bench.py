@@ -226,6 +226,8 @@ class _Bench:
     def measure(self) -> None:
         self.folder.write_settings(self.environment, **self.settings)
         self._show(tables.environment_table(self.environment))
+        if load := machines.load_by_others(self.device):
+            self.console.line(f"This machine is busy, {load}: expect verdicts of UNSURE.")
         # A GPU's time is for times: what is timed is judged too, and `make gpu` has run the tests before.
         steps = [self._measure_errors, self._measure_times]
         for step in steps[::-1] if self._is_gpu_first else steps:
@@ -320,10 +322,7 @@ class _Bench:
         yield from (worlds.row_without_figure(op, world, status, reason) for op in self._without_errors(world))
 
     def _collect_static(self) -> None:
-        def progress(done: int, total: int) -> None:
-            if done % 10 == 0 or done == total:
-                self.console.step(f"static: {done} of {total} kernel variants for sm_{STATIC_ARCH}")
-
+        progress = partial(self.console.count, f"static: kernel variants for sm_{STATIC_ARCH}")
         names = [op.name for op in self.error_ops]
         try:
             self.static_rows = static_world.collect([STATIC_ARCH], names, progress=progress, deadline=self.deadline)

@@ -5,6 +5,7 @@ command was called wrongly; 3 if `static` could not compile everything, or `veri
 """
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,10 +188,7 @@ def static(
         raise typer.BadParameter("takes a checkout, all architectures and all ops", param_hint="--record")
     ops = static_world.known_ops() if op is None else tuple(dict.fromkeys(op))
     with Console() as console:
-
-        def progress(done: int, total: int) -> None:
-            console.step(f"compiled {done} of {total}")
-
+        progress = partial(console.count, "compiled")
         rows: list[StaticRow] = static_world.collect(arch, ops, progress=progress, record=record)
         if HOPPER in arch and "attention" in ops:
             rows += hopper_world.collect(progress=progress, record=record)
@@ -201,8 +199,8 @@ def static(
         if baseline is not None:
             console.table(static_baseline.table(changes))
     if json_path is not None:
-        with atomic_write(json_path) as partial:
-            partial.write_text(json.dumps(occupancy.described(rows), indent=1))
+        with atomic_write(json_path) as unfinished:
+            unfinished.write_text(json.dumps(occupancy.described(rows), indent=1))
     if any(row.problems for row in rows) or any(change.worse for change in changes):
         raise typer.Exit(1)
     raise typer.Exit(3 if not_compiled(rows) else 0)

@@ -20,6 +20,7 @@ COPY_BYTES = {"cuda": 2**30, "cpu": 2**26}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
 FLOAT8_ARCH = 89  # the first compute capability whose matrix units multiply float8
 MIB = 2**20
+BUSY = 0.5  # of the cores
 PROBE_SECONDS = 0.3  # of each probe
 
 
@@ -128,6 +129,12 @@ def memory_of(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def load_by_others(device: torch.device) -> str:
+    """How busy the cores are before a CPU is measured; empty where that is little, or a GPU is measured."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"load {load:.1f} on {cores} cores" if device.type == "cpu" and load > BUSY * cores else ""
 
 
 def arch_of(device: torch.device) -> int | None:

@@ -132,7 +132,7 @@ class Comparison:
         verdict, ready, found = contender.judge(), None, {}
         if verdict.status == "ok":
             try:
-                ready = instruments.ready(contender.prepare())
+                ready = instruments.ready(contender.prepare)
                 found = ready.fields()
             except Exception as error:  # running out of memory, for one, is a result
                 verdict, ready = replace(verdict, **_failure(error)), None

@@ -1,7 +1,8 @@
 """What measures a call on one device: its clock, its peaks, and what watches it.
 
 On a GPU the time is that of CUDA-graph replays between events, over inputs that take turns so that the L2 cache has
-lost them; a call that no graph can hold is launched from the host, between the same events. On a CPU it is wall time.
+lost them; a call that no graph can hold is launched from the host, between the same events. On a CPU it is wall time,
+and contenders are set up again and again: see timing.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from fusedformer.benchmarks.harness import timing
 from fusedformer.benchmarks.harness.gpu_state import GpuMonitor, monitor_of
 from fusedformer.benchmarks.harness.graphs import captured
 from fusedformer.benchmarks.harness.probes import host_seconds, peak_bytes
-from fusedformer.benchmarks.harness.timing import Clock, CudaClock, Plan, Run, WallClock
+from fusedformer.benchmarks.harness.timing import Clock, CudaClock, Plan, Renewed, Run, WallClock
 from fusedformer.benchmarks.machines import Machine
 
 WALL, EVENTS, GRAPH = "wall", "events", "graph"
@@ -40,7 +41,7 @@ class Ready(NamedTuple):
     """What is timed, and what is known of it before.
 
     Attributes:
-        run: makes `calls` calls.
+        run: makes `calls` calls; on a CPU set up anew for each half of a round.
         warm: likewise, always on the same inputs; None where that is not asked.
         calls: in one `run`.
         clock: WALL, EVENTS or GRAPH.
@@ -48,7 +49,7 @@ class Ready(NamedTuple):
         peak_memory: bytes.
     """
 
-    run: Run
+    run: Run | Renewed
     warm: Run | None
     calls: int
     clock: str
@@ -98,12 +99,13 @@ class Instruments:
             return rate * 1e9 / machine.bandwidth
         return rate * 1e12 / machine.product_flops(dtype)
 
-    def ready(self, prepared: Prepared) -> Ready:
+    def ready(self, prepare: Callable[[], Prepared]) -> Ready:
         """Call it once, which meets the errors of its kernels, and find out how it can be timed best."""
+        prepared = prepare()
         self.clock.time(prepared.run, 1)  # which waits for a GPU
         peak = peak_bytes(prepared.run, self.device)
         if self.device.type != "cuda":
-            return Ready(prepared.run, None, 1, WALL, None, peak)
+            return Ready(Renewed(lambda: prepare().run), None, 1, WALL, None, peak)
         host = host_seconds(prepared.run)
         turns = prepared.turns
         try:

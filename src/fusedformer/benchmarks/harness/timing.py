@@ -1,9 +1,16 @@
 """Time contenders side by side: interleaved rounds, medians, and an interval for the ratio that needs no normal law.
 
-A round times every contender once in order and once in reverse (A B B A), so a machine that slows down steadily slows
-both sums alike; the ratio is taken within a round, and the figure is the median over rounds. Its interval is that of
-order statistics: the k-th smallest and k-th largest of n values enclose the median unless at most k - 1 of n fair coins
-fall on one side (Conover, "Practical Nonparametric Statistics", section 3.2).
+A round times every contender once in some order and once in reverse (A B B A or B A A B), so a machine that slows down
+steadily slows both sums alike; the ratio is taken within a round, and the figure is the median over rounds.
+
+Where tensors lie in memory moves a time by several percent: on one CPU the gradient of softmax is 4% slower if what it
+reads begins at a page and not 64 bytes behind. So contenders whose buffers are their own are set up anew for each half
+of a round, in the order in which they are then timed: in the second half each has the place that the other had before.
+Chance says who begins (Curtsinger and Berger, "Stabilizer", 2013, on what steady places do to a comparison).
+
+The interval of the median is that of order statistics: the k-th smallest and k-th largest of n values enclose the
+median unless at most k - 1 of n fair coins fall on one side (Conover, "Practical Nonparametric Statistics", section
+3.2).
 
 Measuring ends when the interval is narrow, and that favours intervals that are narrow by chance. So the interval is
 looked at after a few planned numbers of rounds only, and each of its sides misses the median with a probability of TAIL
@@ -15,6 +22,7 @@ On a GPU the rounds come in batches. A monitor is asked around each, and one tha
 import contextlib
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +36,14 @@ LEAST_ROUNDS = 6  # fewer have no 95% interval
 MAX_REPEATED = 5  # batches; a GPU that is too hot after that stays so
 LOOKS = (6, 12, 25, 50, 100)  # the numbers of rounds after which the interval may end the measuring
 TAIL = 0.0175
+MOST_PASSES = 10  # through the contenders before they are set up anew
 Run = Callable[[], object]
+
+
+class Renewed(NamedTuple):
+    """A contender with buffers of its own: `make` sets it up anew and gives its call."""
+
+    make: Callable[[], Run]
 
 
 class Clock(Protocol):
@@ -128,8 +143,10 @@ class Measured(NamedTuple):
     repeated_batches: int
 
 
-def measure(contenders: Mapping[str, Run], clock: Clock, plan: Plan, monitor: Monitor | None = None) -> Measured:
-    """Time all contenders in interleaved rounds.
+def measure(
+    contenders: Mapping[str, Run | Renewed], clock: Clock, plan: Plan, monitor: Monitor | None = None
+) -> Measured:
+    """Time all contenders in interleaved rounds; what is `Renewed` is set up twice in each.
 
     Raises:
         TooSlowError: the least number of rounds would take more than `plan.limit_seconds`.
@@ -152,13 +169,19 @@ def measure(contenders: Mapping[str, Run], clock: Clock, plan: Plan, monitor: Mo
 class _Session:
     """The rounds of one measurement so far."""
 
-    def __init__(self, contenders: Mapping[str, Run], clock: Clock, plan: Plan) -> None:
-        self.contenders, self.clock, self.plan = contenders, clock, plan
+    def __init__(self, contenders: Mapping[str, Run | Renewed], clock: Clock, plan: Plan) -> None:
+        self.names, self.clock, self.plan, self.random = list(contenders), clock, plan, random.Random(0)
+        self.makes = {name: one.make for name, one in contenders.items() if isinstance(one, Renewed)}
+        self.runs = {name: one for name, one in contenders.items() if not isinstance(one, Renewed)}
         self.samples: dict[str, list[float]] = {name: [] for name in contenders}
         self.spent, self.is_over = 0.0, False
+        set_up = min(self._set_up(self.names) for _ in range(2))
         seconds = {name: _warm_seconds(partial(self._timed, name)) for name in contenders}
         self.repeats = {name: _repeats(seconds[name], plan.sample_seconds) for name in contenders}
-        needed = LEAST_ROUNDS * sum(2 * self.repeats[name] * seconds[name] for name in contenders)
+        of_a_pass = sum(self.repeats[name] * seconds[name] for name in contenders)
+        # So that setting up takes two thirds of the time at most.
+        self.passes = min(MOST_PASSES, max(1, int(set_up / of_a_pass)))
+        needed = LEAST_ROUNDS * 2 * (set_up + self.passes * of_a_pass)
         if needed > plan.limit_seconds:
             raise TooSlowError(
                 f"{LEAST_ROUNDS} rounds need {needed:.3g} s, {plan.limit_seconds:.3g} s are left for them"
@@ -184,17 +207,46 @@ class _Session:
         self.is_over = False
 
     def _round(self) -> None:
-        for name in self.contenders:
-            self.samples[name].append(self._timed(name, self.repeats[name]))
-        for name in list(self.contenders)[::-1]:
-            self.samples[name][-1] = (self.samples[name][-1] + self._timed(name, self.repeats[name])) / 2
-        self.spent += sum(2 * self.repeats[name] * values[-1] for name, values in self.samples.items())
+        order = self.random.sample(self.names, len(self.names))
+        forth, back = self._half(order), self._half(order[::-1])
+        for name in self.names:
+            self.samples[name].append((forth[name] + back[name]) / 2)
+
+    def _half(self, order: Sequence[str]) -> dict[str, float]:
+        """Seconds of a call of each."""
+        self.spent += self._set_up(order)
+        passes = [{name: self._timed(name, self.repeats[name]) for name in order} for _ in range(self.passes)]
+        self.spent += sum(self.repeats[name] * one[name] for one in passes for name in order)
+        return {name: statistics.median(one[name] for one in passes) for name in order}
+
+    def _set_up(self, order: Sequence[str]) -> float:
+        """Make what is to be renewed in this order, then call each, untimed; the seconds that it took.
+
+        All are dropped before: one that is made while the others live gets the place that it had.
+        """
+        start, renewed = time.perf_counter(), [name for name in order if name in self.makes]
+        for name in self.makes:
+            self.runs.pop(name, None)
+        for name in renewed:
+            with _blaming(name):
+                self.runs[name] = self.makes[name]()
+        for name in renewed:
+            with _blaming(name):
+                self.runs[name]()
+        return time.perf_counter() - start
 
     def _timed(self, name: str, repeats: int) -> float:
-        try:
-            return self.clock.time(self.contenders[name], repeats)
-        except Exception as error:
-            raise RunError(name) from error
+        with _blaming(name):
+            return self.clock.time(self.runs[name], repeats)
+
+
+@contextlib.contextmanager
+def _blaming(contender: str) -> Iterator[None]:
+    """What is raised here is that contender's."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(contender) from error
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Interval:

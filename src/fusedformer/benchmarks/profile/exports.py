@@ -6,10 +6,12 @@ memory.pickle   what torch.cuda.memory._snapshot gives, of a device with nothing
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fusedformer.benchmarks.profile.breakdown import LINES, line_of
+from fusedformer.benchmarks.profile.cells import Obtained
 from fusedformer.benchmarks.profile.family import Array
 from fusedformer.benchmarks.profile.tracing import Allocation, Trace
 
@@ -18,21 +20,30 @@ BASE_ADDRESS = 1 << 40
 ALIGNMENT = 512  # bytes, of PyTorch's CUDA allocator
 
 
-def write_timeline(path: Path, trace: Trace, seconds: Array, title: str, obtained: str) -> None:
-    """Write the ops of a trace one after the other, each line of a breakdown on a track of its own."""
+def write_timeline(path: Path, trace: Trace, seconds: Array, obtained: Sequence[Obtained], title: str) -> None:
+    """Write the ops of a trace one after the other, each line of a breakdown on a track of its own.
+
+    Args:
+        path: of the file.
+        trace: of a whole step.
+        seconds: of each of its ops.
+        obtained: how, of each.
+        title: what ran, or would.
+    """
+    ways = ", ".join(dict.fromkeys(obtained))
     events: list[dict[str, Any]] = [
-        {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"{title}; times {obtained}"}},
+        {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"{title}; times {ways}"}},
         *(
             {"ph": "M", "pid": 0, "tid": LINES.index(line), "name": "thread_name", "args": {"name": line}}
             for line in dict.fromkeys(map(line_of, trace.ops))
         ),
     ]
     now = 0.0
-    for op, duration, live in zip(trace.ops, seconds, trace.live_bytes(), strict=True):
+    for op, duration, way, live in zip(trace.ops, seconds, obtained, trace.live_bytes(), strict=True):
         work = {"phase": op.phase, "module": ".".join(op.path), "FLOPs": op.work.flops, "bytes": op.work.n_bytes}
         events.append({
             "ph": "X", "pid": 0, "tid": LINES.index(line_of(op)), "name": op.name, "cat": op.component,
-            "ts": now * 1e6, "dur": duration * 1e6, "args": {**work, "obtained": obtained},
+            "ts": now * 1e6, "dur": duration * 1e6, "args": {**work, "obtained": way},
         })  # fmt: skip
         events.append({"ph": "C", "pid": 0, "name": "live memory (B)", "ts": now * 1e6, "args": {"B": live}})
         now += float(duration)

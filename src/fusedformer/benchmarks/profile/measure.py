@@ -7,7 +7,7 @@ device spins while the step is queued, and the events see kernels back to back. 
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ import torch
 
 from fusedformer.benchmarks.harness.comparison import describe
 from fusedformer.benchmarks.harness.probes import peak_bytes
+from fusedformer.benchmarks.profile.cells import MEASURED, PREDICTED, Obtained
 from fusedformer.benchmarks.profile.contenders import Attention
 from fusedformer.benchmarks.profile.family import SHALLOW, Array, Sheet
 from fusedformer.benchmarks.profile.profiler import Setting
 from fusedformer.benchmarks.profile.steps import NobodyObserves, Step, make_step
 from fusedformer.benchmarks.profile.subjects import build_on
-from fusedformer.benchmarks.profile.tracing import BLOCKS, OpClock, Trace, Tracer
+from fusedformer.benchmarks.profile.tracing import BLOCKS, OpClock, Trace, TracedOp, Tracer
 
 SECONDS = 2.0  # of repeats for one step
 MAX_REPEATS = 20
@@ -57,25 +58,62 @@ class EventClock:
         return start.elapsed_time(end) / 1e3
 
 
+class NotMeasuredError(RuntimeError):
+    """The step cannot run here; the message says why."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A step that ran.
 
     Attributes:
-        seconds: of each op of the whole step, medians over repeats, in the order of its sheet.
+        ops: that ran.
+        seconds: of each of them, medians over repeats.
         peak: bytes that PyTorch had allocated at most, of all blocks; None where only some ran.
         n_blocks: that ran; None for all.
         repeats: of the step.
     """
 
+    ops: Sequence[TracedOp]
     seconds: Array
     peak: int | None
     n_blocks: int | None
     repeats: int
 
+    def seconds_of(self, sheet: Sheet) -> Array:
+        """Seconds of each op of a sheet: those of the next op of its name and place that ran.
 
-class NotMeasuredError(RuntimeError):
-    """The step cannot run here; the message says why."""
+        A sheet may stand for more blocks than ran: an op of any inner block takes what it took in the middle one. Ops
+        that are not in a block, such as the optimizer's, take as much longer as they move more bytes.
+
+        Raises:
+            NotMeasuredError: none such ran.
+        """
+        ran: dict[tuple[Any, ...], list[int]] = {}
+        for index, op in enumerate(self.ops):
+            ran.setdefault((op.name, op.phase, op.path), []).append(index)
+        seen: Counter[tuple[Any, ...]] = Counter()
+        found = np.zeros(len(sheet.ops))
+        for index, op in enumerate(sheet.ops):
+            key = (op.name, op.phase, op.path)
+            places = ran.get(key) or ran.get((op.name, op.phase, _in_middle_block(op.path)))
+            if places is None or seen[key] >= len(places):
+                raise NotMeasuredError(f"{op.name} in {'.'.join(op.path) or 'no module'} did not run")
+            place = places[seen[key]]
+            seen[key] += 1
+            n_bytes = self.ops[place].work.n_bytes
+            scale = sheet.n_bytes[index] / n_bytes if op.block is None and n_bytes else 1.0
+            found[index] = self.seconds[place] * scale
+        return found
+
+    def obtained_of(self, sheet: Sheet) -> list[Obtained]:
+        """How each of these seconds was: those of blocks that did not run, and of what they make longer, are not
+        measured.
+        """
+        if self.n_blocks is None:
+            return [MEASURED] * len(sheet.ops)
+        ran = {op.path for op in self.ops if op.block is not None}
+        return [MEASURED if op.path in ran else PREDICTED for op in sheet.ops]
 
 
 def measure(setting: Setting, context: int, sheet: Sheet, device: torch.device) -> Measurement:
@@ -102,7 +140,7 @@ def measure(setting: Setting, context: int, sheet: Sheet, device: torch.device) 
     except Exception as error:  # running out of memory, for one, is a result
         raise NotMeasuredError(describe(error)) from error
     seconds = np.median([[op.seconds or 0.0 for op in trace.ops] for trace in traces], axis=0)
-    return Measurement(_for_sheet(traces[0], seconds, sheet), peak, n_blocks, len(traces))
+    return Measurement(traces[0].ops, seconds, peak, n_blocks, len(traces))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -178,30 +216,6 @@ def _seconds_of(run: Callable[[], Any], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.monotonic() - started
-
-
-def _for_sheet(trace: Trace, seconds: Array, sheet: Sheet) -> Array:
-    """Seconds of the ops of a sheet: each has those of the next op of its name and block that ran.
-
-    A sheet may stand for more blocks than ran: an op of any inner block takes what it took in the middle one. Ops that
-    are not in a block, such as the optimizer's, take as much longer as they move more bytes.
-    """
-    ran: dict[tuple[Any, ...], list[int]] = {}
-    for index, op in enumerate(trace.ops):
-        ran.setdefault((op.name, op.phase, op.path), []).append(index)
-    seen: Counter[tuple[Any, ...]] = Counter()
-    found = np.zeros(len(sheet.ops))
-    for index, op in enumerate(sheet.ops):
-        key = (op.name, op.phase, op.path)
-        places = ran.get(key) or ran.get((op.name, op.phase, _in_middle_block(op.path)))
-        if places is None or seen[key] >= len(places):
-            raise NotMeasuredError(f"{op.name} in {'.'.join(op.path) or 'no module'} did not run")
-        place = places[seen[key]]
-        seen[key] += 1
-        n_bytes = trace.ops[place].work.n_bytes
-        scale = sheet.n_bytes[index] / n_bytes if op.block is None and n_bytes else 1.0
-        found[index] = seconds[place] * scale
-    return found
 
 
 def _in_middle_block(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ from fusedformer.benchmarks.report.axes import (
 )
 
 CONTEXT = "context (tokens)"
+BAR = 1.2  # from its middle to its end, on the scale of contexts
 VISIBLE = 0.5  # percent of the step, the least that is seen in a stack
 # Lines of a breakdown that are drawn as one, with colour and hatch.
 AREAS: dict[str, tuple[tuple[str, ...], str, str]] = {
@@ -85,17 +86,24 @@ def draw_breakdown(found: Sequence[Cell]) -> Figure:
     for axes, attention in zip(panels[0], attentions, strict=True):
         shares = _series(found, attention, cells.SHARE)
         contexts = sorted(shares.get(STEP, {}))
-        bottom = np.zeros(len(contexts))
+        # A single context is a bar around it.
+        across = contexts if len(contexts) > 1 else [contexts[0] / BAR, contexts[0] * BAR]
+        bottom = np.zeros(len(across))
         for label, (lines, colour, hatch) in AREAS.items():
-            heights = np.array([sum(shares.get(line, {}).get(c, 0.0) for line in lines) for c in contexts]) * 100
+            heights = (
+                np.broadcast_to(
+                    [sum(shares.get(line, {}).get(c, 0.0) for line in lines) for c in contexts], bottom.shape
+                )
+                * 100
+            )
             if heights.max(initial=0.0) >= VISIBLE:
                 axes.fill_between(
-                    contexts, bottom, bottom + heights, facecolor=colour, hatch=hatch, edgecolor="white",
+                    across, bottom, bottom + heights, facecolor=colour, hatch=hatch, edgecolor="white",
                     linewidth=0.4, label=label,
                 )  # fmt: skip
             bottom += heights
         size_axis(axes, contexts, CONTEXT)
-        axes.set_xlim(contexts[0], contexts[-1])
+        axes.set_xlim(across[0], across[-1])
         axes.set_ylim(0, 100)
         axes.set_title(f"{attention}: {_obtained(found, attention, cells.TIME)}", fontsize=10)
     panels[0][0].set_ylabel("share of the step's time (%)")

@@ -12,7 +12,7 @@ from fusedformer.benchmarks import machines
 from fusedformer.benchmarks.machines import Machine
 from fusedformer.benchmarks.profile import cells, exports, tables
 from fusedformer.benchmarks.profile.breakdown import breakdown
-from fusedformer.benchmarks.profile.cells import BREAKDOWN, COLUMNS, MEASURED, MODELLED, PREDICTED, Cell
+from fusedformer.benchmarks.profile.cells import BREAKDOWN, COLUMNS, MEASURED, MODELLED, PREDICTED, Cell, Obtained
 from fusedformer.benchmarks.profile.contenders import CONTENDERS
 from fusedformer.benchmarks.profile.crossover import crossovers
 from fusedformer.benchmarks.profile.extrapolate import extrapolation
@@ -156,7 +156,7 @@ class _Profile:
             first = next(iter(settings))
             context = self._longest_that_fits(families[first])
             self._show(tables.breakdown_table(self.folder.rows, mode, first, context))
-            self._export(settings[first], context)
+            self._export(settings[first], context, times[first])
 
     def _times(self, setting: Setting, family: Family) -> TimesAt:
         if not self.to_measure:
@@ -186,19 +186,26 @@ class _Profile:
         fitting = [length for length in lengths if family.at(length).peak <= self.memory]
         return max(fitting, default=min(lengths))
 
-    def _export(self, setting: Setting, context: int) -> None:
-        """The whole model's step at one context, all blocks, as files for other tools."""
+    def _export(self, setting: Setting, context: int, times: TimesAt) -> None:
+        """The whole model's step, all blocks, as files for other tools: the memory at one context, and a timeline.
+
+        That is of the longest context that was measured; where none was, of the same one, modelled.
+        """
         self.console.step(f"{setting.mode}: timeline and memory at {context}")
         trace = setting.trace(context, None)
         seconds = model_seconds(sheet_of(trace), self.machine)
+        obtained: list[Obtained] = [MODELLED] * len(seconds)
+        exports.write_snapshot(self.folder.partial / f"{setting.mode}-{exports.SNAPSHOT}", trace, seconds)
+        if isinstance(times, Measured) and times.runs:
+            context = max(times.runs)
+            trace = setting.trace(context, None)
+            sheet, measured = sheet_of(trace), times.runs[context]
+            seconds, obtained = measured.seconds_of(sheet), measured.obtained_of(sheet)
         title = f"{setting.subject.name} {setting.mode}, attention {setting.attention}, context {context}"
         title += f", {self.machine.name} ({self.machine.source})"
-        for name in (exports.TIMELINE, exports.SNAPSHOT):
-            path = self.folder.partial / f"{setting.mode}-{name}"
-            if name == exports.TIMELINE:
-                exports.write_timeline(path, trace, seconds, title, MODELLED)
-            else:
-                exports.write_snapshot(path, trace, seconds)
+        exports.write_timeline(
+            self.folder.partial / f"{setting.mode}-{exports.TIMELINE}", trace, seconds, obtained, title
+        )
 
     def _draw(self) -> list[Path]:
         if find_spec("matplotlib") is None:

@@ -13,7 +13,7 @@ from fusedformer.benchmarks.profile.breakdown import LINES, Times, by_line
 from fusedformer.benchmarks.profile.cells import MEASURED, MODELLED, PREDICTED
 from fusedformer.benchmarks.profile.curves import PARAMETERS, fit_curve
 from fusedformer.benchmarks.profile.family import Family
-from fusedformer.benchmarks.profile.measure import NotMeasuredError, measure
+from fusedformer.benchmarks.profile.measure import Measurement, NotMeasuredError, measure
 from fusedformer.benchmarks.profile.profiler import Setting
 from fusedformer.benchmarks.profile.roofline import model_seconds
 
@@ -65,6 +65,7 @@ class Measured:
     ) -> None:
         self._family, self._machine = family, machine
         self.measured: dict[int, Times] = {}
+        self.runs: dict[int, Measurement] = {}
         self.peaks: dict[int, int] = {}
         self.failures: dict[int, str] = {}
         for context in contexts:
@@ -72,12 +73,14 @@ class Measured:
             sheet = family.at(context)
             try:
                 found = measure(setting, context, sheet, device)
+                seconds = by_line(sheet, found.seconds_of(sheet))
             except NotMeasuredError as error:
                 self.failures[context] = str(error)
                 continue
             ran = "" if found.n_blocks is None else f"{found.n_blocks} of {setting.subject.n_layers} blocks ran; "
             reason = f"{ran}median of {found.repeats}"
-            self.measured[context] = Times(by_line(sheet, found.seconds), MEASURED, machine, reason)
+            self.measured[context] = Times(seconds, MEASURED, machine, reason)
+            self.runs[context] = found
             if found.peak is not None:
                 self.peaks[context] = found.peak
 

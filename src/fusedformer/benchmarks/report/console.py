@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from fusedformer.benchmarks.report.tables import Table
 
+TENTHS = 10
 FILE_WIDTH = 160  # characters of a line where the output is no terminal, whose width could be asked
 
 
@@ -51,6 +52,11 @@ class Console:
             self._end_progress()
             self._status.update(escape(f"{seconds:4.0f} s  {text}"))
             self._status.start()
+
+    def count(self, text: str, done: int, total: int) -> None:
+        """Say how many of `total` alike things are done, from 1 on: elsewhere than on a terminal at each tenth only."""
+        if self._rich.is_terminal or done * TENTHS // total > (done - 1) * TENTHS // total:
+            self.step(f"{text} {done} of {total}")
 
     def _show_progress(self, text: str, done: int, total: int) -> None:
         if self._progress is None:

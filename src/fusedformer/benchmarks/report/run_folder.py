@@ -47,7 +47,8 @@ class Run:
     Attributes:
         path: the folder.
         settings: how it was started (subjects, quick, budget_s, seed, sweep), and what holds for all of it: `peaks`,
-            a list of machines.Machine as dictionaries, and `noise`, that of ours timed against ours (see self_test.py).
+            a list of machines.Machine as dictionaries, and `noise`, that of ours timed against ours, a verdicts.Noise
+            likewise.
         environment: machine.collect() of where it ran.
         rows: as measured.
         static: rows of the static world, as dictionaries.

@@ -158,6 +158,8 @@ def rate_scale(largest: float, unit: str) -> tuple[float, str]:
 
 def noise_table(noise: Noise) -> Table:
     """What ours against ours came to: how far apart two times can be by chance."""
+    if not noise.cells:
+        return Table("Noise", (), (), ("There was no time to time ours against ours.",))
     line = (f"{noise.same} of {noise.cells}", f"{noise.floor:.2%}", f"{noise.margin:.2%}")
     note = "Ours timed against ours: SAME is what they should be; a difference below the margin is none."
     return Table("Noise", ("SAME", "99% within", "margin"), [line], (note,))
