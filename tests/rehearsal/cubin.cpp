@@ -49,7 +49,7 @@ void read_attributes(Function& function, const char* start, std::size_t bytes) {
 std::vector<Function*> read_cubin(const void* image) {
   const char* base = static_cast<const char*>(image);
   std::vector<Function*> functions;
-  if (std::memcmp(base, ELFMAG, SELFMAG) != 0) return functions;
+  if (std::strncmp(base, ELFMAG, SELFMAG) != 0) return functions;
   const auto* header = reinterpret_cast<const Elf64_Ehdr*>(base);
   const auto* sections = reinterpret_cast<const Elf64_Shdr*>(base + header->e_shoff);
   const char* names = base + sections[header->e_shstrndx].sh_offset;

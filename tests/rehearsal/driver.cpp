@@ -13,6 +13,7 @@ const auto kContext = reinterpret_cast<CUcontext>(std::uintptr_t{0x5e7});
 
 struct Module {
   std::vector<Function*> functions;
+  bool is_trusted;  // from NVRTC's stand-in: whatever kernel it is asked for is there
 };
 
 CUresult launch(CUfunction handle, const CUlaunchConfig& config, void** parameters) {
@@ -118,9 +119,9 @@ EXPORT CUresult cuCtxSynchronize() {
 }
 
 EXPORT CUresult cuModuleLoadData(CUmodule* result, const void* image) {
-  auto* module = new Module{rehearsal::read_cubin(image)};
+  auto* module = new Module{rehearsal::read_cubin(image), *static_cast<const char*>(image) == '\0'};
   *result = reinterpret_cast<CUmodule>(module);
-  return module->functions.empty() ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
+  return module->functions.empty() && !module->is_trusted ? CUDA_ERROR_INVALID_IMAGE : CUDA_SUCCESS;
 }
 
 EXPORT CUresult cuModuleLoadDataEx(CUmodule* result, const void* image, unsigned, CUjit_option*, void**) {
@@ -130,6 +131,10 @@ EXPORT CUresult cuModuleLoadDataEx(CUmodule* result, const void* image, unsigned
 EXPORT CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 
 EXPORT CUresult cuModuleGetFunction(CUfunction* result, CUmodule handle, const char* name) {
+  if (reinterpret_cast<Module*>(handle)->is_trusted) {
+    *result = reinterpret_cast<CUfunction>(new Function{.name = name});
+    return CUDA_SUCCESS;
+  }
   for (Function* function : reinterpret_cast<Module*>(handle)->functions) {
     if (function->name != name) continue;
     *result = reinterpret_cast<CUfunction>(function);

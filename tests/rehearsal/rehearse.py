@@ -4,9 +4,9 @@ PyTorch's CUDA build, Triton, csrc/ and the package are the real ones. Underneat
 runtime (the C++ beside this file) with an H200 that remembers, checks and computes nothing:
 
     memory       the host's, at addresses of its own; zeros; an address is never given out twice
-    launches     held against what the driver documents (grid, block, clusters, dynamic shared memory that was asked for,
-                 and, of Triton's kernels, whose cubins are read: registers, static shared memory, pointers into freed
-                 memory), then left out
+    launches     held against what the driver documents (grid, block, clusters, dynamic shared memory that was asked
+                 for, and, of Triton's kernels, whose cubins are read: registers, static shared memory, pointers into
+                 freed memory), then left out
     descriptors  of TMA: alignment, strides, boxes, and whether they stay inside the allocation
     captures     synchronising with what is captured is refused
     events       the host's clock
@@ -24,6 +24,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -62,7 +63,9 @@ def prepare(source: Path, folder: Path) -> dict[str, str]:
         raise SystemExit(f"{sys.executable} has no PyTorch")
     libraries, site, objects = folder / "lib", folder / "site", folder / "build"
     includes = torch.parent / "triton" / "backends" / "nvidia" / "include"
-    newest = max(path.stat().st_mtime for path in HERE.glob("*") if path.suffix in {".cpp", ".h"} or path.stem == "stubs")
+    newest = max(
+        path.stat().st_mtime for path in HERE.glob("*") if path.suffix in {".cpp", ".h"} or path.stem == "stubs"
+    )
     done = libraries / "done"
     if not done.exists() or done.stat().st_mtime < newest:
         stubs.build(torch / "lib", HERE, includes, libraries)
@@ -79,7 +82,7 @@ def prepare(source: Path, folder: Path) -> dict[str, str]:
     build.build_extension(objects / "static" / "_C.so", arch_list="9.0", build_dir=objects)
     link(torch, objects, libraries, package / "_C.so")
     if hasattr(build, "build_eager"):
-        build.build_eager(package / f"_eager{_suffix()}")
+        build.build_eager(package / f"_eager{sysconfig.get_config_var('EXT_SUFFIX')}")
     environment = dict(os.environ)
     environment["LD_LIBRARY_PATH"] = f"{libraries}:{environment.get('LD_LIBRARY_PATH', '')}".rstrip(":")
     environment["TRITON_LIBCUDA_PATH"] = str(libraries)
@@ -93,12 +96,6 @@ def link(torch: Path, objects: Path, libraries: Path, output: Path) -> None:
     command = ["g++", "-shared", *map(str, sorted(objects.glob("*.o"))), f"-L{torch / 'lib'}", f"-L{libraries}"]
     command += ["-Wl,--no-as-needed", "-ltorch_cpu", "-l:libcudart.so.13", "-ldl", "-o", str(output)]
     subprocess.run(command, check=True)
-
-
-def _suffix() -> str:
-    import sysconfig
-
-    return str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def _load(path: Path) -> ModuleType:

@@ -149,7 +149,9 @@ def problem_of(call: Callable[[], object]) -> str:
         before = counts.read()
         call()
     except Exception as error:
-        where = next((f for f in reversed(traceback.extract_tb(error.__traceback__)) if "fusedformer" in f.filename), None)
+        where = next(
+            (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "fusedformer" in f.filename), None
+        )
         place = f" ({where.filename.rpartition('fusedformer/')[2]}:{where.lineno})" if where else ""
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{place}"
     after = counts.read()
@@ -183,6 +185,7 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     cases = [case for columns in LENGTHS for dtype in DTYPES for case in row_cases(columns, dtype)] + attention_cases()
     cases = [case for case in cases if not words or any(word in case.name for word in words)]
+    gc.freeze()  # collections are many, and modules are large
     problems = sum(map(check, cases))
     print(f"{len(cases)} cases, {problems} problems; {dict(counts.read())}")
     sys.stdout.flush()

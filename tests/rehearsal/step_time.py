@@ -4,6 +4,7 @@ Three ways of a call: forward without gradients, forward with them, forward and 
 zeros; sizes are small, as where host time counts.
 """
 
+import functools
 import gc
 import sys
 import time
@@ -79,15 +80,17 @@ def main(names: list[str]) -> None:
     """Print one line per op."""
     torch.set_num_threads(1)
     gc.disable()
-    print(f"{'host time per call, us':24}" + "".join(f"{way:>26}" for way in ("no grad", "forward", "forward+backward")))
+    print(
+        f"{'host time per call, us':24}" + "".join(f"{way:>26}" for way in ("no grad", "forward", "forward+backward"))
+    )
     print(f"{'':24}" + f"{'ours':>10}{'ATen':>8}{'ratio':>8}" * 3)
     for name, (ours, theirs, inputs) in pairs().items():
         if names and name not in names:
             continue
         with torch.no_grad():
             grad = torch.zeros_like(theirs(*inputs))
-            cells = [microseconds(lambda: ours(*inputs), lambda: theirs(*inputs))]
-        cells.append(microseconds(lambda: ours(*inputs), lambda: theirs(*inputs)))
+            cells = [microseconds(functools.partial(ours, *inputs), functools.partial(theirs, *inputs))]
+        cells.append(microseconds(functools.partial(ours, *inputs), functools.partial(theirs, *inputs)))
         cells.append(microseconds(with_backward(ours, inputs, grad), with_backward(theirs, inputs, grad)))
         text = "".join(f"{mine:10.1f}{aten:8.1f}{mine / aten:8.2f}" for mine, aten in cells)
         print(f"{name:24}{text}", flush=True)

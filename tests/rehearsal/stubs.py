@@ -26,7 +26,11 @@ def build(torch_lib: Path, sources: Path, includes: Path, folder: Path) -> None:
     compiler = ("g++", "-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-fvisibility=hidden", f"-isystem{includes}")
     driver = [str(sources / name) for name in ("device.cpp", "cubin.cpp", "driver.cpp")]
     _run(*compiler, *driver, "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1"))
-    own = {"libcudart.so.13": ("runtime.cpp", "streams.cpp"), "libcublas.so.13": ("blas.cpp",)}
+    own = {
+        "libcudart.so.13": ("runtime.cpp", "streams.cpp"),
+        "libcublas.so.13": ("blas.cpp",),
+        "libnvrtc.so.13": ("nvrtc.cpp",),
+    }
     own["libcublasLt.so.13"] = own["libcublas.so.13"]
     for library, names in _wanted(torch_lib).items():
         parts = [str(sources / name) for name in own.get(library, ())]
