@@ -78,7 +78,7 @@ def prepare(source: Path, folder: Path) -> dict[str, str]:
     for path in (source / "src" / "fusedformer").iterdir():
         if path.suffix != ".so":
             (package / path.name).symlink_to(path)
-    # Kernels are compiled for the one architecture that is pretended; of the library that this links only objects count.
+    # Kernels are compiled for the architecture that is pretended; of the library that this links, objects count alone.
     build.build_extension(objects / "static" / "_C.so", arch_list="9.0", build_dir=objects)
     link(torch, objects, libraries, package / "_C.so")
     if hasattr(build, "build_eager"):
