@@ -7,7 +7,7 @@ runtime (the C++ beside this file) with an H200 that remembers, checks and compu
     launches     held against what the driver documents (grid, block, clusters, dynamic shared memory that was asked
                  for, and, of Triton's kernels, whose cubins are read: registers, static shared memory, pointers into
                  freed memory), then left out
-    descriptors  of TMA: alignment, strides, boxes, and whether they stay inside the allocation
+    descriptors  of TMA: alignment, strides, boxes, and whether they start inside an allocation
     captures     synchronising with what is captured is refused
     events       the host's clock
 

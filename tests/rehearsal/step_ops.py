@@ -34,6 +34,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     differentiable: bool = True
     tiers: tuple[str, ...] = ("",)  # values of FUSEDFORMER_HOPPER
+    may_wait: str = ""  # the way that waits for the GPU by its nature
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -95,6 +96,9 @@ def attention_cases() -> list[Case]:
         ("empty", tuple(leaf(2, 0, 8, 128) for _ in range(3)), {}),
     ]  # fmt: skip
     cases = [Case(f"attention, {name}", f.attention, xs, settings, tiers=all_tiers) for name, xs, settings in forms]
+    for case in cases:
+        if "packed" in case.name:
+            case.may_wait = "double backward"  # by the definition, in plain PyTorch, which cuts at the lengths
     quantized = [f.quantize_fp8(x.detach()) for x in (q, k, v)]
     eighths = tuple(x for x, _ in quantized)
     settings = {"descale": [scale for _, scale in quantized], "causal": True}
@@ -139,7 +143,7 @@ def ways(case: Case) -> dict[str, Callable[[], object]]:
     return found | {"backward": gradients, "double backward": double} if case.differentiable else found
 
 
-def problem_of(call: Callable[[], object]) -> str:
+def problem_of(call: Callable[[], object], may_wait: bool) -> str:
     """What is wrong with a call that is made twice; empty for nothing."""
     start = counts.read()
     try:
@@ -157,7 +161,7 @@ def problem_of(call: Callable[[], object]) -> str:
     after = counts.read()
     if after["refusals"] > start["refusals"]:
         return "a call was refused"
-    if after["synchronisations"] > before["synchronisations"]:
+    if after["synchronisations"] > before["synchronisations"] and not may_wait:
         return f"waits {after['synchronisations'] - before['synchronisations']} times for the GPU"
     gc.collect()
     leaked = torch.cuda.memory_allocated() - held
@@ -171,7 +175,7 @@ def check(case: Case) -> int:
         start = time.monotonic()
         with dispatch.preferred(tier):
             for way, call in ways(case).items():
-                problem = problem_of(call)
+                problem = problem_of(call, way == case.may_wait)
                 problems += bool(problem)
                 if problem:
                     print(f"PROBLEM {case.name}, tier {tier or 'default'}, {way}: {problem}", flush=True)
