@@ -1,5 +1,7 @@
 // libcuda.so.1: the driver's functions that Triton, Gluon's TMA descriptors and PyTorch call.
 #include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "device.h"
 
@@ -126,6 +128,12 @@ EXPORT CUresult cuModuleLoadData(CUmodule* result, const void* image) {
 
 EXPORT CUresult cuModuleLoadDataEx(CUmodule* result, const void* image, unsigned, CUjit_option*, void**) {
   return cuModuleLoadData(result, image);
+}
+
+EXPORT CUresult cuModuleLoad(CUmodule* result, const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string image{std::istreambuf_iterator<char>(file), {}};
+  return file ? cuModuleLoadData(result, image.c_str()) : CUDA_ERROR_FILE_NOT_FOUND;
 }
 
 EXPORT CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
