@@ -28,7 +28,7 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import stubs
+import stubs  # type: ignore[import-not-found]  # beside this file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

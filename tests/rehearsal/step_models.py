@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import counts
+import counts  # type: ignore[import-not-found]  # beside this file
 import torch
 from torch import Tensor
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import counts
+import counts  # type: ignore[import-not-found]  # beside this file
 import torch
 from torch import Tensor
 
