@@ -10,7 +10,7 @@ BIN := .venv/bin
 READY := .venv/ready
 EXTRAS := bench,models,examples,static,test,lint
 
-.PHONY: bench test slow lint gpu clean
+.PHONY: bench test slow lint gpu rehearse clean
 
 bench: $(READY)
 	$(BIN)/fusedformer bench --quick
@@ -33,6 +33,21 @@ lint: $(READY)
 gpu:
 	cd src && $(PYTHON) -m fusedformer.benchmarks.gpu --budget $(BUDGET) $(if $(OUTPUT),--output $(abspath $(OUTPUT)))
 
+# The CUDA path's host side without a GPU: see tests/rehearsal/rehearse.py. PyTorch's CUDA build, without NVIDIA's wheels.
+REHEARSAL := .rehearsal/venv
+STEPS ?=
+
+rehearse: $(REHEARSAL)/ready
+	$(REHEARSAL)/bin/python tests/rehearsal/rehearse.py $(STEPS)
+
+# Three equals signs: a build for the CPU is called 2.13.0+cpu, and would be taken where there is one.
+$(REHEARSAL)/ready: constraints.txt
+	$(PYTHON) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/pip install --quiet --no-deps torch===$$(sed -n 's/^torch==//p' constraints.txt)
+	$(REHEARSAL)/bin/pip install --quiet -c constraints.txt triton ninja numpy typer rich matplotlib setuptools pytest \
+		filelock typing_extensions sympy networkx jinja2 fsspec safetensors tokenizers
+	touch $@
+
 # torch, setuptools and ninja come first: the extension is built against the torch that is there, not one in isolation.
 $(READY): constraints.txt weights.txt pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
@@ -46,4 +61,4 @@ $(READY): constraints.txt weights.txt pyproject.toml setup.py
 	touch $(READY)
 
 clean:
-	rm -rf build dist .venv src/fusedformer.egg-info src/fusedformer/_C.so
+	rm -rf build dist .venv .rehearsal src/fusedformer.egg-info src/fusedformer/_C.so
