@@ -57,9 +57,24 @@ class Row:
         return "dkdv_wide" if is_wide else self.kernel
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Columns of a tile of q and k, and of one of v: powers of 2, of which products.py leaves out the rest."""
+        return _tile_of(self.head_dim), _tile_of(self.head_dim_v)
+
+    @property
+    def tails(self) -> tuple[int, int]:
+        """Of `tiles`, columns that are used past the first half, where that is not all; 0 where all of them are."""
+        sizes = (self.head_dim, self.head_dim_v)
+        return tuple(size - tile // 2 if size < tile else 0 for size, tile in zip(sizes, self.tiles))
+
+    @property
     def program_rows(self) -> int:
         """Queries, or in "dkdv" and "fused" keys, of a program."""
         return 64 if self.built_as == "dkdv_wide" else 128
+
+
+def _tile_of(head_dim: int) -> int:
+    return 1 << (head_dim - 1).bit_length()
 
 
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
