@@ -10,7 +10,7 @@ import pytest
 
 from fusedformer.benchmarks.static import loops
 from fusedformer.benchmarks.static_hopper import collect, explore, model, protocol
-from fusedformer.benchmarks.static_hopper.row import BETWEEN_THREADS, FENCES, WAITS, HopperRow
+from fusedformer.benchmarks.static_hopper.row import FENCES, UNFENCED_STORES, WAITS, HopperRow
 from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
@@ -133,9 +133,9 @@ def test_every_gate_sees_what_it_is_for(change: dict[str, object], problem: str)
 
 def test_a_tile_from_threads_to_threads_needs_no_fence() -> None:
     kernel = "attention_hopper_dkdv_wide_kernel"
-    good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": BETWEEN_THREADS[kernel]}
+    good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": UNFENCED_STORES[kernel]}
     assert HopperRow.from_dict(good).passed
-    (problem,) = HopperRow.from_dict(good | {"unfenced_stores": BETWEEN_THREADS[kernel] + 1}).problems
+    (problem,) = HopperRow.from_dict(good | {"unfenced_stores": UNFENCED_STORES[kernel] + 1}).problems
     assert problem == "3 TMA stores without a fence before them"
 
 

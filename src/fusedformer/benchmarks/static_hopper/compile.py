@@ -112,10 +112,15 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
 
 def _steady_loops(variant: HopperVariant, disassembly: str, symbol: str) -> list[loops.Loop]:
     """That of both consumers, or where they do different work, in one loop each, those of one and the other."""
-    found = loops.matrix_loops(disassembly, symbol)
-    if not found:
+    if variant.row.built_as == "dkdv_wide":
+        found = loops.matrix_loops(disassembly, symbol)
+        if len(found) != model.CONSUMERS:
+            raise RuntimeError(f"{len(found)} loops with matrix instructions, expected one of each consumer")
+        return found
+    steady = loops.steady_loop(disassembly, symbol)
+    if steady is None:
         raise RuntimeError("no loop with matrix instructions")
-    return found if variant.row.built_as == "dkdv_wide" else [min(found, key=lambda loop: len(loop.body))]
+    return [steady]
 
 
 def _type(value: str | Tile) -> str:

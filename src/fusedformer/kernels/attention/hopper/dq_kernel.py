@@ -132,16 +132,19 @@ def _consumer(
     if sight.lower is not None:
         for t in range(0, whole_first):
             dq, tail = _dq_step(
-                t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, TAIL, TAIL_V, s_layout, operand
-            )
+                t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+                True, TAIL, TAIL_V, s_layout, operand,
+            )  # fmt: skip
     for t in range(whole_first, whole_last):
         dq, tail = _dq_step(
-            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2, False, TAIL, TAIL_V, s_layout, operand
-        )
+            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+            False, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
     for t in range(whole_last, sight.tiles):
         dq, tail = _dq_step(
-            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, TAIL, TAIL_V, s_layout, operand
-        )
+            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+            True, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
 
     dq, tail = times(dq, tail, scale_log2 * LN_2, TAIL)
     store_sums(q, dq, tail, TAIL)

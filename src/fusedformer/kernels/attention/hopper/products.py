@@ -5,8 +5,8 @@ traffic, for what is past the end of a row TMA fills with 0; but products with t
 So they leave them out: with TAIL, a tile has its main part in its first half, and TAIL columns from there on. Scores
 are summed over both in one sum; what has such columns itself, as out has, is two sums, `main` and `tail`.
 
-Without a tail, TAIL is 0, the main part is all of the tile, and `tail` 0: nothing comes of it, and it must be something,
-for no function of Triton 3.6 can return None in a tuple.
+Without a tail, TAIL is 0, the main part is all of the tile, and `tail` is 0, of which nothing comes: no function of
+Triton 3.6 can return None in a tuple.
 """
 
 from triton.experimental import gluon

@@ -1,7 +1,8 @@
 """Tile sizes of the Hopper attention kernels: a table, each row with its evidence.
 
 Nothing but the kernel, the head dimensions and the dtype may choose a row: a result must not depend on what else is in
-its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0.
+its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0. Rates count the
+products of the row's head dimensions.
 """
 
 import functools
@@ -63,9 +64,8 @@ class Row:
 
     @property
     def tails(self) -> tuple[int, int]:
-        """Of `tiles`, columns that are used past the first half, where that is not all; 0 where all of them are."""
-        sizes = (self.head_dim, self.head_dim_v)
-        return tuple(size - tile // 2 if size < tile else 0 for size, tile in zip(sizes, self.tiles))
+        """Of `tiles`, how many columns are used past the first half, where that is not all of it; else 0."""
+        return _tail_of(self.head_dim), _tail_of(self.head_dim_v)
 
     @property
     def program_rows(self) -> int:
@@ -77,6 +77,11 @@ def _tile_of(head_dim: int) -> int:
     return 1 << (head_dim - 1).bit_length()
 
 
+def _tail_of(head_dim: int) -> int:
+    tile = _tile_of(head_dim)
+    return head_dim - tile // 2 if head_dim < tile else 0
+
+
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
 # Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
 # that its 12 warps have must be there from the start.
@@ -86,17 +91,23 @@ SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
     Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), unserved=("window alibi",)),
+    Row("fwd", 96, 96, 128, 2, Predicted(773, 989, "matrix")),
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
+    Row("fwd", 192, 128, 64, 2, Predicted(822, 860, "shared")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
     Row("fwd", 256, 256, 64, 2, Predicted(876, 959, "shared")),
     Row("fwd_fp8", 64, 64, 128, 2, Predicted(828, 959, "exp")),
     Row("fwd_fp8", 128, 128, 128, 2, Predicted(1299, 1919, "exp")),
     Row("fwd_fp8", 256, 128, 128, 2, Predicted(1546, 1979, "matrix")),
     Row("dq", 64, 64, 128, 2, Predicted(781, 989, "matrix")),
+    Row("dq", 96, 96, 128, 2, Predicted(870, 989, "matrix")),
     Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix")),
+    Row("dq", 192, 128, 64, 2, Predicted(934, 989, "matrix")),
     Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared"), unserved=("packed",)),
     Row("dkdv", 64, 64, 128, 2, Predicted(820, 986, "shared")),
+    Row("dkdv", 96, 96, 64, 2, Predicted(856, 911, "shared")),
     Row("dkdv", 128, 128, 64, 2, Predicted(905, 988, "shared")),
+    Row("dkdv", 192, 128, 64, 2, Predicted(790, 790, "shared"), unserved=("packed",)),
     Row("dkdv", 256, 128, 64, 2, Predicted(846, 846, "shared"), unserved=("packed",)),
     Row("dkdv", 256, 256, 64, 2, Predicted(878, 878, "shared"), unserved=("packed",)),
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),
