@@ -131,6 +131,24 @@ def test_every_gate_sees_what_it_is_for(change: dict[str, object], problem: str)
     assert row.problems == (problem,)
 
 
+def test_a_product_of_two_parts_is_waited_for_as_two() -> None:
+    tailed = GOOD.to_dict() | {"variant": "bf16 d96 causal", "waits": (2, 0)}
+    assert HopperRow.from_dict(tailed).passed
+    assert not HopperRow.from_dict(tailed | {"variant": "bf16 d128 causal"}).passed
+    assert not HopperRow.from_dict(tailed | {"waits": (1, 0)}).passed
+
+
+def test_consumers_of_different_work_have_a_loop_each() -> None:
+    wide = next(variant for variant in variants() if variant.row.built_as == "dkdv_wide")
+    assert len(collect.compile._steady_loops(variants()[0], SASS, "kernel")) == 1
+    with pytest.raises(RuntimeError, match="1 loops with matrix instructions, expected one of each consumer"):
+        collect.compile._steady_loops(wide, SASS, "kernel")
+    second = SASS[SASS.index(".L_x_0:") :].replace("L_x_0", "L_x_1").replace("/*00", "/*01")
+    assert len(collect.compile._steady_loops(wide, SASS.replace("EXIT", "NOP") + second, "kernel")) == 2
+    with pytest.raises(RuntimeError, match="no loop with matrix"):
+        collect.compile._steady_loops(variants()[0], SASS.replace("HGMMA", "FFMA"), "kernel")
+
+
 def test_a_tile_from_threads_to_threads_needs_no_fence() -> None:
     kernel = "attention_hopper_dkdv_wide_kernel"
     good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": UNFENCED_STORES[kernel]}

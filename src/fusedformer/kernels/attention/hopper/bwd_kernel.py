@@ -10,8 +10,10 @@ global memory by TMA reductions, one for each tile and half. Their order is not 
 dq_kernel.py is for those who want it fixed.
 
 Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py; masks: queries.py. Queries past the end have a dO
-and a delta of 0, and so do not count; keys past the end are hidden by a mask, or by `right`. FLOPs: 2 B H Sq Sk (2 D +
-2 Dv), FUSED half as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
+and a delta of 0, and so do not count. Keys past the end are hidden by a mask, or, causal, by `right`. A window that
+goes on past the last key sees them as keys of 0: their dK and dV are not stored, but where exp(-lse) overflows they are
+not finite, and the repair computes the tile, FUSED dQ as well, once more for nothing. FLOPs: 2 B H Sq Sk (2 D + 2 Dv),
+FUSED half as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
 Source: Shah et al., "FlashAttention-3", 2024, section B.1, but for the exchange of dS, which halves dQ's traffic.
 """
 

@@ -4,7 +4,8 @@
 
 64 keys of dK and dV in 256 columns each are 256 registers of a warpgroup's threads, more than there are. So a program
 has 64 keys, and of its two consumers one computes S^T, P^T and dV, the other dP^T, dS^T and dK: as many products each,
-none of them twice, and P^T alone goes from one to the other, through shared memory. Both sums stay in registers, and
+none of them twice, and P^T alone goes from one to the other, through shared memory, in 16 bits: dS^T is of weights that
+are rounded as those of dV are, where the kernel of narrower heads has them in float32. Both sums stay in registers, and
 repeat bit for bit. In an iteration a consumer adds the product of its last weights, P^T or dS^T, and computes the next
 ones while the tensor core is the other's.
 

@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fusedformer.kernels import replay
 from fusedformer.kernels.attention.hopper import packing, tuning
-from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS
+from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS, row_of
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
 from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 
@@ -42,7 +42,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
             "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale; "fwd_fp8", see
             ../fp8/launch.py.
     """
-    row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
+    row = row_of(name, problem)
     assert row is not None  # dispatch.refusal has found one
     heads = _heads_of_tile(problem) if name == "fwd" else 1
     packed, programs = _divide(problem, row, heads)

@@ -1,8 +1,8 @@
 """Tile sizes of the Hopper attention kernels: a table, each row with its evidence.
 
-Nothing but the kernel, the head dimensions and the dtype may choose a row: a result must not depend on what else is in
-its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0. Rates count the
-products of the row's head dimensions.
+Nothing but the kernel, the head dimensions, the dtype and the kind of mask may choose a row: a result must not depend
+on what else is in its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0.
+Rates count the products of the row's head dimensions.
 """
 
 import functools
@@ -91,7 +91,7 @@ SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
     Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), unserved=("window alibi",)),
-    Row("fwd", 96, 96, 128, 2, Predicted(773, 989, "matrix")),
+    Row("fwd", 96, 96, 128, 2, Predicted(773, 989, "matrix"), unserved=("window alibi",)),
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
     Row("fwd", 192, 128, 64, 2, Predicted(822, 860, "shared")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
@@ -117,31 +117,41 @@ TABLE = (
 # By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.
 SCORED = {
     ("softcap", 64, 64): Predicted(302, 326, "exp"),
+    ("softcap", 96, 96): Predicted(421, 490, "exp"),
     ("softcap", 128, 128): Predicted(517, 653, "exp"),
+    ("softcap", 192, 128): Predicted(591, 808, "exp"),
     ("softcap", 256, 128): Predicted(653, 880, "shared"),
     ("softcap", 256, 256): Predicted(743, 959, "shared"),
     ("alibi", 64, 64): Predicted(614, 864, "issue"),
+    ("alibi", 96, 96): Predicted(719, 989, "matrix"),
     ("alibi", 128, 128): Predicted(802, 989, "matrix"),
+    ("alibi", 192, 128): Predicted(785, 860, "shared"),
     ("alibi", 256, 128): Predicted(819, 880, "shared"),
     ("alibi", 256, 256): Predicted(850, 959, "shared"),
 }
 
 
 @functools.cache
-def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
-    """The row that serves; None where there is none.
+def row_of(kernel: str, head_dim: int, head_dim_v: int, features: tuple[str, ...] = ()) -> Row | None:
+    """The row that serves, or would if it took the features; None where there is none.
+
+    Where a row with tails does not take them, that of whole tiles does.
 
     Args:
         kernel: "fwd", "fwd_fp8", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
         head_dim: of q and k.
         head_dim_v: of v.
+        features: as `Row.serves` takes them.
     """
     if min(head_dim, head_dim_v) < SHORTEST:
         return None
     fitting = [
         row for row in TABLE if row.kernel == kernel and head_dim <= row.head_dim and head_dim_v <= row.head_dim_v
     ]  # fmt: skip
-    return min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)
+    row = min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)
+    if row is None or row.serves(features):
+        return row
+    return next((other for other in fitting if (other.head_dim, other.head_dim_v) == row.tiles), row)
 
 
 def heads_of_tile(group: int, seqlen_q: int) -> int:
