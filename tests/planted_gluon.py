@@ -163,6 +163,7 @@ CASES = {
     "dkdv, packed": Case(BWD, **PACKED),
     "dkdv, packed, full": Case(BWD, **PACKED, right=None, has_flags=True),
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
+    "bwd, tails": Case(BWD, seqlen_k=200, head_dim=96, head_dim_v=96, is_fused=True),
     "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
     "bwd, packed": Case(BWD, **PACKED, is_fused=True),
     "bwd, packed, window": Case(BWD, **PACKED, left=20, right=10, is_fused=True),

@@ -79,7 +79,7 @@ DS_STORED = """        exchange.ds.index(t % 2).slice(ROWS * wid, ROWS).store(ds
 DS_GIVEN = "        mbarrier.arrive(exchange.ds_full.index(t % 2), count=1)\n"
 DS_WAIT = "        mbarrier.wait(exchange.ds_full.index(t % 2), (t // 2) & 1)\n"
 DQ_WAIT = "        mbarrier.wait(exchange.dq_empty.index(wid), (t & 1) ^ 1)\n"
-DQ_STORED = """        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).store(dq)
+DQ_STORED = """        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).slice(0, HALF, dim=1).store(dq)
         fence_async_shared()
         barrier()
 """

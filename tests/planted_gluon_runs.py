@@ -240,7 +240,7 @@ RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
 }
 
 
-def _tails(kernel: Any, case: Case) -> dict[str, int]:
+def _tails(kernel: Any, case: Case) -> dict[str, Any]:
     """What a kernel is told of columns that are no power of 2."""
     return {name: tail for name, tail in zip(("TAIL", "TAIL_V"), case.row.tails) if name in kernel.arg_names}
 

@@ -337,7 +337,7 @@ def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
         ("fwd", (193, 128), (), (256, 128)),
         ("dq", (160, 96), ("packed",), (192, 128)),
         ("dkdv", (129, 129), (), (256, 256)),
-        ("fused", (96, 96), (), (128, 128)),
+        ("fused", (97, 96), (), (128, 128)),
     ],
 )
 def test_the_smallest_tile_that_fits_serves(

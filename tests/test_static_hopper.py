@@ -296,3 +296,22 @@ def test_the_design_space_holds_what_is_shipped() -> None:
     (line,) = (line for line in lines if line[-1] == "ok")
     assert line[:4] == ("fwd", "64/64", "128", "2")
     assert line[-2] == "shipped"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "padded"),
+    [
+        ("fwd", (96, 96), "632 to 742"),  # of 842 to 989, 3 / 4
+        ("fwd", (192, 128), "709 to 733"),  # of 851 to 880, 320 / 384
+        ("dq", (192, 128), "495 to 495"),  # of 742, 512 / 768
+        ("fused", (96, 96), "593 to 593"),  # of 791, 3 / 4
+        ("fwd", (128, 128), ""),
+    ],
+)
+def test_a_row_with_tails_is_faster_than_a_padded_one(kernel: str, sizes: tuple[int, int], padded: str) -> None:
+    (row,) = (row for row in tuning.TABLE if (row.kernel, (row.head_dim, row.head_dim_v)) == (kernel, sizes))
+    assert explore._padded(row) == padded
+    for row in (row for row in tuning.TABLE if any(row.tails)):
+        expected, most = map(int, explore._padded(row).split(" to "))
+        assert row.evidence.tflops > expected
+        assert row.evidence.most_tflops > most

@@ -108,7 +108,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
 
 def _steady_loops(variant: HopperVariant, disassembly: str, symbol: str) -> list[loops.Loop]:
     """That of both consumers, or where they do different work, in one loop each, those of one and the other."""
-    if variant.row.built_as == "dkdv_wide":
+    if variant.row.has_unlike_consumers:
         found = loops.matrix_loops(disassembly, symbol)
         if len(found) != model.CONSUMERS:
             raise RuntimeError(f"{len(found)} loops with matrix instructions, expected one of each consumer")

@@ -12,6 +12,7 @@ WAITS = {
     "attention_hopper_fwd_fp8_kernel": (1, 0),  # the same
     "attention_hopper_dq_kernel": (1, 0, 0),  # S, with dP under way; dP; dQ
     "attention_hopper_bwd_kernel": (1, 0, 1, 0),  # S, with dP under way; dP; dV, with dK under way; dK
+    "attention_hopper_bwd_kernel fused": (1, 0, 2, 1, 0),  # S, dP; dV, with dK and dQ under way; dK; dQ
     "attention_hopper_dkdv_wide_kernel": (1, 0, 1, 0),  # dK, with dP under way; dP; in the other consumer dV and S so
 }
 
@@ -20,9 +21,9 @@ TAILED_WAITS = {
     ("attention_hopper_fwd_kernel", "d96"): (2, 0),
     ("attention_hopper_dq_kernel", "d96"): (2, 0, 0),
     ("attention_hopper_bwd_kernel", "d96"): (2, 0, 2, 0),
+    ("attention_hopper_bwd_kernel fused", "d96"): (2, 0, 3, 1, 0) * 2,  # of each consumer, which have a half of dQ each
     ("attention_hopper_dkdv_wide_kernel", "d192/128"): (1, 0, 2, 0),  # dK, with dP under way; dP; dV, with S; S
 }
-FUSED_WAITS = (1, 0, 2, 1, 0)  # S, with dP under way; dP; dV, with dK and dQ under way; dK; dQ
 # One after the mbarriers are initialised, and one in each consumer after its tiles are in shared memory.
 FENCES, FUSED_FENCES = 3, 7  # the fused kernel's consumers hand over dS and dQ too, in the loop
 # How many stores have no fence by design, for it is threads that read them: those of P, before the loop and in it.
@@ -45,8 +46,9 @@ class HopperRow(StaticRow):
         """Every gate that the variant fails."""
         words = self.variant.split()
         is_fused = "fused" in words
-        tailed = (TAILED_WAITS[self.kernel, word] for word in words if (self.kernel, word) in TAILED_WAITS)
-        waits = FUSED_WAITS if is_fused else next(tailed, WAITS.get(self.kernel))
+        name = f"{self.kernel} fused" if is_fused else self.kernel
+        tailed = (TAILED_WAITS[name, word] for word in words if (name, word) in TAILED_WAITS)
+        waits = next(tailed, WAITS.get(name))
         fences = FUSED_FENCES if is_fused else FENCES
         found = {
             f"waits of the steady loop {self.waits}, designed {waits}": self.waits != waits,

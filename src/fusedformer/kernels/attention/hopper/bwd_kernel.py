@@ -5,9 +5,9 @@
 A program has two consumer warpgroups of 64 keys each, and a warp each to load and to store. It passes over the queries
 of all heads that read its keys, so that dK and dV stay in registers, and repeat bit for bit. A consumer computes S^T
 and dP^T of its keys, adds P^T dO to dV and dS^T Q to dK from registers, and, FUSED, hands dS^T over through shared
-memory: dQ = dS K takes the keys of both, and each consumer computes half of its columns. The writer warp adds dQ to
-global memory by TMA reductions, one for each tile and half. Their order is not fixed, so neither is dQ's last bit:
-dq_kernel.py is for those who want it fixed.
+memory: dQ = dS K takes the keys of both, and each consumer computes half of its columns, or one the main part and the
+other the tail. The writer warp adds dQ to global memory by TMA reductions, one for each tile and half. Their order is
+not fixed, so neither is dQ's last bit: dq_kernel.py is for those who want it fixed.
 
 Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py; masks: queries.py. Queries past the end have a dO
 and a delta of 0, and so do not count. Keys past the end are hidden by a mask, or, causal, by `right`. A window that
@@ -102,6 +102,7 @@ def _bwd_step(
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     D: gl.constexpr = shared.q.tiles.shape[-1]
     FUSED: gl.constexpr = exchange.ds is not None
+    HALF: gl.constexpr = D // 2 if TAIL == 0 or wid == 0 else TAIL  # of dQ's columns
     PARTS: gl.constexpr = 1 if TAIL == 0 else 2  # products in place of one
     dtype: gl.constexpr = shared.q.tiles.dtype
     q = tile_of(shared.q, t)
@@ -124,8 +125,8 @@ def _bwd_step(
     dk, dk_tail = weighted(gl.convert_layout(ds, operand), q, dk, dk_tail, TAIL)
     if FUSED:
         mbarrier.wait(exchange.ds_full.index(t % 2), (t // 2) & 1)
-        half = gl.full([BLOCK_M, D // 2], 0.0, gl.float32, dq_layout)
-        columns = k.slice(wid * (D // 2), D // 2, dim=1)
+        half = gl.full([BLOCK_M, HALF], 0.0, gl.float32, dq_layout)
+        columns = k.slice(wid * (D // 2), HALF, dim=1)
         dq = warpgroup_mma(exchange.ds.index(t % 2).permute((1, 0)), columns, half, use_acc=False, is_async=True)
     dv, dv_tail = await_sums(PARTS + FUSED, dv, dv_tail, TAIL)
     release(shared.dout, t)
@@ -134,7 +135,7 @@ def _bwd_step(
     if FUSED:
         dq = warpgroup_mma_wait(0, [dq])
         mbarrier.wait(exchange.dq_empty.index(wid), (t & 1) ^ 1)
-        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).store(dq)
+        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).slice(0, HALF, dim=1).store(dq)
         fence_async_shared()
         barrier()
         mbarrier.arrive(exchange.dq_full.index(wid), count=1)
@@ -154,7 +155,8 @@ def _consumer(
     dv, dv_tail = no_sums(D, TAIL)
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dk.shape[1], 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, dk_layout, 2)
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
+    HALF: gl.constexpr = D // 2 if TAIL == 0 or wid == 0 else TAIL
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     k = shared.k.reshape([KEYS, D])
     v = shared.v.index(wid).reshape([ROWS, D])
     mbarrier.wait(shared.keys_full.index(0), 0)
@@ -292,7 +294,7 @@ def attention_hopper_bwd_kernel(
     STAGES: gl.constexpr,  # of the rings of queries
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
-    TAIL: gl.constexpr = 0,  # of all columns: products.py; not FUSED
+    TAIL: gl.constexpr = 0,  # of all columns: products.py
     starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it

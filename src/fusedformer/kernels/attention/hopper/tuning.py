@@ -68,6 +68,11 @@ class Row:
         return _tail_of(self.head_dim), _tail_of(self.head_dim_v)
 
     @property
+    def has_unlike_consumers(self) -> bool:
+        """Whether its consumers do different work: dK or dV, or of dQ the main part or the tail."""
+        return self.built_as == "dkdv_wide" or (self.kernel == "fused" and self.tails[0] > 0)
+
+    @property
     def program_rows(self) -> int:
         """Queries, or in "dkdv" and "fused" keys, of a program."""
         return 64 if self.built_as == "dkdv_wide" else 128
@@ -111,6 +116,7 @@ TABLE = (
     Row("dkdv", 256, 128, 64, 2, Predicted(846, 846, "shared"), unserved=("packed",)),
     Row("dkdv", 256, 256, 64, 2, Predicted(878, 878, "shared"), unserved=("packed",)),
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),
+    Row("fused", 96, 96, 64, 2, Predicted(706, 706, "shared")),
     Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), unserved=("whole",)),
 )
 
