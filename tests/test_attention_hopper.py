@@ -209,10 +209,9 @@ def test_a_leak_of_a_packed_sequence_is_mended(hopper_device: torch.device, serv
     assert dirty[-1].isnan().all()
 
 
-@pytest.mark.parametrize("columns", [slice(None), slice(-1, None)], ids=["row", "last column"])
 @pytest.mark.parametrize("head_dim", [64, 96, 256])
 def test_a_query_spoils_no_key_that_it_does_not_see(
-    head_dim: int, columns: slice, hopper_device: torch.device, served: list[str]
+    head_dim: int, hopper_device: torch.device, served: list[str]
 ) -> None:
     case = Case(70, 130, head_dim, dtype=H, heads=1, causal=True)
     inputs = make_inputs(case, hopper_device)
@@ -223,7 +222,7 @@ def test_a_query_spoils_no_key_that_it_does_not_see(
         return list(torch.autograd.grad(out, [leaves["k"], leaves["v"]], torch.ones_like(out)))
 
     clean = gradients()
-    inputs["q"][:, 0, :, columns] = float("nan")  # it sees the first 61 keys
+    inputs["q"][:, 0] = float("nan")  # it sees the first 61 keys
     for found, expected in zip(gradients(), clean):
         assert found[:, :61].isnan().all()
         assert not found[:, 61:].isnan().any()
