@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from fusedformer.kernels.attention import hopper
+from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.launch import packed_rows_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, PACKING, SCORES, QUERIES = "ring", "packing", "scores", "queries"
+RING, PACKING, SCORES, QUERIES, PRODUCTS = "ring", "packing", "scores", "queries", "products"
 FWD, FP8, BWD, DQ, WIDE = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel", "dkdv_wide_kernel"
-FILES = (RING, PACKING, SCORES, QUERIES, FWD, FP8, BWD, DQ, WIDE)
+FILES = (RING, PACKING, SCORES, QUERIES, PRODUCTS, FWD, FP8, BWD, DQ, WIDE)
 _copies = itertools.count()
 
 
@@ -101,6 +102,11 @@ class Case:
         return 64 if self.kernel == WIDE else 128
 
     @property
+    def row(self) -> tuning.Row:
+        """What tiles it takes."""
+        return tuning.Row("", self.head_dim, self.head_dim_v, self.block, self.stages, tuning.UNKNOWN)
+
+    @property
     def sequences(self) -> list[tuple[slice, slice]]:
         """Rows of q and of k of each sequence."""
         ends_q, ends_k = (list(itertools.accumulate(x)) for x in zip(*self.packed or [(self.seqlen_q, self.seqlen_k)]))
@@ -130,6 +136,13 @@ CASES = {
     "fwd, heads": Case(
         FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
     ),
+    "fwd, tails": Case(FWD, head_dim=96, head_dim_v=96, has_sinks=True),
+    "fwd, tails, flags": Case(
+        FWD, head_dim=96, head_dim_v=96, has_flags=True, seqlen_q=130, seqlen_k=200, left=90, right=20
+    ),
+    "fwd, tails, packed": Case(FWD, **PACKED, head_dim=96, head_dim_v=96),
+    "fwd, tails, heads": Case(FWD, head_dim=96, head_dim_v=96, heads_of_tile=4, heads=6, group=3, seqlen_q=37),
+    "fwd, tail of keys": Case(FWD, head_dim=192, head_dim_v=128),
     "fp8": Case(FP8),
     "fp8, full": Case(FP8, right=None, head_dim_v=128),
     "fp8, window": Case(FP8, left=130, right=20, stages=3),
@@ -140,11 +153,17 @@ CASES = {
     "dq, window": Case(DQ, left=130, right=20),
     "dq, flags": Case(DQ, has_flags=True, seqlen_q=130, seqlen_k=70),
     "dq, packed": Case(DQ, **PACKED, has_flags=True),
+    "dq, tails": Case(DQ, head_dim=96, head_dim_v=96, has_flags=True, seqlen_q=130, seqlen_k=200),
+    "dq, tails, packed": Case(DQ, **PACKED, head_dim=96, head_dim_v=96, left=20, right=10),
+    "dq, tail of keys": Case(DQ, head_dim=192, head_dim_v=128, left=130, right=20),
     "dkdv": Case(BWD, seqlen_k=200),
+    "dkdv, tails": Case(BWD, seqlen_k=200, head_dim=96, head_dim_v=96, has_flags=True),
+    "dkdv, tails, packed": Case(BWD, **PACKED, head_dim=96, head_dim_v=96, left=30, right=None),
     "dkdv, flags": Case(BWD, has_flags=True, seqlen_k=130, seqlen_q=70),
     "dkdv, packed": Case(BWD, **PACKED),
     "dkdv, packed, full": Case(BWD, **PACKED, right=None, has_flags=True),
     "bwd": Case(BWD, seqlen_k=200, is_fused=True),
+    "bwd, tails": Case(BWD, seqlen_k=200, head_dim=96, head_dim_v=96, is_fused=True),
     "bwd, full": Case(BWD, seqlen_k=200, right=None, is_fused=True),
     "bwd, packed": Case(BWD, **PACKED, is_fused=True),
     "bwd, packed, window": Case(BWD, **PACKED, left=20, right=10, is_fused=True),
@@ -155,6 +174,9 @@ CASES = {
     "wide, full": Case(WIDE, seqlen_k=130, right=None),
     "wide, window": Case(WIDE, seqlen_q=290, seqlen_k=130, left=60, right=20, head_dim_v=128),
     "wide, unseen": Case(WIDE, seqlen_q=70, seqlen_k=200, left=20, right=20),
+    "wide, tail of keys": Case(
+        WIDE, seqlen_k=130, seqlen_q=290, head_dim=192, head_dim_v=128, left=60, right=20, has_flags=True
+    ),
     "wide, flags": Case(WIDE, has_flags=True, seqlen_k=130, seqlen_q=70),
 }  # fmt: skip
 

@@ -6,12 +6,15 @@ HARMLESS: edits that change nothing, which it must accept.
 from planted_gluon import FWD, RING, bug, swapped, without
 
 K_WAIT = "    await_tile(shared.k, t)\n"
+O_WAIT = "await_sums(0, acc, tail, TAIL_V)\n"
 LAST_LOOP = """range(whole_last, tiles):
-        acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
+        acc, tail, peak, total, p = _fwd_step(
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            wid, """
 WINDOW_LOOP = """range(1, whole_first):
-            acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, """
+            acc, tail, peak, total, p = _fwd_step(
+                t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+                wid, """
 RING_BUGS = [
     without(
         "stage filled while it is read",
@@ -184,12 +187,12 @@ FWD_BUGS = [
         "V released before its product is done",
         "fwd",
         FWD,
-        "    acc = warpgroup_mma_wait(0, [acc])\n",
+        "    acc, tail = await_sums(0, acc, tail, TAIL_V)\n",
         "    release(shared.v, t - 1)\n",
     ),
-    bug("wait leaves S under way", "fwd", FWD, "wait(1, [s])", "wait(2, [s])"),
-    bug("wait leaves O under way", "fwd", FWD, "wait(0, [acc])\n    release", "wait(1, [acc])\n    release"),
-    bug("last wait leaves O under way", "fwd", FWD, "wait(0, [acc])\n\n", "wait(1, [acc])\n\n"),
+    bug("wait leaves S under way", "fwd", FWD, "wait(1 if", "wait(2 if"),
+    bug("wait leaves O under way", "fwd", FWD, O_WAIT + "    release", O_WAIT.replace("0", "1") + "    release"),
+    bug("last wait leaves O under way", "fwd", FWD, O_WAIT + "\n", O_WAIT.replace("0", "1") + "\n"),
     bug("nobody has the first turn", "fwd", FWD, "mbarrier.arrive(turn.index(0), count=1)", "pass"),
     bug("turn passed to oneself", "fwd", FWD, "shared.turn.index(1 - wid)", "shared.turn.index(wid)"),
     bug("turn after two arrivals", "fwd", FWD, "turn = make_barriers(2, 1)", "turn = make_barriers(2, 2)"),
@@ -216,7 +219,7 @@ FWD_BUGS = [
         "O fenced before it is written",
         "fwd",
         FWD,
-        "    out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))\n",
+        "    store_sums(out.reshape([ROWS, DV]), acc, tail, TAIL_V)\n",
         "    fence_async_shared()\n",
     ),
     without("store of O left under way", "fwd", FWD, "    tma.store_wait(0)\n"),
@@ -241,7 +244,7 @@ FWD_BUGS = [
         "O not rescaled",
         "fwd",
         FWD,
-        "t - 1)\n    acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)\n",
+        "t - 1)\n    acc, tail = scaled(acc, tail, shrink, TAIL_V)\n",
         "t - 1)\n",
     ),
     bug("total not rescaled", "fwd", FWD, "total * shrink + gl.sum", "total + gl.sum"),
@@ -335,7 +338,7 @@ HARMLESS = [
         "later K released before its product is done",
         "fwd",
         FWD,
-        "    s = warpgroup_mma_wait(1, [s])\n",
+        "    s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])\n",
         "    release(shared.k, t)\n",
     ),
     without("no turns", "fwd", FWD, "    if PING_PONG:\n        mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)\n"),

@@ -3,7 +3,10 @@
 from planted_gluon import BWD, DQ, QUERIES, bug, swapped, without
 
 LAST_LOOP = """range(whole_last, sight.tiles):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, """
+        dq, tail = _dq_step(
+            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+            """
+DQ_DONE = "    dq, tail = await_sums(0, dq, tail, TAIL)\n"
 DQ_BUGS = [
     without("no wait for Q and dO", "dq", DQ, "    mbarrier.wait(shared.rows_full.index(wid), 0)\n"),
     without("no wait for K", "dq", DQ, "    await_tile(shared.k, t)\n"),
@@ -12,12 +15,12 @@ DQ_BUGS = [
         "K released before its products are done",
         "dq",
         DQ,
-        "    dq = warpgroup_mma_wait(0, [dq])\n",
+        DQ_DONE,
         "    release(shared.k, t)\n",
     ),
-    bug("wait leaves S under way", "dq", DQ, "wait(1, [s])", "wait(2, [s])"),
+    bug("wait leaves S under way", "dq", DQ, "wait(1 if", "wait(2 if"),
     bug("wait leaves dP under way", "dq", DQ, "wait(0, [dp])", "wait(1, [dp])"),
-    bug("wait leaves dQ under way", "dq", DQ, "wait(0, [dq])", "wait(1, [dq])"),
+    bug("wait leaves dQ under way", "dq", DQ, DQ_DONE, DQ_DONE.replace("0", "1")),
     bug(
         "bytes of dO not announced",
         "dq",
@@ -35,7 +38,7 @@ DQ_BUGS = [
     bug("barriers not fenced", "dq", DQ, "    fence_async_shared()\n    gl.warp_specialize", "    gl.warp_specialize"),
     bug("dQ not fenced", "dq", DQ, "    fence_async_shared()\n    async_store", "    async_store"),
     without("store of dQ left under way", "dq", DQ, "    tma.store_wait(0)\n"),
-    bug("dQ scaled in base 2", "dq", DQ, "dq * (scale_log2 * LN_2)", "dq * scale_log2"),
+    bug("dQ scaled in base 2", "dq", DQ, "scale_log2 * LN_2", "scale_log2"),
     bug(
         "shift of rows past the end read",
         "dq",
@@ -57,8 +60,8 @@ DQ_BUGS = [
         "V in K's place",
         "dq",
         DQ,
-        "warpgroup_mma(ds, tile_of(shared.k, t), dq",
-        "warpgroup_mma(ds, tile_of(shared.v, t), dq",
+        "weighted(ds, tile_of(shared.k, t), dq",
+        "weighted(ds, tile_of(shared.v, t), dq",
     ),
     bug(
         "V released twice",
@@ -76,7 +79,7 @@ DS_STORED = """        exchange.ds.index(t % 2).slice(ROWS * wid, ROWS).store(ds
 DS_GIVEN = "        mbarrier.arrive(exchange.ds_full.index(t % 2), count=1)\n"
 DS_WAIT = "        mbarrier.wait(exchange.ds_full.index(t % 2), (t // 2) & 1)\n"
 DQ_WAIT = "        mbarrier.wait(exchange.dq_empty.index(wid), (t & 1) ^ 1)\n"
-DQ_STORED = """        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).store(dq)
+DQ_STORED = """        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).slice(0, HALF, dim=1).store(dq)
         fence_async_shared()
         barrier()
 """
@@ -85,8 +88,9 @@ DQ_SENT = "                tma.store_wait(0)\n"
 DQ_FREED = """                for wid in gl.static_range(2):
                     mbarrier.arrive(exchange.dq_empty.index(wid), count=1)
 """
-DK_DONE = "    dk = warpgroup_mma_wait(1 if FUSED else 0, [dk])\n"
-DV_DONE = "    dv = warpgroup_mma_wait(2 if FUSED else 1, [dv])\n"
+DK_DONE = "    dk, dk_tail = await_sums(1 if FUSED else 0, dk, dk_tail, TAIL)\n"
+DV_DONE = "    dv, dv_tail = await_sums(PARTS + FUSED, dv, dv_tail, TAIL)\n"
+DK_STORED = "dk, dk_tail, TAIL)\n"
 BWD_BUGS = [
     bug("dK scaled in base 2", "dkdv", BWD, "scale_log2 * LN_2", "scale_log2"),
     bug("dS not fenced", "bwd", BWD, "store(ds)\n        fence_async_shared()\n", "store(ds)\n"),
@@ -157,9 +161,7 @@ BWD_BUGS = [
         "queries_done = make_barriers(1, 2)",
         "queries_done = make_barriers(1, 1)",
     ),
-    bug(
-        "dK and dV not fenced", "dkdv", BWD, "store(dk.to(dtype))\n    fence_async_shared()\n", "store(dk.to(dtype))\n"
-    ),
+    bug("dK and dV not fenced", "dkdv", BWD, DK_STORED + "    fence_async_shared()\n", DK_STORED),
     without("dK and dV not waited for", "dkdv", BWD, "    mbarrier.wait(shared.done.index(0), 0)\n"),
     bug("done after one arrival", "dkdv", BWD, "    done = make_barriers(1, 2)", "    done = make_barriers(1, 1)"),
     without("stores of dK and dV left under way", "dkdv", BWD, "\n    tma.store_wait(0)"),
@@ -199,11 +201,11 @@ BWD_BUGS = [
         "full, shared.delta.index(1 - stage)",
     ),
     bug("dO's bytes on Q's barrier", "dkdv", QUERIES, "            full = shared.dout.full.index(stage)\n", ""),
-    bug("wait leaves S under way", "dkdv", BWD, "wait(1, [s])", "wait(2, [s])"),
+    bug("wait leaves S under way", "dkdv", BWD, "wait(PARTS, [s])", "wait(PARTS + 1, [s])"),
     bug("wait leaves dP under way", "dkdv", BWD, "wait(0, [dp])", "wait(1, [dp])"),
-    bug("wait leaves dV under way", "dkdv", BWD, DV_DONE, DV_DONE.replace("else 1", "else 2")),
+    bug("wait leaves dV under way", "dkdv", BWD, DV_DONE, DV_DONE.replace("PARTS", "PARTS + 1")),
     bug("wait leaves dK under way", "dkdv", BWD, DK_DONE, DK_DONE.replace("else 0", "else 1")),
-    bug("fused wait leaves dV under way", "bwd", BWD, DV_DONE, DV_DONE.replace("2 if", "3 if")),
+    bug("fused wait leaves dV under way", "bwd", BWD, DV_DONE, DV_DONE.replace("PARTS", "PARTS + 1")),
     bug("fused wait leaves dK under way", "bwd", BWD, DK_DONE, DK_DONE.replace("1 if", "2 if")),
     bug("wait leaves dQ under way", "bwd", BWD, "wait(0, [dq])", "wait(1, [dq])"),
     swapped("Q released before its products are done", "dkdv", BWD, DK_DONE, "    release(shared.q, t)\n"),
@@ -271,7 +273,7 @@ HARMLESS = [
         "all products waited for",
         "dq",
         DQ,
-        "    s = warpgroup_mma_wait(1, [s])\n",
+        "    s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])\n",
         "    s, dp = warpgroup_mma_wait(0, [s, dp])\n",
         ("    dp = warpgroup_mma_wait(0, [dp])\n", ""),
     ),

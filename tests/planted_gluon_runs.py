@@ -45,11 +45,15 @@ class Problem:
 
 @functools.cache
 def problem_of(case: Case) -> Problem:
-    """The numbers of a case."""
+    """The numbers of a case; beside the rows of those that have tails, memory is full of NaN."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(case.dtype)
+        x = torch.randn(shape, generator=generator).to(case.dtype)
+        if not any(case.row.tails):
+            return x
+        beside = x.new_full((*shape[:-1], 32), math.nan)
+        return torch.cat([x, beside], -1)[..., : shape[-1]]
 
     q = randn(1, case.seqlen_q, case.heads, case.head_dim)
     if case.has_flags and case.side == 0 and not case.packed:
@@ -129,15 +133,18 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     kv_heads, heads = case.heads // case.group, case.heads_of_tile
     programs = _programs(case, heads) * (kv_heads if heads > 1 else case.heads)
 
+    width, width_v = case.row.tiles
+
     def describe(x: Tensor, columns: int) -> Any:
         return case.describe(x, 64, columns) if heads == 1 else grouped_rows_of(x, kv_heads, heads, columns)
 
     simulator.run(
-        kernel, (programs,), describe(q, case.head_dim), case.describe(k, case.block, case.head_dim),
-        case.describe(v, case.block, case.head_dim_v), problem.sinks, describe(out, case.head_dim_v),
+        kernel, (programs,), describe(q, width), case.describe(k, case.block, width),
+        case.describe(v, case.block, width_v), problem.sinks, describe(out, width_v),
         results["lse"], flags, *_sizes(case),
         None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_packing(case), **options,
+        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_tails(kernel, case), **_packing(case),
+        **options,
     )  # fmt: skip
     return results | _named(flags)
 
@@ -187,12 +194,13 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     problem = problem_of(case)
     dq = torch.full_like(problem.q, math.nan)
     flags = _flags(case, case.heads, case.seqlen_q)
+    width, width_v = case.row.tiles
     simulator.run(
         kernel, (_programs(case) * case.heads,),
-        case.describe(problem.q, 64, case.head_dim), case.describe(problem.k, case.block, case.head_dim),
-        case.describe(problem.v, case.block, case.head_dim_v), case.describe(problem.dout, 64, case.head_dim_v),
-        problem.delta, problem.shift, case.describe(dq, 64, case.head_dim), flags, *_sizes(case),
-        STAGES=case.stages, **REGISTERS, **_packing(case), **options,
+        case.describe(problem.q, 64, width), case.describe(problem.k, case.block, width),
+        case.describe(problem.v, case.block, width_v), case.describe(problem.dout, 64, width_v),
+        problem.delta, problem.shift, case.describe(dq, 64, width), flags, *_sizes(case),
+        STAGES=case.stages, **REGISTERS, **_tails(kernel, case), **_packing(case), **options,
     )  # fmt: skip
     return {"dq": dq} | _named(flags)
 
@@ -200,7 +208,7 @@ def run_dq(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
 def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     """Launch the kernel of dK and dV, and of dQ if the case is fused."""
     problem = problem_of(case)
-    d, d_v, block = case.head_dim, case.head_dim_v, case.block
+    (width, width_v), block = case.row.tiles, case.block
     dk, dv = torch.full_like(problem.k, math.nan), torch.full_like(problem.v, math.nan)
     dq = torch.zeros(problem.q.shape) if case.is_fused else None
     flags = _flags(case, case.heads // case.group, case.seqlen_k)
@@ -209,18 +217,18 @@ def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     if case.packed:
         window = span_of(case.seqlen_q, 0, case.left, case.right)
         delta, shift = spread(delta, shift, case.starts(0), pack(case.starts(0), case.seqlen_q, block), block)
-    dq_desc = [None if dq is None else case.describe(dq, block, d // 2)]
+    dq_desc = [None if dq is None else case.describe(dq, block, width // 2)]
     simulator.run(
         kernel, (_programs(case) * case.heads // case.group,),
-        case.describe(problem.q, block, d), case.describe(problem.k, case.program_rows, d),
-        case.describe(problem.v, 64, d_v), case.describe(problem.dout, block, d_v),
+        case.describe(problem.q, block, width), case.describe(problem.k, case.program_rows, width),
+        case.describe(problem.v, 64, width_v), case.describe(problem.dout, block, width_v),
         numbers_of(delta, block), numbers_of(shift, block), *([] if case.kernel == WIDE else dq_desc),
-        case.describe(dk, 64, d), case.describe(dv, 64, d_v), flags,
-        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, *window, d**-0.5 * LOG2_E,
-        STAGES=case.stages, **REGISTERS, **_packing(case), **options,
+        case.describe(dk, 64, width), case.describe(dv, 64, width_v), flags,
+        case.heads // case.group, case.group, case.seqlen_q, case.seqlen_k, *window, case.head_dim**-0.5 * LOG2_E,
+        STAGES=case.stages, **REGISTERS, **_tails(kernel, case), **_packing(case), **options,
     )  # fmt: skip
     results = {"dk": dk, "dv": dv} | _named(flags)
-    return results if dq is None else results | {"dq": dq * d**-0.5}
+    return results if dq is None else results | {"dq": dq * case.head_dim**-0.5}
 
 
 RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
@@ -230,6 +238,11 @@ RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
     BWD: (run_bwd, "attention_hopper_bwd_kernel"),
     WIDE: (run_bwd, "attention_hopper_dkdv_wide_kernel"),
 }
+
+
+def _tails(kernel: Any, case: Case) -> dict[str, Any]:
+    """What a kernel is told of columns that are no power of 2."""
+    return {name: tail for name, tail in zip(("TAIL", "TAIL_V"), case.row.tails) if name in kernel.arg_names}
 
 
 def _packing(case: Case) -> dict[str, Any]:

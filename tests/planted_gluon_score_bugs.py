@@ -33,7 +33,7 @@ SOFTCAP_BUGS = [
         new_peak = gl.maximum(peak, sink)
         shrink = gl.exp2(peak - new_peak)
         total = total * shrink + gl.exp2(sink - new_peak)
-        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
+        acc, tail = scaled(acc, tail, shrink, TAIL_V)
         peak = new_peak
 """,
     ),

@@ -5,7 +5,7 @@ from planted_gluon import QUERIES, WIDE, bug, swapped, without
 P_STORED = "    shared.p.index(stage).store(p)\n    barrier()\n"
 P_GIVEN = "    mbarrier.arrive(shared.p_full.index(stage), count=1)\n"
 P_WAIT = "    mbarrier.wait(shared.p_full.index(t % STAGES), (t // STAGES) & 1)\n"
-SUMMED = "        sums = warpgroup_mma_wait(1, [sums])\n"
+SUMMED = "        sums, tail = await_sums(PARTS, sums, tail, SUMMED)\n"
 SUMMED_DONE = "        release(summed, t - 1)\n"
 RAW = "        raw = warpgroup_mma_wait(0, [raw])\n"
 FIRST_RAW = "    raw = warpgroup_mma_wait(0, [raw])\n    w ="
@@ -28,14 +28,14 @@ WIDE_BUGS = [
     without("no wait for a tile to sum", "wide", WIDE, "        await_tile(summed, t - 1)\n"),
     without("no wait for the last tile to sum", "wide", WIDE, "    await_tile(summed, last)\n"),
     bug("wait leaves the first scores under way", "wide", WIDE, FIRST_RAW, FIRST_RAW.replace("0,", "1,", 1)),
-    bug("wait leaves sums under way", "wide", WIDE, SUMMED, SUMMED.replace("1,", "2,")),
+    bug("wait leaves sums under way", "wide", WIDE, SUMMED, SUMMED.replace("PARTS", "PARTS + 1")),
     bug("wait leaves scores under way", "wide", WIDE, RAW, RAW.replace("0,", "1,")),
     bug(
         "wait leaves the last sums under way",
         "wide",
         WIDE,
-        "    sums = warpgroup_mma_wait(0, [sums])\n",
-        "    sums = warpgroup_mma_wait(1, [sums])\n",
+        "await_sums(0, sums",
+        "await_sums(1, sums",
     ),
     swapped("tile released before it is summed", "wide", WIDE, SUMMED, SUMMED_DONE),
     without("first tile never released", "wide", WIDE, "    release(scored, 0)\n"),

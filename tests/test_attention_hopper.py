@@ -59,9 +59,10 @@ PACKED_CASES = [
     (Case(210, 245, 96, dtype=B, heads=1, sinks=True, packed=PACKED), ALL),
     (Case(210, 245, 64, dtype=H, heads=1, window=(30, 5), packed=PACKED), ALL),
     (Case(210, 245, 96, dtype=B, heads=2, kv_heads=1, window=(30, None), packed=PACKED), ALL),
-    (Case(78, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True, packed=((1, 70), (77, 70))), FWD),
+    (Case(78, 140, 192, dtype=B, heads=1, head_dim_v=128, causal=True, packed=((1, 70), (77, 70))), {"fwd", "dq"}),
 ]
 SMALL = Case(70, 130, 64, dtype=H, heads=1, causal=True)
+TAILS = Case(70, 130, 96, dtype=H, heads=1, causal=True)
 GROUPED = Case(20, 70, 64, dtype=H, heads=3, causal=True)
 
 
@@ -102,7 +103,16 @@ def test_wide_heads_are_not_fused(hopper_device: torch.device, served: list[str]
     assert set(served) == ALL
 
 
-@pytest.mark.parametrize("case", [SMALL, Case(70, 130, 256, dtype=H, heads=1, causal=True)], ids=str)
+def test_rounded_weights_of_wide_heads_are_within_the_budget(hopper_device: torch.device, served: list[str]) -> None:
+    """The kernel of dK and dV rounds P before it forms dS: near-uniform weights all have about the same error."""
+    case = Case(130, 200, 256, dtype=H, heads=1)
+    inputs = make_inputs(case, hopper_device)
+    inputs["q"] *= 0.01
+    check_inputs(case, inputs)
+    assert set(served) == ALL
+
+
+@pytest.mark.parametrize("case", [SMALL, Case(70, 130, 256, dtype=H, heads=1, causal=True), TAILS], ids=str)
 def test_no_bit_depends_on_the_schedule(
     case: Case, hopper_device: torch.device, served: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +148,17 @@ def test_what_is_hidden_does_not_leak(value: float, case: Case, hopper_device: t
     found = _last_rows(inputs, hopper_device)
     for name in ("out", "lse", "dq"):  # what was repaired is summed in another order
         torch.testing.assert_close(found[name][..., :-1, :], clean[name][..., :-1, :], atol=2e-3, rtol=2e-3)
+    assert set(served) == ALL
+
+
+def test_what_is_hidden_does_not_leak_into_a_tail(hopper_device: torch.device, served: list[str]) -> None:
+    inputs = make_inputs(TAILS, hopper_device)
+    clean = _last_rows(inputs, hopper_device)
+    inputs["v"][:, -1, :, -1] = torch.nan  # a column of the tail; the last query alone sees it
+    found = _last_rows(inputs, hopper_device)
+    for name in ("out", "lse", "dq"):
+        torch.testing.assert_close(found[name][..., :-1, :], clean[name][..., :-1, :], atol=2e-3, rtol=2e-3)
+    assert found["out"][..., -1, -1].isnan().all()
     assert set(served) == ALL
 
 
@@ -188,7 +209,7 @@ def test_a_leak_of_a_packed_sequence_is_mended(hopper_device: torch.device, serv
     assert dirty[-1].isnan().all()
 
 
-@pytest.mark.parametrize("head_dim", [64, 256])
+@pytest.mark.parametrize("head_dim", [64, 96, 256])
 def test_a_query_spoils_no_key_that_it_does_not_see(
     head_dim: int, hopper_device: torch.device, served: list[str]
 ) -> None:
@@ -301,6 +322,36 @@ def test_it_serves_on_request_alone_until_it_is_recorded() -> None:
     assert "FUSEDFORMER_HOPPER=1 turns it on" in texts[""][0]
     assert texts["1"][1].startswith("on: ")
     assert texts["0"][1].startswith("off: ")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "features", "expected"),
+    [
+        ("fwd", (65, 65), (), (96, 96)),
+        ("fwd", (64, 96), ("causal",), (96, 96)),
+        ("fwd", (96, 97), (), (128, 128)),
+        ("fwd", (96, 96), ("window", "alibi"), (128, 128)),
+        ("fwd", (64, 64), ("window", "alibi"), (64, 64)),  # no row of the same tiles
+        ("fwd", (192, 128), (), (192, 128)),
+        ("fwd", (193, 128), (), (256, 128)),
+        ("dq", (160, 96), ("packed",), (192, 128)),
+        ("dkdv", (129, 129), (), (256, 256)),
+        ("fused", (97, 96), (), (128, 128)),
+    ],
+)
+def test_the_smallest_tile_that_fits_serves(
+    kernel: str, sizes: tuple[int, int], features: tuple[str, ...], expected: tuple[int, int]
+) -> None:
+    row = tuning.row_of(kernel, *sizes, features)
+    assert row is not None
+    assert (row.head_dim, row.head_dim_v) == expected
+
+
+def test_a_tile_has_a_tail_where_its_columns_are_no_power_of_2() -> None:
+    found = {(row.head_dim, row.head_dim_v): (row.tiles, row.tails) for row in tuning.TABLE}
+    assert found[96, 96] == ((128, 128), (32, 32))
+    assert found[192, 128] == ((256, 128), (64, 0))
+    assert found[256, 128] == ((256, 128), (0, 0))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import planted_gluon_fp8_bugs
 import planted_gluon_gradient_bugs
 import planted_gluon_packed_bugs
 import planted_gluon_score_bugs
+import planted_gluon_tail_bugs
 import planted_gluon_wide_bugs
 from planted_gluon import CASES, GluonBug, edited, texts
 from planted_gluon_runs import outcome
@@ -28,6 +29,7 @@ MODULES = (
     planted_gluon_wide_bugs,
     planted_gluon_packed_bugs,
     planted_gluon_fp8_bugs,
+    planted_gluon_tail_bugs,
 )
 BUGS = [bug for module in MODULES for bug in module.BUGS]
 HARMLESS = [edit for module in MODULES for edit in getattr(module, "HARMLESS", [])]

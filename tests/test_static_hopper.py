@@ -10,7 +10,7 @@ import pytest
 
 from fusedformer.benchmarks.static import loops
 from fusedformer.benchmarks.static_hopper import collect, explore, model, protocol
-from fusedformer.benchmarks.static_hopper.row import BETWEEN_THREADS, FENCES, WAITS, HopperRow
+from fusedformer.benchmarks.static_hopper.row import FENCES, UNFENCED_STORES, WAITS, HopperRow
 from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
@@ -131,11 +131,29 @@ def test_every_gate_sees_what_it_is_for(change: dict[str, object], problem: str)
     assert row.problems == (problem,)
 
 
+def test_a_product_of_two_parts_is_waited_for_as_two() -> None:
+    tailed = GOOD.to_dict() | {"variant": "bf16 d96 causal", "waits": (2, 0)}
+    assert HopperRow.from_dict(tailed).passed
+    assert not HopperRow.from_dict(tailed | {"variant": "bf16 d128 causal"}).passed
+    assert not HopperRow.from_dict(tailed | {"waits": (1, 0)}).passed
+
+
+def test_consumers_of_different_work_have_a_loop_each() -> None:
+    wide = next(variant for variant in variants() if variant.row.built_as == "dkdv_wide")
+    assert len(collect.compile._steady_loops(variants()[0], SASS, "kernel")) == 1
+    with pytest.raises(RuntimeError, match="1 loops with matrix instructions, expected one of each consumer"):
+        collect.compile._steady_loops(wide, SASS, "kernel")
+    second = SASS[SASS.index(".L_x_0:") :].replace("L_x_0", "L_x_1").replace("/*00", "/*01")
+    assert len(collect.compile._steady_loops(wide, SASS.replace("EXIT", "NOP") + second, "kernel")) == 2
+    with pytest.raises(RuntimeError, match="no loop with matrix"):
+        collect.compile._steady_loops(variants()[0], SASS.replace("HGMMA", "FFMA"), "kernel")
+
+
 def test_a_tile_from_threads_to_threads_needs_no_fence() -> None:
     kernel = "attention_hopper_dkdv_wide_kernel"
-    good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": BETWEEN_THREADS[kernel]}
+    good = GOOD.to_dict() | {"kernel": kernel, "waits": WAITS[kernel], "unfenced_stores": UNFENCED_STORES[kernel]}
     assert HopperRow.from_dict(good).passed
-    (problem,) = HopperRow.from_dict(good | {"unfenced_stores": BETWEEN_THREADS[kernel] + 1}).problems
+    (problem,) = HopperRow.from_dict(good | {"unfenced_stores": UNFENCED_STORES[kernel] + 1}).problems
     assert problem == "3 TMA stores without a fence before them"
 
 
@@ -278,3 +296,22 @@ def test_the_design_space_holds_what_is_shipped() -> None:
     (line,) = (line for line in lines if line[-1] == "ok")
     assert line[:4] == ("fwd", "64/64", "128", "2")
     assert line[-2] == "shipped"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "padded"),
+    [
+        ("fwd", (96, 96), "632 to 742"),  # of 842 to 989, 3 / 4
+        ("fwd", (192, 128), "709 to 733"),  # of 851 to 880, 320 / 384
+        ("dq", (192, 128), "495 to 495"),  # of 742, 512 / 768
+        ("fused", (96, 96), "593 to 593"),  # of 791, 3 / 4
+        ("fwd", (128, 128), ""),
+    ],
+)
+def test_a_row_with_tails_is_faster_than_a_padded_one(kernel: str, sizes: tuple[int, int], padded: str) -> None:
+    (row,) = (row for row in tuning.TABLE if (row.kernel, (row.head_dim, row.head_dim_v)) == (kernel, sizes))
+    assert explore._padded(row) == padded
+    for row in (row for row in tuning.TABLE if any(row.tails)):
+        expected, most = map(int, explore._padded(row).split(" to "))
+        assert row.evidence.tflops > expected
+        assert row.evidence.most_tflops > most

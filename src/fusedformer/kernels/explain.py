@@ -152,7 +152,7 @@ def _fp8_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *descales_and
 
 
 def _hopper_notes(kernel: str, problem: "Problem") -> Iterator[str]:
-    row = hopper_tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
+    row = dispatch.row_of(kernel, problem)
     assert row is not None  # it serves
     yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
     extras = problem.extras

@@ -6,6 +6,7 @@ the process it runs in.
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -97,12 +98,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         predicted_tflops=found.tflops,
         most_tflops=found.most_tflops,
         bound=found.unit,
-        waits=tuple(
-            int(wait[1])
-            for loop in steady
-            for instruction in loop.body
-            if instruction.opcode.startswith("WARPGROUP.DEPBAR") and (wait := _WAIT.search(instruction.operands))
-        ),
+        waits=tuple(itertools.chain(*sorted(map(_waits, steady)))),  # the order of the loops is the compiler's
         early_arrivals=protocol.early_arrivals(compiled.asm["ptx"]),
         unfenced_stores=protocol.unfenced_stores(compiled.asm["ptx"]),
         fences=protocol.fences(compiled.asm["ptx"]),
@@ -112,10 +108,21 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
 
 def _steady_loops(variant: HopperVariant, disassembly: str, symbol: str) -> list[loops.Loop]:
     """That of both consumers, or where they do different work, in one loop each, those of one and the other."""
-    found = loops.matrix_loops(disassembly, symbol)
-    if not found:
+    if variant.row.has_unlike_consumers:
+        found = loops.matrix_loops(disassembly, symbol)
+        if len(found) != model.CONSUMERS:
+            raise RuntimeError(f"{len(found)} loops with matrix instructions, expected one of each consumer")
+        return found
+    steady = loops.steady_loop(disassembly, symbol)
+    if steady is None:
         raise RuntimeError("no loop with matrix instructions")
-    return found if variant.row.built_as == "dkdv_wide" else [min(found, key=lambda loop: len(loop.body))]
+    return [steady]
+
+
+def _waits(loop: loops.Loop) -> list[int]:
+    """For all but how many products a loop waits, each time."""
+    found = (_WAIT.search(step.operands) for step in loop.body if step.opcode.startswith("WARPGROUP.DEPBAR"))
+    return [int(wait[1]) for wait in found if wait]
 
 
 def _type(value: str | Tile) -> str:

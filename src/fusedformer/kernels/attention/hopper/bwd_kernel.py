@@ -5,13 +5,15 @@
 A program has two consumer warpgroups of 64 keys each, and a warp each to load and to store. It passes over the queries
 of all heads that read its keys, so that dK and dV stay in registers, and repeat bit for bit. A consumer computes S^T
 and dP^T of its keys, adds P^T dO to dV and dS^T Q to dK from registers, and, FUSED, hands dS^T over through shared
-memory: dQ = dS K takes the keys of both, and each consumer computes half of its columns. The writer warp adds dQ to
-global memory by TMA reductions, one for each tile and half. Their order is not fixed, so neither is dQ's last bit:
-dq_kernel.py is for those who want it fixed.
+memory: dQ = dS K takes the keys of both, and each consumer computes half of its columns, or one the main part and the
+other the tail. The writer warp adds dQ to global memory by TMA reductions, one for each tile and half. Their order is
+not fixed, so neither is dQ's last bit: dq_kernel.py is for those who want it fixed.
 
 Formulas: ../bwd_kernel.py; legend, rings and ragged edges: ring.py; masks: queries.py. Queries past the end have a dO
-and a delta of 0, and so do not count; keys past the end are hidden by a mask, or by `right`. FLOPs: 2 B H Sq Sk (2 D +
-2 Dv), FUSED half as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
+and a delta of 0, and so do not count. Keys past the end are hidden by a mask, or, causal, by `right`. A window that
+goes on past the last key sees them as keys of 0: their dK and dV are not stored, but where exp(-lse) overflows they are
+not finite, and the repair computes the tile, FUSED dQ as well, once more for nothing. FLOPs: 2 B H Sq Sk (2 D + 2 Dv),
+FUSED half as much again in D; half when causal. Memory: K, V, dK and dV once, Q and dO once for every 128 keys.
 Source: Shah et al., "FlashAttention-3", 2024, section B.1, but for the exchange of dS, which halves dQ's traffic.
 """
 
@@ -34,6 +36,15 @@ from fusedformer.kernels.attention.hopper.packing import (
     packed_place,
     place,
     queries_of,
+)
+from fusedformer.kernels.attention.hopper.products import (
+    await_sums,
+    no_sums,
+    scores,
+    store_sums,
+    times,
+    weighted,
+    zeros_of,
 )
 from fusedformer.kernels.attention.hopper.queries import Passage, load_queries, next_ahead, visited_queries, weights
 from fusedformer.kernels.attention.hopper.ring import (
@@ -83,68 +94,69 @@ class Exchange(NamedTuple):
 
 @gluon.jit
 def _bwd_step(
-    t, dk, dv, k, v, shared, exchange, scale_log2, ahead, span,
-    wid: gl.constexpr, CAUSAL: gl.constexpr,
-    s_layout: gl.constexpr, dk_layout: gl.constexpr, dq_layout: gl.constexpr,
+    t, dk, dk_tail, dv, dv_tail, k, v, shared, exchange, scale_log2, ahead, span,
+    wid: gl.constexpr, CAUSAL: gl.constexpr, TAIL: gl.constexpr,
+    s_layout: gl.constexpr, operand: gl.constexpr, dq_layout: gl.constexpr,
 ):  # fmt: skip
     """Take tile t of queries into dK, before its scale, and dV; and hand on its dQ."""
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     D: gl.constexpr = shared.q.tiles.shape[-1]
     FUSED: gl.constexpr = exchange.ds is not None
-    operand: gl.constexpr = gl.DotOperandLayout(0, dk_layout, 2)
+    HALF: gl.constexpr = D // 2 if TAIL == 0 or wid == 0 else TAIL  # of dQ's columns
+    PARTS: gl.constexpr = 1 if TAIL == 0 else 2  # products in place of one
     dtype: gl.constexpr = shared.q.tiles.dtype
     q = tile_of(shared.q, t)
     dout = tile_of(shared.dout, t)
-    zero = gl.full([ROWS, BLOCK_M], 0.0, gl.float32, s_layout)
     await_tile(shared.q, t)
-    s = warpgroup_mma(k.slice(ROWS * wid, ROWS), q.permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = scores(k.slice(ROWS * wid, ROWS), q, TAIL, s_layout)
     await_tile(shared.dout, t)
-    dp = warpgroup_mma(v, dout.permute((1, 0)), zero, use_acc=False, is_async=True)
-    s = warpgroup_mma_wait(1, [s])
+    dp = scores(v, dout, TAIL, s_layout)
+    s = warpgroup_mma_wait(PARTS, [s])
     p = weights(s, shared, t, scale_log2, ahead, span, CAUSAL, s_layout)
     dp = warpgroup_mma_wait(0, [dp])
     delta = shared.delta.index(t % shared.delta.shape[0]).reshape([BLOCK_M]).load(gl.SliceLayout(0, s_layout))
-    dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), dout, dv, is_async=True)
+    dv, dv_tail = weighted(gl.convert_layout(p.to(dtype), operand), dout, dv, dv_tail, TAIL)
     ds = (p * (dp - gl.expand_dims(delta, 0))).to(dtype)
     if FUSED:
         exchange.ds.index(t % 2).slice(ROWS * wid, ROWS).store(ds)
         fence_async_shared()
         barrier()
         mbarrier.arrive(exchange.ds_full.index(t % 2), count=1)
-    dk = warpgroup_mma(gl.convert_layout(ds, operand), q, dk, is_async=True)
+    dk, dk_tail = weighted(gl.convert_layout(ds, operand), q, dk, dk_tail, TAIL)
     if FUSED:
         mbarrier.wait(exchange.ds_full.index(t % 2), (t // 2) & 1)
-        half = gl.full([BLOCK_M, D // 2], 0.0, gl.float32, dq_layout)
-        columns = k.slice(wid * (D // 2), D // 2, dim=1)
+        half = gl.full([BLOCK_M, HALF], 0.0, gl.float32, dq_layout)
+        columns = k.slice(wid * (D // 2), HALF, dim=1)
         dq = warpgroup_mma(exchange.ds.index(t % 2).permute((1, 0)), columns, half, use_acc=False, is_async=True)
-    dv = warpgroup_mma_wait(2 if FUSED else 1, [dv])
+    dv, dv_tail = await_sums(PARTS + FUSED, dv, dv_tail, TAIL)
     release(shared.dout, t)
-    dk = warpgroup_mma_wait(1 if FUSED else 0, [dk])
+    dk, dk_tail = await_sums(1 if FUSED else 0, dk, dk_tail, TAIL)
     release(shared.q, t)
     if FUSED:
         dq = warpgroup_mma_wait(0, [dq])
         mbarrier.wait(exchange.dq_empty.index(wid), (t & 1) ^ 1)
-        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).store(dq)
+        exchange.dq.index(wid).reshape([BLOCK_M, D // 2]).slice(0, HALF, dim=1).store(dq)
         fence_async_shared()
         barrier()
         mbarrier.arrive(exchange.dq_full.index(wid), count=1)
-    return dk, dv
+    return dk, dk_tail, dv, dv_tail
 
 
 @gluon.jit
 def _consumer(
     shared, exchange, passage, scale_log2,
-    wid: gl.constexpr, CAUSAL: gl.constexpr,
+    wid: gl.constexpr, CAUSAL: gl.constexpr, TAIL: gl.constexpr,
 ):  # fmt: skip
     """Computes dK and dV of 64 keys."""
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[-2]
     D: gl.constexpr = shared.q.tiles.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
-    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D // 2, 16])
-    dtype: gl.constexpr = shared.q.tiles.dtype
-    dk = gl.full([ROWS, D], 0.0, gl.float32, dk_layout)
-    dv = gl.full([ROWS, D], 0.0, gl.float32, dk_layout)
+    dk, dk_tail = no_sums(D, TAIL)
+    dv, dv_tail = no_sums(D, TAIL)
+    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dk.shape[1], 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, dk_layout, 2)
+    HALF: gl.constexpr = D // 2 if TAIL == 0 or wid == 0 else TAIL
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     k = shared.k.reshape([KEYS, D])
     v = shared.v.index(wid).reshape([ROWS, D])
     mbarrier.wait(shared.keys_full.index(0), 0)
@@ -152,19 +164,19 @@ def _consumer(
     start = passage.ahead - wid * ROWS
     ahead = start
     for t in range(passage.group * tiles):
-        dk, dv = _bwd_step(
-            t, dk, dv, k, v, shared, exchange, scale_log2, ahead, passage.span, wid, CAUSAL,
-            s_layout, dk_layout, dq_layout,
+        dk, dk_tail, dv, dv_tail = _bwd_step(
+            t, dk, dk_tail, dv, dv_tail, k, v, shared, exchange, scale_log2, ahead, passage.span, wid, CAUSAL, TAIL,
+            s_layout, operand, dq_layout,
         )  # fmt: skip
         if CAUSAL:
             ahead = next_ahead(ahead, start, tiles, BLOCK_M)
 
     mbarrier.arrive(shared.queries_done.index(0), count=1)
-    v.store(dv.to(dtype))
-    dk = dk * (scale_log2 * LN_2)
-    shared.zeros.index(wid).store(gl.sum((dk + dv) * 0.0, 1))
+    store_sums(v, dv, dv_tail, TAIL)
+    dk, dk_tail = times(dk, dk_tail, scale_log2 * LN_2, TAIL)
+    shared.zeros.index(wid).store(zeros_of(dk + dv, dk_tail + dv_tail, TAIL))
     mbarrier.wait(shared.queries_done.index(0), 0)  # the other has read the last of q, where dK may go
-    shared.dk.index(wid).reshape([ROWS, D]).store(dk.to(dtype))
+    store_sums(shared.dk.index(wid).reshape([ROWS, D]), dk, dk_tail, TAIL)
     fence_async_shared()
     barrier()
     mbarrier.arrive(shared.done.index(0), count=1)
@@ -282,6 +294,7 @@ def attention_hopper_bwd_kernel(
     STAGES: gl.constexpr,  # of the rings of queries
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    TAIL: gl.constexpr = 0,  # of all columns: products.py
     starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
@@ -312,8 +325,8 @@ def attention_hopper_bwd_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consumer, (shared, exchange, passage, scale_log2, 0, CAUSAL)),
-            (_consumer, (shared, exchange, passage, scale_log2, 1, CAUSAL)),
+            (_consumer, (shared, exchange, passage, scale_log2, 0, CAUSAL, TAIL)),
+            (_consumer, (shared, exchange, passage, scale_log2, 1, CAUSAL, TAIL)),
             (_producer, (
                 shared, passage, packed, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, batch, kv_head,
                 start_n,

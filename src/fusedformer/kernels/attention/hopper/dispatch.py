@@ -97,7 +97,7 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, "fused", or "fwd_fp8".
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
-    row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
+    row = row_of(kernel, problem)
     return (  # the cheapest first: every launch comes by here
         _unfit_place(problem.arch)
         or _unwanted(kernel, row)
@@ -106,6 +106,18 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
         or next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None)
         or missing()
     )
+
+
+def row_of(kernel: str, problem: "Problem") -> tuning.Row | None:
+    """The row of tuning.py for a kernel of this problem, or None."""
+    return tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3], _features(problem))
+
+
+def _features(problem: "Problem") -> tuple[str, ...]:
+    """Those of a row that the problem asks for."""
+    mask = "window" if problem.left is not None else "causal" if problem.right is not None else "whole"
+    alibi = ("alibi",) * (problem.extras.slopes is not None)
+    return (mask, *alibi, *("packed",) * problem.extras.is_packed)
 
 
 def _unfit_place(arch: int | None) -> str | None:
@@ -157,8 +169,7 @@ def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str
         return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
-    features += ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
+    features = _features(problem)
     if not row.serves(features):
         if row.built_as == "dkdv_wide":
             return "it does not take packed sequences, in the gradients of k and v of wide heads"

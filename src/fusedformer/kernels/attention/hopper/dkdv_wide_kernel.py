@@ -4,7 +4,8 @@
 
 64 keys of dK and dV in 256 columns each are 256 registers of a warpgroup's threads, more than there are. So a program
 has 64 keys, and of its two consumers one computes S^T, P^T and dV, the other dP^T, dS^T and dK: as many products each,
-none of them twice, and P^T alone goes from one to the other, through shared memory. Both sums stay in registers, and
+none of them twice, and P^T alone goes from one to the other, through shared memory, in 16 bits: dS^T is of weights that
+are rounded as those of dV are, where the kernel of narrower heads has them in float32. Both sums stay in registers, and
 repeat bit for bit. In an iteration a consumer adds the product of its last weights, P^T or dS^T, and computes the next
 ones while the tensor core is the other's.
 
@@ -24,11 +25,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from fusedformer.kernels.attention.hopper.packing import Packed
+from fusedformer.kernels.attention.hopper.products import (
+    await_sums,
+    no_sums,
+    scores,
+    store_sums,
+    times,
+    weighted,
+    zeros_of,
+)
 from fusedformer.kernels.attention.hopper.queries import Passage, load_queries, next_ahead, visited_queries, weights
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
@@ -99,7 +108,9 @@ def _weights(raw, shared, t, scale_log2, ahead, span, OF_V: gl.constexpr, CAUSAL
 
 
 @gluon.jit
-def _consumer(shared, passage, scale_log2, OF_V: gl.constexpr, CAUSAL: gl.constexpr):
+def _consumer(
+    shared, passage, scale_log2, OF_V: gl.constexpr, CAUSAL: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr
+):
     """Computes dV of 64 keys, or dK of them."""
     BLOCK_M: gl.constexpr = shared.q.tiles.shape[3]
     if OF_V:
@@ -108,17 +119,19 @@ def _consumer(shared, passage, scale_log2, OF_V: gl.constexpr, CAUSAL: gl.conste
         mine, scored, summed = shared.v, shared.dout, shared.q
     COLUMNS: gl.constexpr = summed.tiles.shape[4]
     raw_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_M, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    SCORED: gl.constexpr = TAIL if OF_V else TAIL_V  # tails: of the columns that scores are summed over
+    SUMMED: gl.constexpr = TAIL_V if OF_V else TAIL  # and of those that the sums have
+    PARTS: gl.constexpr = 1 if SCORED == 0 else 2  # products in place of one
+    sums, tail = no_sums(COLUMNS, SUMMED)
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, sums.shape[1], 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
-    zero = gl.full([ROWS, BLOCK_M], 0.0, gl.float32, raw_layout)
-    sums = gl.full([ROWS, COLUMNS], 0.0, gl.float32, sum_layout)
     tiles = passage.last - passage.first
     ahead = passage.ahead
 
     mbarrier.wait(shared.keys_full.index(0), 0)
     rows = mine.index(0).reshape([ROWS, mine.shape[4]])
     await_tile(scored, 0)
-    raw = warpgroup_mma(rows, tile_of(scored, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    raw = scores(rows, tile_of(scored, 0), SCORED, raw_layout)
     raw = warpgroup_mma_wait(0, [raw])
     w = _weights(raw, shared, passage.first * 0, scale_log2, ahead, passage.span, OF_V, CAUSAL, raw_layout)
     release(scored, 0)
@@ -126,28 +139,28 @@ def _consumer(shared, passage, scale_log2, OF_V: gl.constexpr, CAUSAL: gl.conste
         if CAUSAL:
             ahead = next_ahead(ahead, passage.ahead, tiles, BLOCK_M)
         await_tile(summed, t - 1)
-        sums = warpgroup_mma(gl.convert_layout(w, operand), tile_of(summed, t - 1), sums, is_async=True)
+        sums, tail = weighted(gl.convert_layout(w, operand), tile_of(summed, t - 1), sums, tail, SUMMED)
         await_tile(scored, t)
-        raw = warpgroup_mma(rows, tile_of(scored, t).permute((1, 0)), zero, use_acc=False, is_async=True)
-        sums = warpgroup_mma_wait(1, [sums])
+        raw = scores(rows, tile_of(scored, t), SCORED, raw_layout)
+        sums, tail = await_sums(PARTS, sums, tail, SUMMED)
         release(summed, t - 1)
         raw = warpgroup_mma_wait(0, [raw])
         w = _weights(raw, shared, t, scale_log2, ahead, passage.span, OF_V, CAUSAL, raw_layout)
         release(scored, t)
     last = passage.group * tiles - 1
     await_tile(summed, last)
-    sums = warpgroup_mma(gl.convert_layout(w, operand), tile_of(summed, last), sums, is_async=True)
+    sums, tail = weighted(gl.convert_layout(w, operand), tile_of(summed, last), sums, tail, SUMMED)
     mbarrier.arrive(shared.keys_done.index(0), count=1)
-    sums = warpgroup_mma_wait(0, [sums])
+    sums, tail = await_sums(0, sums, tail, SUMMED)
 
     mbarrier.wait(shared.keys_done.index(0), 0)  # the other reads k or v, where these sums go
     if OF_V:
-        shared.v.index(0).reshape([ROWS, COLUMNS]).store(sums.to(shared.v.dtype))
-        shared.zeros.index(0).store(gl.sum(sums * 0.0, 1))
+        store_sums(shared.v.index(0).reshape([ROWS, COLUMNS]), sums, tail, SUMMED)
+        shared.zeros.index(0).store(zeros_of(sums, tail, SUMMED))
     else:
-        sums = sums * (scale_log2 * LN_2)
-        shared.k.index(0).reshape([ROWS, COLUMNS]).store(sums.to(shared.k.dtype))
-        shared.zeros.index(1).store(gl.sum(sums * 0.0, 1))
+        sums, tail = times(sums, tail, scale_log2 * LN_2, SUMMED)
+        store_sums(shared.k.index(0).reshape([ROWS, COLUMNS]), sums, tail, SUMMED)
+        shared.zeros.index(1).store(zeros_of(sums, tail, SUMMED))
     fence_async_shared()
     barrier()
     mbarrier.arrive(shared.done.index(0), count=1)
@@ -218,6 +231,8 @@ def attention_hopper_dkdv_wide_kernel(
     STAGES: gl.constexpr,  # of the rings of queries
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    TAIL: gl.constexpr = 0,  # of the columns of q and k, and of v: products.py
+    TAIL_V: gl.constexpr = 0,
 ):
     """One program computes dK and dV of 64 keys of one key head."""
     BLOCK_M: gl.constexpr = q_desc.block_type.shape[2]
@@ -233,8 +248,8 @@ def attention_hopper_dkdv_wide_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consumer, (shared, passage, scale_log2, True, CAUSAL)),
-            (_consumer, (shared, passage, scale_log2, False, CAUSAL)),
+            (_consumer, (shared, passage, scale_log2, True, CAUSAL, TAIL, TAIL_V)),
+            (_consumer, (shared, passage, scale_log2, False, CAUSAL, TAIL, TAIL_V)),
             (_producer, (
                 shared, passage, q_desc, k_desc, v_desc, dout_desc, shift_desc, delta_desc, batch, kv_head, start_n,
             )),

@@ -15,7 +15,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 
@@ -26,6 +25,15 @@ from fusedformer.kernels.attention.hopper.packing import (
     packed_place,
     place,
     query_corner,
+)
+from fusedformer.kernels.attention.hopper.products import (
+    await_sums,
+    no_sums,
+    scores,
+    store_sums,
+    times,
+    weighted,
+    zeros_of,
 )
 from fusedformer.kernels.attention.hopper.ring import (
     LN_2,
@@ -75,66 +83,75 @@ def _visible_keys(start_m, t, sight, BLOCK_N: gl.constexpr, layout: gl.constexpr
 
 @gluon.jit
 def _dq_step(
-    t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2,
-    MASKED: gl.constexpr, s_layout: gl.constexpr, dq_layout: gl.constexpr,
+    t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+    MASKED: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr, s_layout: gl.constexpr, operand: gl.constexpr,
 ):  # fmt: skip
     """Take tile t of keys into dQ, before its scale."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
-    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
     await_tile(shared.k, t)
-    s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = scores(q, tile_of(shared.k, t), TAIL, s_layout)
     await_tile(shared.v, t)
-    dp = warpgroup_mma(dout, tile_of(shared.v, t).permute((1, 0)), zero, use_acc=False, is_async=True)
-    s = warpgroup_mma_wait(1, [s])
+    dp = scores(dout, tile_of(shared.v, t), TAIL_V, s_layout)
+    s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])
     p = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
     if MASKED:
         p = gl.where(_visible_keys(start_m, t, sight, BLOCK_N, s_layout), p, 0.0)
     dp = warpgroup_mma_wait(0, [dp])
     release(shared.v, t)
     ds = p * (dp - gl.expand_dims(delta, 1))
-    ds = gl.convert_layout(ds.to(shared.k.tiles.dtype), gl.DotOperandLayout(0, dq_layout, 2))
-    dq = warpgroup_mma(ds, tile_of(shared.k, t), dq, is_async=True)
-    dq = warpgroup_mma_wait(0, [dq])
+    ds = gl.convert_layout(ds.to(shared.k.tiles.dtype), operand)
+    dq, tail = weighted(ds, tile_of(shared.k, t), dq, tail, TAIL)
+    dq, tail = await_sums(0, dq, tail, TAIL)
     release(shared.k, t)
-    return dq
+    return dq, tail
 
 
 @gluon.jit
 def _consumer(
     shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane, start_m,
-    wid: gl.constexpr,
+    wid: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
 ):  # fmt: skip
     """Computes dQ of 64 queries."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     D: gl.constexpr = shared.q.shape[-1]
     DV: gl.constexpr = shared.dout.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    dq, tail = no_sums(D, TAIL)
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, dq.shape[1], 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, dq_layout, 2)
     start_m += wid * ROWS
     i = start_m + gl.arange(0, ROWS, gl.SliceLayout(1, s_layout))
     whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 0)
     offsets = first_number(packed, plane, seqlen_q) + i
     shift = gl.load(shift_ptr + offsets, mask=i < seqlen_q, other=0.0)
     delta = gl.load(delta_ptr + offsets, mask=i < seqlen_q, other=0.0)
-    dq = gl.full([ROWS, D], 0.0, gl.float32, dq_layout)
 
     q = shared.q.index(wid).reshape([ROWS, D])
     dout = shared.dout.index(wid).reshape([ROWS, DV])
     mbarrier.wait(shared.rows_full.index(wid), 0)
     if sight.lower is not None:
         for t in range(0, whole_first):
-            dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, s_layout, dq_layout)
+            dq, tail = _dq_step(
+                t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+                True, TAIL, TAIL_V, s_layout, operand,
+            )  # fmt: skip
     for t in range(whole_first, whole_last):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, False, s_layout, dq_layout)
+        dq, tail = _dq_step(
+            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+            False, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
     for t in range(whole_last, sight.tiles):
-        dq = _dq_step(t, dq, q, dout, shift, delta, shared, sight, start_m, scale_log2, True, s_layout, dq_layout)
+        dq, tail = _dq_step(
+            t, dq, tail, q, dout, shift, delta, shared, sight, start_m, scale_log2,
+            True, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
 
-    dq = dq * (scale_log2 * LN_2)
-    q.store(dq.to(shared.q.dtype))
+    dq, tail = times(dq, tail, scale_log2 * LN_2, TAIL)
+    store_sums(q, dq, tail, TAIL)
     fence_async_shared()
     async_store(dq_desc, query_corner(dq_desc, packed, plane, heads, start_m), shared.q.index(wid))
     if finite_ptr is not None:
-        note_finite(finite_ptr, dq, start_m, seqlen_q, plane, packed, wid)
+        note_finite(finite_ptr, zeros_of(dq, tail, TAIL), start_m, seqlen_q, plane, packed, wid)
     tma.store_wait(0)
 
 
@@ -177,6 +194,8 @@ def attention_hopper_dq_kernel(
     STAGES: gl.constexpr,  # of the rings of keys and of values
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    TAIL: gl.constexpr = 0,  # of the columns of q and k, and of v: products.py
+    TAIL_V: gl.constexpr = 0,
     starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
@@ -210,11 +229,11 @@ def attention_hopper_dq_kernel(
         [
             (_consumer, (
                 shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane,
-                start_m, 0,
+                start_m, 0, TAIL, TAIL_V,
             )),
             (_consumer, (
                 shared, sight, packed, delta_ptr, shift_ptr, dq_desc, finite_ptr, scale_log2, seqlen_q, heads, plane,
-                start_m, 1,
+                start_m, 1, TAIL, TAIL_V,
             )),
             (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, dout_desc, heads, group, plane, start_m)),
         ],

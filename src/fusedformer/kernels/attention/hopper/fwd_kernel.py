@@ -23,7 +23,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 
@@ -34,6 +33,16 @@ from fusedformer.kernels.attention.hopper.packing import (
     packed_place,
     place,
     query_corner,
+)
+from fusedformer.kernels.attention.hopper.products import (
+    await_sums,
+    divided,
+    no_sums,
+    scaled,
+    scores,
+    store_sums,
+    weighted,
+    zeros_of,
 )
 from fusedformer.kernels.attention.hopper.ring import (
     INF,
@@ -83,28 +92,27 @@ def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout:
 
 @gluon.jit
 def _fwd_step(
-    t, acc, peak, total, p, q, shared, sight, i, scoring,
-    wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
+    t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+    wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
+    s_layout: gl.constexpr, operand: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
-    BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     await_tile(shared.k, t)
     if PING_PONG:
         mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
-    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
-    s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = scores(q, tile_of(shared.k, t), TAIL, s_layout)
     await_tile(shared.v, t - 1)
-    acc = warpgroup_mma(p, tile_of(shared.v, t - 1), acc, is_async=True)
+    acc, tail = weighted(p, tile_of(shared.v, t - 1), acc, tail, TAIL_V)
     if PING_PONG:
         mbarrier.arrive(shared.turn.index(1 - wid), count=1)
-    s = warpgroup_mma_wait(1, [s])
+    s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])
     release(shared.k, t)
     p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scoring, MASKED, s_layout)
-    acc = warpgroup_mma_wait(0, [acc])
+    acc, tail = await_sums(0, acc, tail, TAIL_V)
     release(shared.v, t - 1)
-    acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
-    p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
-    return acc, peak, total, p
+    acc, tail = scaled(acc, tail, shrink, TAIL_V)
+    p = gl.convert_layout(p.to(shared.v.tiles.dtype), operand)
+    return acc, tail, peak, total, p
 
 
 @gluon.jit
@@ -120,14 +128,16 @@ def _corner(desc, packed, plane, heads, group, start_m, HEADS: gl.constexpr):
 @gluon.jit
 def _consumer(
     shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
-    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
+    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
 ):  # fmt: skip
     """Computes 64 rows."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     D: gl.constexpr = shared.k.tiles.shape[-1]
     DV: gl.constexpr = shared.v.tiles.shape[-1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
+    acc, tail = no_sums(DV, TAIL_V)
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, acc.shape[1], 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     start_m += wid * (ROWS // HEADS)
     rows = gl.arange(0, ROWS, row_layout)
@@ -142,7 +152,6 @@ def _consumer(
         scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
     whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
-    acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
     total = gl.full([ROWS], 0.0, gl.float32, row_layout)
@@ -150,28 +159,30 @@ def _consumer(
     q = shared.q.index(wid).reshape([ROWS, D])
     mbarrier.wait(shared.q_full.index(wid), 0)
     await_tile(shared.k, 0)
-    zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
-    s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = scores(q, tile_of(shared.k, 0), TAIL, s_layout)
     s = warpgroup_mma_wait(0, [s])
     release(shared.k, 0)
     p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scoring, True, s_layout)
-    p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
+    p = gl.convert_layout(p.to(shared.v.tiles.dtype), operand)
     if sight.lower is not None:
         for t in range(1, whole_first):
-            acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
-            )
+            acc, tail, peak, total, p = _fwd_step(
+                t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+                wid, True, PING_PONG, TAIL, TAIL_V, s_layout, operand,
+            )  # fmt: skip
     for t in range(whole_first, whole_last):
-        acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, False, PING_PONG, s_layout, out_layout
-        )
+        acc, tail, peak, total, p = _fwd_step(
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            wid, False, PING_PONG, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
     for t in range(whole_last, tiles):
-        acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
-        )
+        acc, tail, peak, total, p = _fwd_step(
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            wid, True, PING_PONG, TAIL, TAIL_V, s_layout, operand,
+        )  # fmt: skip
     await_tile(shared.v, tiles - 1)
-    acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
-    acc = warpgroup_mma_wait(0, [acc])
+    acc, tail = weighted(p, tile_of(shared.v, tiles - 1), acc, tail, TAIL_V)
+    acc, tail = await_sums(0, acc, tail, TAIL_V)
 
     peak = with_softcap(peak, scoring)
     if sinks_ptr is not None:
@@ -179,18 +190,18 @@ def _consumer(
         new_peak = gl.maximum(peak, sink)
         shrink = gl.exp2(peak - new_peak)
         total = total * shrink + gl.exp2(sink - new_peak)
-        acc = acc * gl.expand_dims(gl.convert_layout(shrink, gl.SliceLayout(1, out_layout)), 1)
+        acc, tail = scaled(acc, tail, shrink, TAIL_V)
         peak = new_peak
     # A total of 0 with a key in sight: the scores are too large for float32 to tell apart. NaN says so, 0 would not.
     sees_none = (total == 0.0) & (peak == LOWEST)
     total = gl.where(total == 0.0, gl.where(sees_none, 1.0, float("nan")), total)
-    acc = acc / gl.expand_dims(gl.convert_layout(total, gl.SliceLayout(1, out_layout)), 1)
+    acc, tail = divided(acc, tail, total, TAIL_V)
     out = shared.out.index(wid)
-    out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
+    store_sums(out.reshape([ROWS, DV]), acc, tail, TAIL_V)
     fence_async_shared()
     async_store(out_desc, _corner(out_desc, packed, plane, heads, group, start_m, HEADS), out)
     if finite_ptr is not None:
-        note_finite(finite_ptr, acc, start_m, seqlen_q, plane, packed, wid)
+        note_finite(finite_ptr, zeros_of(acc, tail, TAIL_V), start_m, seqlen_q, plane, packed, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
     gl.store(lse_ptr + (first_number(packed, of_row, seqlen_q) + i), lse, mask=is_row)
     tma.store_wait(0)
@@ -243,6 +254,8 @@ def attention_hopper_fwd_kernel(
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
     HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2; 1 where it is packed
+    TAIL: gl.constexpr = 0,  # of the columns of q and k, and of v: products.py
+    TAIL_V: gl.constexpr = 0,
     starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
@@ -290,11 +303,11 @@ def attention_hopper_fwd_kernel(
         [
             (_consumer, (
                 shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 0, PING_PONG, HEADS,
+                start_m, 0, PING_PONG, HEADS, TAIL, TAIL_V,
             )),
             (_consumer, (
                 shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 1, PING_PONG, HEADS,
+                start_m, 1, PING_PONG, HEADS, TAIL, TAIL_V,
             )),
             (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
         ],

@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fusedformer.kernels import replay
 from fusedformer.kernels.attention.hopper import packing, tuning
-from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS
+from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS, row_of
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
 from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 
@@ -42,7 +42,7 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
             "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale; "fwd_fp8", see
             ../fp8/launch.py.
     """
-    row = tuning.row_of(name, problem.q.shape[3], problem.v.shape[3])
+    row = row_of(name, problem)
     assert row is not None  # dispatch.refusal has found one
     heads = _heads_of_tile(problem) if name == "fwd" else 1
     packed, programs = _divide(problem, row, heads)
@@ -58,11 +58,13 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
         "CONSUMER_REGISTERS": row.consumer_registers,
         "PRODUCER_REGISTERS": row.producer_registers,
     }
+    kernel = KERNELS[row.built_as]
+    constants |= {tail: size for tail, size in zip(("TAIL", "TAIL_V"), row.tails) if tail in kernel.arg_names}
     if name in ("fwd", "fwd_fp8"):
         constants["PING_PONG"] = row.ping_pong
     if name == "fwd":
         constants["HEADS"] = heads
-    _start(KERNELS[row.built_as], programs, problem, args, constants | packed)
+    _start(kernel, programs, problem, args, constants | packed)
     if packed and flags is not None:
         torch.amin(flags, 0, out=finite)
 
@@ -99,16 +101,17 @@ def _fwd(
     problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Any, ...]:
     heads, describe = _heads_of_tile(problem), describer(problem)
+    width, width_v = row.tiles
 
     def describe_queries(x: Tensor, columns: int) -> TensorDescriptor:
         return describe(x, ROWS, columns) if heads == 1 else grouped_rows_of(x, problem.k.shape[2], heads, columns)
 
     return (
-        describe_queries(problem.q, row.head_dim),
-        describe(problem.k, row.block, row.head_dim),
-        describe(problem.v, row.block, row.head_dim_v),
+        describe_queries(problem.q, width),
+        describe(problem.k, row.block, width),
+        describe(problem.v, row.block, width_v),
         sinks,
-        describe_queries(out, row.head_dim_v),
+        describe_queries(out, width_v),
         lse,
         finite,
         *_sizes(problem),
@@ -140,14 +143,15 @@ def _dq(
     dout: Tensor, delta: Tensor, shift: Tensor, dq: Tensor, slope_rows: None,
 ) -> tuple[Any, ...]:  # fmt: skip
     describe = describer(problem)
+    width, width_v = row.tiles
     return (
-        describe(problem.q, ROWS, row.head_dim),
-        describe(problem.k, row.block, row.head_dim),
-        describe(problem.v, row.block, row.head_dim_v),
-        describe(dout, ROWS, row.head_dim_v),
+        describe(problem.q, ROWS, width),
+        describe(problem.k, row.block, width),
+        describe(problem.v, row.block, width_v),
+        describe(dout, ROWS, width_v),
         delta,
         shift,
-        describe(dq, ROWS, row.head_dim),
+        describe(dq, ROWS, width),
         finite,
         *_sizes(problem),
     )
@@ -159,22 +163,23 @@ def _dkdv(
 ) -> tuple[Any, ...]:  # fmt: skip
     heads, group, seqlen_q, seqlen_k, diagonal, left, right, scale_log2 = _sizes(problem)
     describe = describer(problem)
+    width, width_v = row.tiles
     last, span = span_of(seqlen_k, diagonal, left, right)
     if problem.extras.starts_q is not None:  # each sequence has a diagonal of its own, to which its kernel adds `last`
         last, span = span_of(seqlen_q, 0, left, right)
         slots = problem.slots(problem.extras.starts_q, problem.q.shape[1], row.block)
         delta, shift = spread(delta, shift, problem.extras.starts_q, slots, row.block)
-    tiles_of_dq = [None if sums is None else describe(sums, row.block, row.head_dim // 2)]
+    tiles_of_dq = [None if sums is None else describe(sums, row.block, width // 2)]
     return (
-        describe(problem.q, row.block, row.head_dim),
-        describe(problem.k, row.program_rows, row.head_dim),
-        describe(problem.v, ROWS, row.head_dim_v),
-        describe(dout, row.block, row.head_dim_v),
+        describe(problem.q, row.block, width),
+        describe(problem.k, row.program_rows, width),
+        describe(problem.v, ROWS, width_v),
+        describe(dout, row.block, width_v),
         numbers_of(delta, row.block),
         numbers_of(shift, row.block),
         *(tiles_of_dq if row.built_as != "dkdv_wide" else ()),
-        describe(dk, ROWS, row.head_dim),
-        describe(dv, ROWS, row.head_dim_v),
+        describe(dk, ROWS, width),
+        describe(dv, ROWS, width_v),
         finite,
         heads // group,
         group,

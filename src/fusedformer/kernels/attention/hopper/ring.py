@@ -145,22 +145,23 @@ def visible_keys(i, t, sight, BLOCK_N: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def all_finite(x):
-    """Whether no element of 64 rows is NaN or infinite: those times 0 are NaN, others 0."""
+def all_finite(zeros):
+    """Whether no row has a NaN or is infinite, by the sums of its elements times 0, (64,): those are NaN then."""
     # All rows in every warp: ptxas spills in a sum that goes from warp to warp.
-    rows = gl.convert_layout(gl.sum(x * 0.0, 1), gl.BlockedLayout([2], [32], [4], [0]))
+    rows = gl.convert_layout(zeros, gl.BlockedLayout([2], [32], [4], [0]))
     return gl.sum(rows, 0) == 0.0
 
 
 @gluon.jit
-def note_finite(finite_ptr, x, start, length, plane, packed, wid: gl.constexpr):
+def note_finite(finite_ptr, zeros, start, length, plane, packed, wid: gl.constexpr):
     """Write whether the 64 rows of consumer `wid` are finite to where the repair of ../fwd_kernel.py looks for it.
 
-    That kernel counts tiles of a head from its last rows on; packed, each consumer has a place for each program.
+    `zeros` (64,) are NaN for rows that are not. That kernel counts tiles of a head from its last rows on; packed, each
+    consumer has a place for each program.
     """
     if packed.queries is None:
         tiles = gl.cdiv(length, ROWS)
         if start < length:
-            gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(x))
+            gl.store(finite_ptr + (plane * tiles + (tiles - 1 - start // ROWS)), all_finite(zeros))
     else:
-        gl.store(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), all_finite(x))
+        gl.store(finite_ptr + (gl.num_programs(0) * wid + gl.program_id(0)), all_finite(zeros))

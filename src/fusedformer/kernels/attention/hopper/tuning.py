@@ -1,7 +1,8 @@
 """Tile sizes of the Hopper attention kernels: a table, each row with its evidence.
 
-Nothing but the kernel, the head dimensions and the dtype may choose a row: a result must not depend on what else is in
-its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0.
+Nothing but the kernel, the head dimensions, the dtype and the kind of mask may choose a row: a result must not depend
+on what else is in its batch. Head dimensions are rounded up to the row's; what TMA loads past the end of a row is 0.
+Rates count the products of the row's head dimensions.
 """
 
 import functools
@@ -57,9 +58,33 @@ class Row:
         return "dkdv_wide" if is_wide else self.kernel
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Columns of a tile of q and k, and of one of v: powers of 2, of which products.py leaves out the rest."""
+        return _tile_of(self.head_dim), _tile_of(self.head_dim_v)
+
+    @property
+    def tails(self) -> tuple[int, int]:
+        """Of `tiles`, how many columns are used past the first half, where that is not all of it; else 0."""
+        return _tail_of(self.head_dim), _tail_of(self.head_dim_v)
+
+    @property
+    def has_unlike_consumers(self) -> bool:
+        """Whether its consumers do different work: dK or dV, or of dQ the main part or the tail."""
+        return self.built_as == "dkdv_wide" or (self.kernel == "fused" and self.tails[0] > 0)
+
+    @property
     def program_rows(self) -> int:
         """Queries, or in "dkdv" and "fused" keys, of a program."""
         return 64 if self.built_as == "dkdv_wide" else 128
+
+
+def _tile_of(head_dim: int) -> int:
+    return 1 << (head_dim - 1).bit_length()
+
+
+def _tail_of(head_dim: int) -> int:
+    tile = _tile_of(head_dim)
+    return head_dim - tile // 2 if head_dim < tile else 0
 
 
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
@@ -71,51 +96,68 @@ SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
     Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), unserved=("window alibi",)),
+    Row("fwd", 96, 96, 128, 2, Predicted(773, 989, "matrix"), unserved=("window alibi",)),
     Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix")),
+    Row("fwd", 192, 128, 64, 2, Predicted(822, 860, "shared")),
     Row("fwd", 256, 128, 64, 2, Predicted(851, 880, "shared")),
     Row("fwd", 256, 256, 64, 2, Predicted(876, 959, "shared")),
     Row("fwd_fp8", 64, 64, 128, 2, Predicted(828, 959, "exp")),
     Row("fwd_fp8", 128, 128, 128, 2, Predicted(1299, 1919, "exp")),
     Row("fwd_fp8", 256, 128, 128, 2, Predicted(1546, 1979, "matrix")),
     Row("dq", 64, 64, 128, 2, Predicted(781, 989, "matrix")),
+    Row("dq", 96, 96, 128, 2, Predicted(870, 989, "matrix")),
     Row("dq", 128, 128, 128, 2, Predicted(913, 989, "matrix")),
+    Row("dq", 192, 128, 64, 2, Predicted(934, 989, "matrix")),
     Row("dq", 256, 256, 32, 2, Predicted(742, 742, "shared"), unserved=("packed",)),
     Row("dkdv", 64, 64, 128, 2, Predicted(820, 986, "shared")),
+    Row("dkdv", 96, 96, 64, 2, Predicted(856, 911, "shared")),
     Row("dkdv", 128, 128, 64, 2, Predicted(905, 988, "shared")),
+    Row("dkdv", 192, 128, 64, 2, Predicted(790, 790, "shared"), unserved=("packed",)),
     Row("dkdv", 256, 128, 64, 2, Predicted(846, 846, "shared"), unserved=("packed",)),
     Row("dkdv", 256, 256, 64, 2, Predicted(878, 878, "shared"), unserved=("packed",)),
     Row("fused", 64, 64, 64, 2, Predicted(658, 658, "shared")),
+    Row("fused", 96, 96, 64, 2, Predicted(706, 706, "shared")),
     Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), unserved=("whole",)),
 )
 
 # By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.
 SCORED = {
     ("softcap", 64, 64): Predicted(302, 326, "exp"),
+    ("softcap", 96, 96): Predicted(421, 490, "exp"),
     ("softcap", 128, 128): Predicted(517, 653, "exp"),
+    ("softcap", 192, 128): Predicted(591, 808, "exp"),
     ("softcap", 256, 128): Predicted(653, 880, "shared"),
     ("softcap", 256, 256): Predicted(743, 959, "shared"),
     ("alibi", 64, 64): Predicted(614, 864, "issue"),
+    ("alibi", 96, 96): Predicted(719, 989, "matrix"),
     ("alibi", 128, 128): Predicted(802, 989, "matrix"),
+    ("alibi", 192, 128): Predicted(785, 860, "shared"),
     ("alibi", 256, 128): Predicted(819, 880, "shared"),
     ("alibi", 256, 256): Predicted(850, 959, "shared"),
 }
 
 
 @functools.cache
-def row_of(kernel: str, head_dim: int, head_dim_v: int) -> Row | None:
-    """The row that serves; None where there is none.
+def row_of(kernel: str, head_dim: int, head_dim_v: int, features: tuple[str, ...] = ()) -> Row | None:
+    """The row that serves, or would if it took the features; None where there is none.
+
+    Where a row with tails does not take them, that of whole tiles does.
 
     Args:
         kernel: "fwd", "fwd_fp8", "dq", "dkdv", or "fused", which is dkdv with dQ added up by atomics.
         head_dim: of q and k.
         head_dim_v: of v.
+        features: as `Row.serves` takes them.
     """
     if min(head_dim, head_dim_v) < SHORTEST:
         return None
     fitting = [
         row for row in TABLE if row.kernel == kernel and head_dim <= row.head_dim and head_dim_v <= row.head_dim_v
     ]  # fmt: skip
-    return min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)
+    row = min(fitting, key=lambda row: (row.head_dim, row.head_dim_v), default=None)
+    if row is None or row.serves(features):
+        return row
+    return next((other for other in fitting if (other.head_dim, other.head_dim_v) == row.tiles), row)
 
 
 def heads_of_tile(group: int, seqlen_q: int) -> int:

@@ -55,10 +55,10 @@ class HopperVariant:
     @property
     def copied_bytes(self) -> int:
         """What TMA moves to and from shared memory in an iteration of the steady loop, for both consumers."""
-        columns = self.row.head_dim + self.row.head_dim_v
+        columns = sum(self.row.tiles)
         numbers = 2 if self._is_bwd else 0
         # The fused kernel's dQ leaves by TMA too.
-        sums = self.row.head_dim if self.row.kernel == "fused" else 0
+        sums = self.row.tiles[0] if self.row.kernel == "fused" else 0
         size = 1 if self.row.kernel == "fwd_fp8" else 2
         return self.row.block * (size * columns + 4 * numbers + 4 * sums)
 
@@ -82,6 +82,8 @@ class HopperVariant:
             "slopes_ptr": "*fp32" if "alibi" in self.features else None,
             **dict.fromkeys(("slopes_batch", "slopes_head"), "i32" if "alibi" in self.features else None),
             "STAGES": self.row.stages,
+            "TAIL": self.row.tails[0],
+            "TAIL_V": self.row.tails[1],
             "HEADS": self._heads,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
@@ -90,7 +92,7 @@ class HopperVariant:
         return common | self._tiles()
 
     def _tiles(self) -> dict[str, Any]:
-        block, columns, columns_v = self.row.block, self.row.head_dim, self.row.head_dim_v
+        block, (columns, columns_v) = self.row.block, self.row.tiles
         batch_and_head = (1, 1, 1) if self._is_packed else (1, 1)  # packing.py says why
 
         def tile(rows: int, columns: int, dtype: str = self.dtype) -> Tile:
