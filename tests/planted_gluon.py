@@ -23,9 +23,10 @@ from fusedformer.kernels.attention import hopper
 from fusedformer.kernels.attention.hopper.launch import packed_rows_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, PACKING, SCORES, QUERIES = "ring", "packing", "scores", "queries"
+RING, PACKING, SCORES, QUERIES, WORK = "ring", "packing", "scores", "queries", "work"
 FWD, FP8, BWD, DQ, WIDE = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel", "dkdv_wide_kernel"
-FILES = (RING, PACKING, SCORES, QUERIES, FWD, FP8, BWD, DQ, WIDE)
+PERSISTENT = "fwd_persistent_kernel"
+FILES = (RING, PACKING, SCORES, QUERIES, WORK, FWD, PERSISTENT, FP8, BWD, DQ, WIDE)
 _copies = itertools.count()
 
 
@@ -89,6 +90,9 @@ class Case:
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
     packed: tuple[tuple[int, int], ...] = ()
+    batch: int = 1
+    programs: int = 0  # of a persistent grid
+    section: int = 0
 
     @property
     def side(self) -> int:
@@ -129,6 +133,15 @@ CASES = {
     "fwd, alibi": Case(FWD, has_slopes=True, left=130, right=None),
     "fwd, heads": Case(
         FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
+    ),
+    "persistent": Case(PERSISTENT, heads=3, group=1, batch=2, programs=4, section=4),
+    "persistent, full": Case(PERSISTENT, right=None, seqlen_k=150, heads=4, programs=3, section=2),
+    "persistent, window": Case(
+        PERSISTENT, left=130, right=20, stages=3, has_sinks=True, batch=2, programs=3, section=3
+    ),
+    "persistent, flags": Case(PERSISTENT, has_flags=True, seqlen_q=130, seqlen_k=70, batch=2, programs=3, section=4),
+    "persistent, alibi": Case(
+        PERSISTENT, has_slopes=True, head_dim_v=128, batch=2, heads=4, group=4, programs=5, section=4
     ),
     "fp8": Case(FP8),
     "fp8, full": Case(FP8, right=None, head_dim_v=128),

@@ -9,6 +9,7 @@ from fusedformer.benchmarks.static.row import StaticRow
 # The waits for matrix products in an iteration of the steady loop: each is for all but so many of the newest.
 WAITS = {
     "attention_hopper_fwd_kernel": (1, 0),  # S(j), with P(j-1) V(j-1) under way; then that
+    "attention_hopper_fwd_persistent_kernel": (1, 0),  # the same
     "attention_hopper_fwd_fp8_kernel": (1, 0),  # the same
     "attention_hopper_dq_kernel": (1, 0, 0),  # S, with dP under way; dP; dQ
     "attention_hopper_bwd_kernel": (1, 0, 1, 0),  # S, with dP under way; dP; dV, with dK under way; dK

@@ -61,12 +61,12 @@ LOWEST = gl.constexpr(-3.4028234663852886e38)
 class Shared(NamedTuple):
     """What the warps of a program share."""
 
-    q: Any  # (2, 1, 1, 64, D): a tile for each consumer
-    q_full: Any  # (2, 1) mbarriers
+    q: Any  # (C, 1, 1, 64, D): a tile for each of C consumers
+    q_full: Any  # (C, 1) mbarriers
     k: Any  # Ring of (BLOCK_N, D)
     v: Any  # Ring of (BLOCK_N, Dv)
-    out: Any  # (2, 1, 1, 64, Dv), of q where that has as many columns
-    turn: Any  # (2, 1) mbarriers: this consumer may issue products
+    out: Any  # (C, 1, 1, 64, Dv), of q where that has as many columns and is not loaded anew
+    turn: Any  # (C, 1) mbarriers: this consumer may issue products
 
 
 @gluon.jit
@@ -83,20 +83,21 @@ def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout:
 
 @gluon.jit
 def _fwd_step(
-    t, acc, peak, total, p, q, shared, sight, i, scoring,
+    t, acc, peak, total, p, q, shared, sight, i, scoring, number,
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, s_layout: gl.constexpr, out_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    CONSUMERS: gl.constexpr = shared.turn.shape[0]
     await_tile(shared.k, t)
     if PING_PONG:
-        mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
+        mbarrier.wait(shared.turn.index(wid), (t - 1 - number) & 1)
     zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
     s = warpgroup_mma(q, tile_of(shared.k, t).permute((1, 0)), zero, use_acc=False, is_async=True)
     await_tile(shared.v, t - 1)
     acc = warpgroup_mma(p, tile_of(shared.v, t - 1), acc, is_async=True)
     if PING_PONG:
-        mbarrier.arrive(shared.turn.index(1 - wid), count=1)
+        mbarrier.arrive(shared.turn.index((wid + 1) % CONSUMERS), count=1)
     s = warpgroup_mma_wait(1, [s])
     release(shared.k, t)
     p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scoring, MASKED, s_layout)
@@ -118,11 +119,14 @@ def _corner(desc, packed, plane, heads, group, start_m, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _consumer(
+def attend(
     shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
-    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
+    begin, number, q_empty, wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
 ):  # fmt: skip
-    """Computes 64 rows."""
+    """Computes 64 rows, of the program's tile of queries `number`, whose tiles of keys are from `begin` on.
+
+    `q_empty`: mbarriers that tell the producer where q may be loaded anew; None where it is not.
+    """
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     D: gl.constexpr = shared.k.tiles.shape[-1]
     DV: gl.constexpr = shared.v.tiles.shape[-1]
@@ -141,37 +145,41 @@ def _consumer(
         slopes = load_slopes(scoring, of_row % heads, row_layout)
         scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
-    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, begin + 1, ROWS // HEADS)
     acc = gl.full([ROWS, DV], 0.0, gl.float32, out_layout)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
     total = gl.full([ROWS], 0.0, gl.float32, row_layout)
 
     q = shared.q.index(wid).reshape([ROWS, D])
-    mbarrier.wait(shared.q_full.index(wid), 0)
-    await_tile(shared.k, 0)
+    mbarrier.wait(shared.q_full.index(wid), number & 1)
+    await_tile(shared.k, begin)
     zero = gl.full([ROWS, BLOCK_N], 0.0, gl.float32, s_layout)
-    s = warpgroup_mma(q, tile_of(shared.k, 0).permute((1, 0)), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma(q, tile_of(shared.k, begin).permute((1, 0)), zero, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, [s])
-    release(shared.k, 0)
-    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scoring, True, s_layout)
+    release(shared.k, begin)
+    p, peak, total, shrink = _softmax(s, peak, total, i, begin, sight, scoring, True, s_layout)
     p = gl.convert_layout(p.to(shared.v.tiles.dtype), gl.DotOperandLayout(0, out_layout, 2))
     if sight.lower is not None:
-        for t in range(1, whole_first):
+        for t in range(begin + 1, whole_first):
             acc, peak, total, p = _fwd_step(
-                t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
+                t, acc, peak, total, p, q, shared, sight, i, scoring, number, wid, True, PING_PONG, s_layout, out_layout
             )
     for t in range(whole_first, whole_last):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, False, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, number, wid, False, PING_PONG, s_layout, out_layout
         )
     for t in range(whole_last, tiles):
         acc, peak, total, p = _fwd_step(
-            t, acc, peak, total, p, q, shared, sight, i, scoring, wid, True, PING_PONG, s_layout, out_layout
+            t, acc, peak, total, p, q, shared, sight, i, scoring, number, wid, True, PING_PONG, s_layout, out_layout
         )
+    if q_empty is not None:
+        mbarrier.arrive(q_empty.index(wid), count=1)
     await_tile(shared.v, tiles - 1)
     acc = warpgroup_mma(p, tile_of(shared.v, tiles - 1), acc, is_async=True)
     acc = warpgroup_mma_wait(0, [acc])
+    if q_empty is not None:  # V is loaded anew too
+        release(shared.v, tiles - 1)
 
     peak = with_softcap(peak, scoring)
     if sinks_ptr is not None:
@@ -186,6 +194,8 @@ def _consumer(
     total = gl.where(total == 0.0, gl.where(sees_none, 1.0, float("nan")), total)
     acc = acc / gl.expand_dims(gl.convert_layout(total, gl.SliceLayout(1, out_layout)), 1)
     out = shared.out.index(wid)
+    if q_empty is not None:
+        tma.store_wait(0)  # of the tile before
     out.reshape([ROWS, DV]).store(acc.to(shared.out.dtype))
     fence_async_shared()
     async_store(out_desc, _corner(out_desc, packed, plane, heads, group, start_m, HEADS), out)
@@ -193,7 +203,8 @@ def _consumer(
         note_finite(finite_ptr, acc, start_m, seqlen_q, plane, packed, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
     gl.store(lse_ptr + (first_number(packed, of_row, seqlen_q) + i), lse, mask=is_row)
-    tma.store_wait(0)
+    if q_empty is None:
+        tma.store_wait(0)
 
 
 @gluon.jit
@@ -288,13 +299,13 @@ def attention_hopper_fwd_kernel(
         mbarrier.arrive(turn.index(0), count=1)
     gl.warp_specialize(
         [
-            (_consumer, (
+            (attend, (
                 shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 0, PING_PONG, HEADS,
+                start_m, 0, 0, None, 0, PING_PONG, HEADS,
             )),
-            (_consumer, (
+            (attend, (
                 shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 1, PING_PONG, HEADS,
+                start_m, 0, 0, None, 1, PING_PONG, HEADS,
             )),
             (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
         ],

@@ -118,7 +118,7 @@ def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr, QUERIE
 
 
 @gluon.jit
-def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST: gl.constexpr, QUERIES: gl.constexpr = ROWS):
+def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST, QUERIES: gl.constexpr = ROWS):
     """Of QUERIES queries from `start_m` on: which of the program's tiles, from FIRST on, all of them see wholly."""
     first = start_m * 0
     last = sight.seqlen_k

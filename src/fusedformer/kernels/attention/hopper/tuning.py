@@ -43,6 +43,7 @@ class Row:
     consumer_registers: int = 240
     producer_registers: int = 24
     ping_pong: bool = True  # in "fwd" and "fwd_fp8": the consumers take turns at issuing products
+    persistent: bool = False  # in "fwd": a program on each SM computes one tile of queries after another
     unserved: tuple[str, ...] = ()  # for want of registers, or of code for it; "window alibi" is both together
     recorded: bool = False
 
@@ -54,7 +55,7 @@ class Row:
     def built_as(self) -> str:
         """Its name in kernels.py: dK and dV of more columns than a consumer has registers for are shared out."""
         is_wide = self.kernel == "dkdv" and self.head_dim > 128
-        return "dkdv_wide" if is_wide else self.kernel
+        return "dkdv_wide" if is_wide else "fwd_persistent" if self.persistent else self.kernel
 
     @property
     def program_rows(self) -> int:

@@ -30,7 +30,7 @@ class HopperVariant:
         sizes = f"d{self.row.head_dim}"
         if self.row.head_dim_v != self.row.head_dim:
             sizes += f"/{self.row.head_dim_v}"
-        kinds = [kind for kind in ("fused", "fp8") if self.row.kernel.endswith(kind)]
+        kinds = [kind for kind in ("fused", "fp8", "persistent") if self.row.built_as.endswith(kind)]
         return " ".join([self.dtype, sizes, *kinds, *self.features])
 
     @property
@@ -73,6 +73,7 @@ class HopperVariant:
             "shift_ptr": "*fp32",
             "finite_ptr": "*i8" if hides and self._heads == 1 else None,
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
+            **dict.fromkeys(("planes", "section"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
             "span": "i32" if "window" in self.features else None,
