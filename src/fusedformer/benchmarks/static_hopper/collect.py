@@ -132,7 +132,7 @@ def key(variant: HopperVariant) -> str:
     for known in ("evidence", "recorded", "unserved"):  # what is known of a row is no part of it
         del design[known]
     digest = hashlib.sha256(_sources(variant.row.built_as))
-    digest.update(repr((design, variant.dtype, variant.features, tuning.REGISTERS)).encode())
+    digest.update(repr((design, variant.dtype, variant.features, variant.row.registers)).encode())
     return digest.hexdigest()[:32]
 
 

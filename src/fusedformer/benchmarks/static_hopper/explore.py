@@ -40,7 +40,10 @@ _SPACE: tuple[tuple[str, int, int, tuple[tuple[int, int], ...]], ...] = (
 
 
 def candidates() -> Iterator[tuning.Row]:
-    """Rows to compile: tiles, and for some of them a forward without turns and consumers with fewer registers."""
+    """Rows to compile: tiles, and for some of them a forward without turns, and consumers with fewer registers.
+
+    Then the forward with three consumers, and on a persistent grid.
+    """
     for kernel, head_dim, head_dim_v, tiles in _SPACE:
         for block, stages in tiles:
             row = tuning.Row(kernel, head_dim, head_dim_v, block, stages, tuning.UNKNOWN)
@@ -49,6 +52,10 @@ def candidates() -> Iterator[tuning.Row]:
                 yield replace(row, ping_pong=False)
             if head_dim_v == 128 == head_dim and _design(row) in _shipped():
                 yield replace(row, consumer_registers=224)
+            if (kernel, head_dim) == ("fwd", 64) and (block, stages) in ((64, 2), (128, 2)):
+                yield replace(row, consumers=3, consumer_registers=160)
+            if kernel == "fwd" and head_dim_v <= 128 and _design(row) in _shipped():
+                yield replace(row, persistent=True)
 
 
 def table(rows: dict[tuning.Row, HopperRow]) -> Table:
@@ -61,8 +68,8 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
             expected = f"{row.predicted_tflops:.0f} to {row.most_tflops:.0f}"
             figures = (row.spill_bytes, row.shared_bytes, row.bound, expected)
         cells = map(str, (*_names(design), *figures))
-        lines.append((*cells, "shipped" if _design(design) in _shipped() else "", row.verdict))
-    header = ("kernel", "head dims", "block", "stages", "turns", "registers", "spills (B)", "shared (B)", "bound")
+        lines.append((*cells, _use(design), row.verdict))
+    header = ("kernel", "head dims", "block", "stages", "turns", "consumers", "registers", "spills (B)", "shared (B)", "bound")
     return Table(
         f"Hopper attention, bfloat16, causal, compiled by Triton {version('triton')} for sm_{model.ARCH}a",
         (*header, "predicted TFLOP/s", "", "verdict"),
@@ -70,7 +77,8 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
         [
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
             f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
-            "Shipped are rows that pass every gate. Where rates are equal, the larger tile, of fewer iterations, "
+            "Shipped are rows that pass every gate; rows on request, with FUSEDFORMER_HOPPER=persistent or =three, do "
+            "for the features that they serve. Where rates are equal, the larger tile, of fewer iterations, "
             "and turns, which keep the consumers out of step: the model sees neither.",
         ],
     )
@@ -80,13 +88,21 @@ def _shipped() -> set[tuning.Row]:
     return {_design(row) for row in tuning.TABLE}
 
 
+def _use(design: tuning.Row) -> str:
+    if _design(design) in _shipped():
+        return "shipped"
+    return "on request" if _design(design) in {_design(row) for rows in tuning.ON_REQUEST.values() for row in rows} else ""
+
+
 def _design(row: tuning.Row) -> tuning.Row:
     return replace(row, evidence=tuning.UNKNOWN, recorded=False, unserved=())
 
 
 def _names(row: tuning.Row) -> tuple[object, ...]:
     turns = ("yes" if row.ping_pong else "no") if row.kernel.startswith("fwd") else "-"
-    return (row.kernel, f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages, turns, row.consumer_registers)
+    kernel = f"{row.kernel}, persistent" if row.persistent else row.kernel
+    sizes = (f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages)
+    return (kernel, *sizes, turns, row.consumers, row.consumer_registers)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ WAITS = {
 }
 
 FUSED_WAITS = (1, 0, 2, 1, 0)  # S, with dP under way; dP; dV, with dK and dQ under way; dK; dQ
-# One after the mbarriers are initialised, and one in each consumer after its tiles are in shared memory.
+# One after the mbarriers are initialised, and one in each of two consumers after its tiles are in shared memory.
 FENCES, FUSED_FENCES = 3, 7  # the fused kernel's consumers hand over dS and dQ too, in the loop
 # Tiles that threads store and then announce to threads, for whom there is no fence: P, before the loop and in it.
 BETWEEN_THREADS = {"attention_hopper_dkdv_wide_kernel": 2}
@@ -28,6 +28,7 @@ class HopperRow(StaticRow):
     """A Hopper kernel compiled for sm_90a."""
 
     triton: str = ""  # version that compiled it
+    consumers: int = 2  # warpgroups of a program, beside the producer's
     waits: tuple[int, ...] = ()  # of the steady loop, see WAITS
     early_arrivals: int = 0  # of mbarriers, with no barrier of the partition's threads since the last wgmma wait
     unfenced_stores: int = 0  # by TMA, with no fence or no barrier since threads wrote to shared memory
@@ -39,7 +40,7 @@ class HopperRow(StaticRow):
         """Every gate that the variant fails."""
         is_fused = "fused" in self.variant.split()
         waits = FUSED_WAITS if is_fused else WAITS.get(self.kernel)
-        fences = FUSED_FENCES if is_fused else FENCES
+        fences = FUSED_FENCES if is_fused else FENCES - 2 + self.consumers
         found = {
             f"waits of the steady loop {self.waits}, designed {waits}": self.waits != waits,
             f"{self.early_arrivals} arrivals that do not wait for all threads": self.early_arrivals > 0,

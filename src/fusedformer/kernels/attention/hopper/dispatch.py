@@ -3,6 +3,8 @@
     FUSEDFORMER_HOPPER=1        it serves whatever it supports
     FUSEDFORMER_HOPPER=fused    the same, and dQ is added up by atomics in the kernel of dK and dV: two products fewer,
                                 but its last bits may differ from one run to the next
+    FUSEDFORMER_HOPPER=persistent   the same as 1, and the forward runs on a persistent grid where it can
+    FUSEDFORMER_HOPPER=three    the same as 1, and the forward has three consumers where it can
     FUSEDFORMER_HOPPER=0        it serves nothing
     not set                     it serves the rows of tuning.py whose correctness on an H200 is on record in results/
 
@@ -41,8 +43,8 @@ def check(preference: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    if preference not in ("", "0", "1", "fused"):
-        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1 or fused")
+    if preference not in ("", "0", "1", "fused", *tuning.ON_REQUEST):
+        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1, fused, {' or '.join(tuning.ON_REQUEST)}")
     return preference
 
 
@@ -97,7 +99,7 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, "fused", or "fwd_fp8".
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
-    row = tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3])
+    row = row_for(kernel, problem)
     return (  # the cheapest first: every launch comes by here
         _unfit_place(problem.arch)
         or _unwanted(kernel, row)
@@ -106,6 +108,29 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
         or next(filter(None, map(_unfit_layout, (problem.q, problem.k, problem.v, *tensors))), None)
         or missing()
     )
+
+
+def row_for(kernel: str, problem: "Problem") -> tuning.Row | None:
+    """The row by which `kernel` computes a problem, as `tuning.row_of` unless another is asked for; None for none."""
+    sizes = problem.q.shape[3], problem.v.shape[3]
+    if kernel == "fwd" and _preference in tuning.ON_REQUEST:
+        features = _features(problem)
+        features += ["grouped"] * (heads_of_tile(problem) > 1) + ["softcap"] * (problem.extras.softcap != 0)
+        if (row := tuning.row_on_request(_preference, *sizes, features)) is not None:
+            return row
+    return tuning.row_of(kernel, *sizes)
+
+
+def heads_of_tile(problem: "Problem") -> int:
+    """How many heads share a tile of queries in the forward by a row of the table."""
+    if problem.extras.is_packed:
+        return 1
+    return tuning.heads_of_tile(problem.q.shape[2] // problem.k.shape[2], problem.q.shape[1])
+
+
+def _features(problem: "Problem") -> list[str]:
+    features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
+    return features + ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
 
 
 def _unfit_place(arch: int | None) -> str | None:
@@ -157,8 +182,7 @@ def _unfit_shape(kernel: str, problem: "Problem", row: tuning.Row | None) -> str
         return f"it packs {LONGEST_PACKED} rows, not {max(q.shape[1], k.shape[1])}"
     if row is None:
         return f"it has no tile for head dimensions {q.shape[3]} and {v.shape[3]}"
-    features = ["window" if problem.left is not None else "causal" if problem.right is not None else "whole"]
-    features += ["alibi"] * (problem.extras.slopes is not None) + ["packed"] * problem.extras.is_packed
+    features = _features(problem)
     if not row.serves(features):
         if row.built_as == "dkdv_wide":
             return "it does not take packed sequences, in the gradients of k and v of wide heads"

@@ -208,13 +208,26 @@ def attend(
 
 
 @gluon.jit
+def _consumer(
+    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr,
+):  # fmt: skip
+    """`attend` of the program's only tile of queries."""
+    attend(
+        shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+        start_m, 0, 0, None, wid, PING_PONG, HEADS,
+    )  # fmt: skip
+
+
+@gluon.jit
 def _producer(shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
     """Loads what the consumers read."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    CONSUMERS: gl.constexpr = shared.turn.shape[0]
     first_head = plane if HEADS == 1 else plane * group
     head = first_head % heads
     keys = keys_of(packed, first_head // heads)
-    for wid in gl.static_range(2):
+    for wid in gl.static_range(CONSUMERS):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
         corner = _corner(q_desc, packed, plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
         async_load(q_desc, corner, shared.q_full.index(wid), shared.q.index(wid))
@@ -253,17 +266,18 @@ def attention_hopper_fwd_kernel(
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    CONSUMERS: gl.constexpr,  # 2, or 3, which have fewer registers each
     HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2; 1 where it is packed
     starts_q_ptr=None,  # (B + 1,) int32: rows of q before each packed sequence; None, as the next two, without any
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
-    """One program computes 128 queries of one head, or 128 / HEADS of each head of a group.
+    """One program computes 64 queries a consumer of one head, or 64 / HEADS of each head of a group.
 
     Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D).
     """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
-    QUERIES: gl.constexpr = 2 * ROWS // HEADS
+    QUERIES: gl.constexpr = CONSUMERS * ROWS // HEADS
     if tiles_ptr is None:
         packed = Packed(None, None, None, None)  # made here: no function of Triton 3.6 can return None in a tuple
         plane, tile = place(seqlen_q, QUERIES)
@@ -277,7 +291,7 @@ def attention_hopper_fwd_kernel(
     start_m = (gl.cdiv(seqlen_q, QUERIES) - 1 - tile) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
-    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS)
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS, CONSUMERS)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
     if slopes_ptr is not None:
         slopes_ptr += (plane if HEADS == 1 else plane * group) // heads * slopes_batch
@@ -285,30 +299,51 @@ def attention_hopper_fwd_kernel(
     rate = None if softcap_log2 is None else 2 * LOG2_E * (scale_log2 / softcap_log2)
     scoring = Scoring(factor, softcap_log2, rate, diagonal, slopes_ptr, slopes_head, None)
 
-    q = make_tiles(q_desc, 2)
+    q = make_tiles(q_desc, CONSUMERS)
     out = q
     if out_desc.block_type.shape != q_desc.block_type.shape:
-        out = make_tiles(out_desc, 2)
-    q_full = make_barriers(2, 1)
-    k = make_ring(k_desc, STAGES, 2)
-    v = make_ring(v_desc, STAGES, 2)
-    turn = make_barriers(2, 1)
+        out = make_tiles(out_desc, CONSUMERS)
+    q_full = make_barriers(CONSUMERS, 1)
+    k = make_ring(k_desc, STAGES, CONSUMERS)
+    v = make_ring(v_desc, STAGES, CONSUMERS)
+    turn = make_barriers(CONSUMERS, 1)
     shared = Shared(q, q_full, k, v, out, turn)
     fence_async_shared()
     if PING_PONG:
         mbarrier.arrive(turn.index(0), count=1)
-    gl.warp_specialize(
-        [
-            (attend, (
-                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 0, 0, None, 0, PING_PONG, HEADS,
-            )),
-            (attend, (
-                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 0, 0, None, 1, PING_PONG, HEADS,
-            )),
-            (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 0, PING_PONG, HEADS,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 1, PING_PONG, HEADS,
+                )),
+                (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
+            ],
+            [4, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 0, PING_PONG, HEADS,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 1, PING_PONG, HEADS,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 2, PING_PONG, HEADS,
+                )),
+                (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
+            ],
+            [4, 4, 1],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip

@@ -31,6 +31,7 @@ class HopperVariant:
         if self.row.head_dim_v != self.row.head_dim:
             sizes += f"/{self.row.head_dim_v}"
         kinds = [kind for kind in ("fused", "fp8", "persistent") if self.row.built_as.endswith(kind)]
+        kinds += [f"{self.row.consumers} consumers"] * (self.row.consumers != 2)
         return " ".join([self.dtype, sizes, *kinds, *self.features])
 
     @property
@@ -54,7 +55,7 @@ class HopperVariant:
 
     @property
     def copied_bytes(self) -> int:
-        """What TMA moves to and from shared memory in an iteration of the steady loop, for both consumers."""
+        """What TMA moves to and from shared memory in an iteration of the steady loop, for all consumers."""
         columns = self.row.head_dim + self.row.head_dim_v
         numbers = 2 if self._is_bwd else 0
         # The fused kernel's dQ leaves by TMA too.
@@ -84,6 +85,7 @@ class HopperVariant:
             **dict.fromkeys(("slopes_batch", "slopes_head"), "i32" if "alibi" in self.features else None),
             "STAGES": self.row.stages,
             "HEADS": self._heads,
+            "CONSUMERS": self.row.consumers,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
             "PRODUCER_REGISTERS": self.row.producer_registers,
@@ -140,7 +142,7 @@ def _kinds(features: tuple[str, ...]) -> set[str]:
 
 
 def variants() -> list[HopperVariant]:
-    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16.
+    """Every row of the tuning table, and on request, in bfloat16 with each mask, and the table's of head dimension 128 in float16.
 
     But for that of float8, whose result is always bfloat16.
     """
@@ -148,6 +150,13 @@ def variants() -> list[HopperVariant]:
         HopperVariant(row, features=features)
         for row in tuning.TABLE
         for features in _FEATURES[row.kernel]
+        if row.serves(_kinds(features))
+    ]
+    found += [
+        HopperVariant(row, features=features)
+        for rows in tuning.ON_REQUEST.values()
+        for row in rows
+        for features in _FEATURES["fwd"]
         if row.serves(_kinds(features))
     ]
     halves = [row for row in tuning.TABLE if row.head_dim == 128 and row.kernel != "fwd_fp8"]
