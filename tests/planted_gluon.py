@@ -90,6 +90,7 @@ class Case:
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
     packed: tuple[tuple[int, int], ...] = ()
+    consumers: int = 2
     batch: int = 1
     programs: int = 0  # of a persistent grid
     section: int = 0
@@ -102,7 +103,7 @@ class Case:
     @property
     def program_rows(self) -> int:
         """How many of them a program has."""
-        return 64 if self.kernel == WIDE else 128
+        return 64 if self.kernel == WIDE else 64 * self.consumers
 
     @property
     def sequences(self) -> list[tuple[slice, slice]]:
@@ -134,6 +135,10 @@ CASES = {
     "fwd, heads": Case(
         FWD, heads_of_tile=4, heads=6, group=3, seqlen_q=37, left=193, has_sinks=True, has_slopes=True
     ),
+    "three": Case(FWD, consumers=3, seqlen_q=270),
+    "three, full": Case(FWD, consumers=3, seqlen_q=200, right=None),
+    "three, window": Case(FWD, consumers=3, seqlen_q=270, left=130, right=20, stages=3, has_sinks=True),
+    "three, flags": Case(FWD, consumers=3, has_flags=True, seqlen_q=130, seqlen_k=70),
     "persistent": Case(PERSISTENT, heads=3, group=1, batch=2, programs=4, section=4),
     "persistent, full": Case(PERSISTENT, right=None, seqlen_k=150, heads=4, programs=3, section=2),
     "persistent, window": Case(

@@ -128,7 +128,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     flags = _flags(case, case.heads, case.seqlen_q)
     kv_heads, heads = case.heads // case.group, case.heads_of_tile
     programs = case.batch * _programs(case, heads) * (kv_heads if heads > 1 else case.heads)
-    own: dict[str, Any] = {"HEADS": heads}
+    own: dict[str, Any] = {"CONSUMERS": case.consumers, "HEADS": heads}
     if case.kernel == PERSISTENT:
         programs, own = case.programs, {"planes": case.batch * case.heads, "section": case.section}
 

@@ -97,7 +97,8 @@ def threads_of(row: StaticRow) -> int | None:
     Of a .cu kernel the most that it is compiled for (its __launch_bounds__): short rows are launched with fewer.
     """
     if isinstance(row, HopperRow):
-        return (row.consumers + 1) * WARPS * WARP  # with the producer's, which Triton fills up to as many as a consumer has
+        # With the producer's warp, which Triton fills up to as many as a consumer has.
+        return (row.consumers + 1) * WARPS * WARP
     if row.op.startswith("attention"):
         warps = _triton_warps(row.arch).get((row.kernel, row.variant))
         return None if warps is None else warps * WARP

@@ -28,7 +28,6 @@ from fusedformer.benchmarks.static.triton import sources
 from fusedformer.benchmarks.static_hopper import compile, model
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
-from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
 RECORD = cache.RECORD.with_name("static_hopper.json")

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from fusedformer.benchmarks.report.tables import Table
 from fusedformer.benchmarks.static.row import SHARED_LIMIT
-from fusedformer.benchmarks.static_hopper import model
+from fusedformer.benchmarks.static_hopper import model, schedule
 from fusedformer.benchmarks.static_hopper.collect import RECORD, collect, key, recorded
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
@@ -53,7 +53,8 @@ def candidates() -> Iterator[tuning.Row]:
             if head_dim_v == 128 == head_dim and _design(row) in _shipped():
                 yield replace(row, consumer_registers=224)
             if (kernel, head_dim) == ("fwd", 64) and (block, stages) in ((64, 2), (128, 2)):
-                yield replace(row, consumers=3, consumer_registers=160)
+                three = replace(row, consumers=3, consumer_registers=160)
+                yield from (three, replace(three, unserved=FEATURES))
             if kernel == "fwd" and head_dim_v <= 128 and _design(row) in _shipped():
                 yield replace(row, persistent=True)
 
@@ -69,10 +70,10 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
             figures = (row.spill_bytes, row.shared_bytes, row.bound, expected)
         cells = map(str, (*_names(design), *figures))
         lines.append((*cells, _use(design), row.verdict))
-    header = ("kernel", "head dims", "block", "stages", "turns", "consumers", "registers", "spills (B)", "shared (B)", "bound")
+    header = ("kernel", "head dims", "block", "stages", "turns", "consumers", "registers")
     return Table(
         f"Hopper attention, bfloat16, causal, compiled by Triton {version('triton')} for sm_{model.ARCH}a",
-        (*header, "predicted TFLOP/s", "", "verdict"),
+        (*header, "spills (B)", "shared (B)", "bound", "predicted TFLOP/s", "", "verdict"),
         lines,
         [
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
@@ -91,7 +92,14 @@ def _shipped() -> set[tuning.Row]:
 def _use(design: tuning.Row) -> str:
     if _design(design) in _shipped():
         return "shipped"
-    return "on request" if _design(design) in {_design(row) for rows in tuning.ON_REQUEST.values() for row in rows} else ""
+    kinds = _features(design) or ("whole",)
+    rows = [row for rows in tuning.ON_REQUEST.values() for row in rows if row.serves(kinds)]
+    return "on request" if _design(design) in map(_design, rows) else ""
+
+
+def _features(design: tuning.Row) -> tuple[str, ...]:
+    """What is compiled of a candidate."""
+    return FEATURES if design.serves(FEATURES) else ()
 
 
 def _design(row: tuning.Row) -> tuning.Row:
@@ -101,6 +109,7 @@ def _design(row: tuning.Row) -> tuning.Row:
 def _names(row: tuning.Row) -> tuple[object, ...]:
     turns = ("yes" if row.ping_pong else "no") if row.kernel.startswith("fwd") else "-"
     kernel = f"{row.kernel}, persistent" if row.persistent else row.kernel
+    kernel += ", not causal" * (not _features(row))
     sizes = (f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages)
     return (kernel, *sizes, turns, row.consumers, row.consumer_registers)
 
@@ -109,10 +118,11 @@ def main() -> None:
     """Compile all candidates, those first that are on record, and write the table after each."""
     known = recorded(version("triton"))
     rows: dict[tuning.Row, HopperRow] = {}
-    for row in sorted(candidates(), key=lambda row: key(HopperVariant(row, features=FEATURES)) not in known):
-        (rows[row],) = collect([HopperVariant(row, features=FEATURES)])
+    variants = {row: HopperVariant(row, features=_features(row)) for row in candidates()}
+    for row in sorted(variants, key=lambda row: key(variants[row]) not in known):
+        (rows[row],) = collect([variants[row]])
         with atomic_write(PATH) as partial:
-            partial.write_text(table(rows).markdown() + "\n")
+            partial.write_text(f"{table(rows).markdown()}\n\n{schedule.table().markdown()}\n")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def attention_hopper_fwd_persistent_kernel(
     slopes_batch,  # strides of slopes
     slopes_head,
     planes,  # B H
-    section,  # planes whose keys and values stay in the L2 cache together
+    section,  # planes of a section, see work.py
     STAGES: gl.constexpr,  # of the rings of keys and of values
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,

@@ -64,9 +64,9 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     if row.built_as == "fwd":
         constants |= {"CONSUMERS": row.consumers, "HEADS": heads}
     if row.persistent:
-        planes, group = problem.q.shape[0] * problem.q.shape[2], problem.q.shape[2] // problem.k.shape[2]
-        args += (planes, min(planes, tuning.section_of(problem.k.shape[1], group, row)))
-        programs = min(programs, _sms(problem))
+        sms = _sms(problem)
+        args += (problem.q.shape[0] * problem.q.shape[2], tuning.section_of(sms))
+        programs = min(programs, sms)
     _start(row, programs, problem, args, constants | packed)
     if packed and flags is not None:
         torch.amin(flags, 0, out=finite)
@@ -91,9 +91,7 @@ def _sms(problem: "Problem") -> int:
     return torch.cuda.get_device_properties(problem.q.device).multi_processor_count
 
 
-def _start(
-    row: tuning.Row, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]
-) -> None:
+def _start(row: tuning.Row, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
     kernel = KERNELS[row.built_as]
     if problem.arch is None:
         replay.launch_by(functools.partial(_simulate, kernel, programs), args, by_name)

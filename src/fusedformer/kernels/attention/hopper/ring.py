@@ -109,7 +109,7 @@ def release(ring, t):
 def visited_tiles(
     start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr, QUERIES: gl.constexpr = ROWS, CONSUMERS: gl.constexpr = 2
 ):
-    """Of QUERIES queries a consumer from `start_m` on: the first tile of keys that any may see, and how many there are."""
+    """The first tile of keys that QUERIES queries a consumer, from `start_m` on, may see, and how many there are."""
     first = start_m * 0
     last = seqlen_k
     if lower is not None:

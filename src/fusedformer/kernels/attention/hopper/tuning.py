@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 _ROWS = 64  # of a consumer
 _REGISTERS_OF_AN_SM = 65_536
-_L2_BYTES = 32 << 20  # of 50 MB, which queries and results pass through too
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Row:
             kind = "a persistent fwd" if self.persistent else self.kernel
             raise ValueError(f"{self.consumers} consumers in {kind}, expected 2, or 3 in fwd")
         if self.persistent and (self.kernel, self.head_dim_v > 128) != ("fwd", False):
-            raise ValueError(f"persistent {self.kernel} for {self.head_dim_v} columns of v, expected fwd for 128 or fewer")
+            raise ValueError(f"persistent {self.kernel}, {self.head_dim_v} columns of v, expected fwd, 128 or fewer")
 
     def serves(self, features: Collection[str]) -> bool:
         """Whether it takes these: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
@@ -126,7 +125,7 @@ ON_REQUEST = {
         ),
         Row(
             "fwd", 64, 64, 64, 2, Predicted(691, 867, "issue"), consumer_registers=160, consumers=3,
-            unserved=("softcap", "alibi", *_FEW),
+            unserved=("whole", "softcap", "alibi", *_FEW),
         ),
     ),
 }  # fmt: skip
@@ -178,9 +177,13 @@ def row_on_request(request: str, head_dim: int, head_dim_v: int, features: Colle
     return next((row for row in rows if row.serves(features)), None)
 
 
-def section_of(seqlen_k: int, group: int, row: Row) -> int:
-    """How many heads a persistent grid works on at a time: those whose keys and values stay in the L2 cache."""
-    return max(1, _L2_BYTES // (seqlen_k * (row.head_dim + row.head_dim_v) * 2)) * group
+def section_of(sms: int) -> int:
+    """Heads in a section of a persistent grid, see work.py.
+
+    Four SMs read the keys of each, which the L2 cache then gives to three. And two rounds of the grid are eight tiles
+    of each head of a section: whole sections, for lengths of 1024, 2048, ..., are divided evenly.
+    """
+    return max(1, sms // 4)
 
 
 def heads_of_tile(group: int, seqlen_q: int) -> int:

@@ -1,5 +1,6 @@
 """The Hopper kernels as they are shipped: what the static world compiles, ahead of time, for sm_90a."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,21 +143,14 @@ def _kinds(features: tuple[str, ...]) -> set[str]:
 
 
 def variants() -> list[HopperVariant]:
-    """Every row of the tuning table, and on request, in bfloat16 with each mask, and the table's of head dimension 128 in float16.
+    """Every row of the tuning table, and on request, in bfloat16 with each mask.
 
-    But for that of float8, whose result is always bfloat16.
+    And the table's of head dimension 128 in float16, but for that of float8, whose result is always bfloat16.
     """
     found = [
         HopperVariant(row, features=features)
-        for row in tuning.TABLE
+        for row in itertools.chain(tuning.TABLE, *tuning.ON_REQUEST.values())
         for features in _FEATURES[row.kernel]
-        if row.serves(_kinds(features))
-    ]
-    found += [
-        HopperVariant(row, features=features)
-        for rows in tuning.ON_REQUEST.values()
-        for row in rows
-        for features in _FEATURES["fwd"]
         if row.serves(_kinds(features))
     ]
     halves = [row for row in tuning.TABLE if row.head_dim == 128 and row.kernel != "fwd_fp8"]
