@@ -145,6 +145,7 @@ CASES = {
         PERSISTENT, left=130, right=20, stages=3, has_sinks=True, batch=2, programs=3, section=3
     ),
     "persistent, flags": Case(PERSISTENT, has_flags=True, seqlen_q=130, seqlen_k=70, batch=2, programs=3, section=4),
+    "persistent, unseen": Case(PERSISTENT, seqlen_q=260, seqlen_k=70, programs=2, section=1),
     "persistent, alibi": Case(
         PERSISTENT, has_slopes=True, head_dim_v=128, batch=2, heads=4, group=4, programs=5, section=4
     ),

@@ -120,7 +120,7 @@ ON_REQUEST = {
     ),
     "three": (
         Row(
-            "fwd", 64, 64, 128, 2, Predicted(731, 959, "exp"), consumer_registers=160, consumers=3,
+            "fwd", 64, 64, 128, 2, Predicted(730, 959, "exp"), consumer_registers=160, consumers=3,
             unserved=("causal", "window", "softcap", "alibi", *_FEW),
         ),
         Row(

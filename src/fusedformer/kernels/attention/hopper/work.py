@@ -1,9 +1,9 @@
 """Which tiles of queries the programs of a persistent grid compute, and in which order.
 
-There are planes (heads of all batches) x tiles of work, in the order of `place_of`: planes come in sections, so few that
-several SMs read the keys of each at a time; in a section, tiles of all its planes in turn, the last rows first, which
-take longest when causal. The programs take `num_programs` of them in each round, in the opposite order in every second
-one, so that who had the longest of a round has the shortest of the next.
+There are planes (heads of all batches) x tiles of work, in the order of `place_of`: planes come in sections, so few
+that several SMs read the keys of each at a time; in a section, tiles of all its planes in turn, the last rows first,
+which take longest when causal. The programs take `num_programs` of them in each round, in the opposite order in every
+second one, so that who had the longest of a round has the shortest of the next.
 
 benchmarks/static_hopper/schedule.py has the same in Python, and what it is worth.
 """
