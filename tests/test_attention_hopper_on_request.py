@@ -1,16 +1,18 @@
 """The forward's rows on request, a persistent grid and three consumers: what they do not serve, the table's rows do."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from attention_cases import Case, check, make_inputs, run
+from torch import Tensor
+
+pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+
 from planted_gluon import CASES as LAUNCHES
 from planted_gluon import edited
 from planted_gluon_runs import outcome
-from torch import Tensor
-
-pytest.importorskip("triton")
 
 from fusedformer.kernels.attention.extras import Extras
 from fusedformer.kernels.attention.hopper import dispatch, tuning
@@ -44,7 +46,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     start = launch._start
 
-    def noted(row: tuning.Row, *args: object) -> None:
+    def noted(row: tuning.Row, *args: Any) -> None:
         names.append(f"{row.built_as}, {row.consumers} consumers")
         start(row, *args)
 
@@ -90,12 +92,10 @@ def test_no_schedule_makes_a_difference(name: str) -> None:
         assert {outcome(modules, LAUNCHES[name], seed) for seed in SEEDS} == {"right"}
 
 
-def _row(
-    request_: str, head_dim: int = 64, head_dim_v: int = 64, seqlen_q: int = 256, **settings: object
-) -> tuning.Row:
+def _row(request_: str, head_dim: int = 64, head_dim_v: int = 64, seqlen_q: int = 256, **settings: Any) -> tuning.Row:
     q = torch.zeros(1, seqlen_q, 4, head_dim, dtype=H)
     k, v = torch.zeros(1, 256, 2, head_dim, dtype=H), torch.zeros(1, 256, 2, head_dim_v, dtype=H)
-    given = {"slopes": None, "starts": None, "softcap": 0.0, "left": None, "right": None} | settings
+    given: dict[str, Any] = {"slopes": None, "starts": None, "softcap": 0.0, "left": None, "right": None} | settings
     extras = Extras(
         None, None, given["slopes"], None, None, given["starts"], given["starts"], 0.125, given["softcap"], 0.0,
         given["left"], given["right"], True,
@@ -125,7 +125,7 @@ def _row(
     ],
     ids=str,
 )
-def test_what_is_not_served_is_the_tables(request_: str, settings: dict[str, object], built_as: str) -> None:
+def test_what_is_not_served_is_the_tables(request_: str, settings: dict[str, Any], built_as: str) -> None:
     row = _row(request_, **settings)
     kind = "persistent" if row.persistent else f"three by {row.block}" if row.consumers == 3 else "plain"
     assert kind == built_as
@@ -164,7 +164,7 @@ def test_the_registers_of_a_program_are_there() -> None:
     ],
     ids=str,
 )
-def test_a_row_of_no_kernel_is_refused(change: dict[str, object], error: str) -> None:
-    settings = {"kernel": "fwd", "head_dim": 64, "head_dim_v": 64, "block": 64, "stages": 2}
+def test_a_row_of_no_kernel_is_refused(change: dict[str, Any], error: str) -> None:
+    settings: dict[str, Any] = {"kernel": "fwd", "head_dim": 64, "head_dim_v": 64, "block": 64, "stages": 2}
     with pytest.raises(ValueError, match=error):
         tuning.Row(**(settings | {"evidence": tuning.UNKNOWN} | change))

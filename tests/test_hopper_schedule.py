@@ -5,14 +5,12 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 
-from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
+from simulated_kernels import work_kernel
 
 from fusedformer import simulator
 from fusedformer.benchmarks.static_hopper import schedule
 from fusedformer.benchmarks.static_hopper.schedule import Launch
 from fusedformer.kernels.attention.hopper import tuning
-from fusedformer.kernels.attention.hopper.work import Work, count_of, place_of
 
 pytestmark = pytest.mark.op("attention")
 
@@ -26,17 +24,6 @@ LAUNCHES = [
     (Launch(24, 24, 33), SMS),
     (Launch(70, 5, 33), SMS),
 ]
-
-
-@gluon.jit
-def work_kernel(places_ptr, planes, tiles, section, LONGEST: gl.constexpr):
-    """What each program computes, in order: plane and tile, in (programs, LONGEST, 2)."""
-    work = Work(planes, tiles, section)
-    for number in range(count_of(work)):
-        plane, tile = place_of(number, work)
-        place = places_ptr + (gl.program_id(0) * LONGEST + number) * 2
-        gl.store(place, plane)
-        gl.store(place + 1, tile)
 
 
 @pytest.mark.parametrize(("launch", "programs"), LAUNCHES, ids=str)
