@@ -24,9 +24,10 @@ from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.launch import packed_rows_of, rows_of
 
 FOLDER = Path(hopper.__file__).parent
-RING, PACKING, SCORES, QUERIES, PRODUCTS = "ring", "packing", "scores", "queries", "products"
+RING, PACKING, SCORES, QUERIES, PRODUCTS, WORK = "ring", "packing", "scores", "queries", "products", "work"
 FWD, FP8, BWD, DQ, WIDE = "fwd_kernel", "fwd_fp8_kernel", "bwd_kernel", "dq_kernel", "dkdv_wide_kernel"
-FILES = (RING, PACKING, SCORES, QUERIES, PRODUCTS, FWD, FP8, BWD, DQ, WIDE)
+PERSISTENT = "fwd_persistent_kernel"
+FILES = (RING, PACKING, SCORES, QUERIES, PRODUCTS, WORK, FWD, PERSISTENT, FP8, BWD, DQ, WIDE)
 _copies = itertools.count()
 
 
@@ -90,6 +91,10 @@ class Case:
     is_fused: bool = False
     dtype: torch.dtype = torch.float16
     packed: tuple[tuple[int, int], ...] = ()
+    consumers: int = 2
+    batch: int = 1
+    programs: int = 0  # of a persistent grid
+    section: int = 0
 
     @property
     def side(self) -> int:
@@ -99,7 +104,7 @@ class Case:
     @property
     def program_rows(self) -> int:
         """How many of them a program has."""
-        return 64 if self.kernel == WIDE else 128
+        return 64 if self.kernel == WIDE else 64 * self.consumers
 
     @property
     def row(self) -> tuning.Row:
@@ -143,6 +148,20 @@ CASES = {
     "fwd, tails, packed": Case(FWD, **PACKED, head_dim=96, head_dim_v=96),
     "fwd, tails, heads": Case(FWD, head_dim=96, head_dim_v=96, heads_of_tile=4, heads=6, group=3, seqlen_q=37),
     "fwd, tail of keys": Case(FWD, head_dim=192, head_dim_v=128),
+    "three": Case(FWD, consumers=3, seqlen_q=270),
+    "three, full": Case(FWD, consumers=3, seqlen_q=200, right=None),
+    "three, window": Case(FWD, consumers=3, seqlen_q=270, left=130, right=20, stages=3, has_sinks=True),
+    "three, flags": Case(FWD, consumers=3, has_flags=True, seqlen_q=130, seqlen_k=70),
+    "persistent": Case(PERSISTENT, heads=3, group=1, batch=2, programs=4, section=4),
+    "persistent, full": Case(PERSISTENT, right=None, seqlen_k=150, heads=4, programs=3, section=2),
+    "persistent, window": Case(
+        PERSISTENT, left=130, right=20, stages=3, has_sinks=True, batch=2, programs=3, section=3
+    ),
+    "persistent, flags": Case(PERSISTENT, has_flags=True, seqlen_q=130, seqlen_k=70, batch=2, programs=3, section=4),
+    "persistent, unseen": Case(PERSISTENT, seqlen_q=260, seqlen_k=70, programs=2, section=1),
+    "persistent, alibi": Case(
+        PERSISTENT, has_slopes=True, head_dim_v=128, batch=2, heads=4, group=4, programs=5, section=4
+    ),
     "fp8": Case(FP8),
     "fp8, full": Case(FP8, right=None, head_dim_v=128),
     "fp8, window": Case(FP8, left=130, right=20, stages=3),

@@ -9,11 +9,11 @@ K_WAIT = "    await_tile(shared.k, t)\n"
 O_WAIT = "await_sums(0, acc, tail, TAIL_V)\n"
 LAST_LOOP = """range(whole_last, tiles):
         acc, tail, peak, total, p = _fwd_step(
-            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
             wid, """
-WINDOW_LOOP = """range(1, whole_first):
+WINDOW_LOOP = """range(begin + 1, whole_first):
             acc, tail, peak, total, p = _fwd_step(
-                t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+                t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
                 wid, """
 RING_BUGS = [
     without(
@@ -105,7 +105,7 @@ RING_BUGS = [
         "tiles of the first consumer alone",
         "dq",
         RING,
-        "start_m + 2 * QUERIES - 1 + upper",
+        "start_m + CONSUMERS * QUERIES - 1 + upper",
         "start_m + QUERIES - 1 + upper",
     ),
     bug("diagonal off by one", "fwd", RING, "gl.minimum(end, i + sight.upper)", "gl.minimum(end, i + sight.upper - 1)"),
@@ -162,16 +162,16 @@ RING_BUGS = [
 
 FWD_BUGS = [
     without("no wait for K", "fwd", FWD, K_WAIT),
-    without("no wait for the first K", "fwd", FWD, "    await_tile(shared.k, 0)\n"),
+    without("no wait for the first K", "fwd", FWD, "    await_tile(shared.k, begin)\n"),
     without("no wait for V", "fwd", FWD, "    await_tile(shared.v, t - 1)\n"),
     without("no wait for the last V", "fwd", FWD, "    await_tile(shared.v, tiles - 1)\n"),
-    without("no wait for Q", "fwd", FWD, "    mbarrier.wait(shared.q_full.index(wid), 0)\n"),
+    without("no wait for Q", "fwd", FWD, "    mbarrier.wait(shared.q_full.index(wid), number & 1)\n"),
     bug(
         "wait for the other consumer's Q",
         "fwd",
         FWD,
-        "mbarrier.wait(shared.q_full.index(wid), 0)",
-        "mbarrier.wait(shared.q_full.index(1 - wid), 0)",
+        "mbarrier.wait(shared.q_full.index(wid), number & 1)",
+        "mbarrier.wait(shared.q_full.index(1 - wid), number & 1)",
     ),
     bug("wait for the wrong V", "fwd", FWD, "await_tile(shared.v, t - 1)", "await_tile(shared.v, t)"),
     bug("K of the tile before", "fwd", FWD, "tile_of(shared.k, t)", "tile_of(shared.k, t - 1)"),
@@ -181,7 +181,7 @@ FWD_BUGS = [
         "fwd",
         FWD,
         "    s = warpgroup_mma_wait(0, [s])\n",
-        "    release(shared.k, 0)\n",
+        "    release(shared.k, begin)\n",
     ),
     swapped(
         "V released before its product is done",
@@ -192,12 +192,24 @@ FWD_BUGS = [
     ),
     bug("wait leaves S under way", "fwd", FWD, "wait(1 if", "wait(2 if"),
     bug("wait leaves O under way", "fwd", FWD, O_WAIT + "    release", O_WAIT.replace("0", "1") + "    release"),
-    bug("last wait leaves O under way", "fwd", FWD, O_WAIT + "\n", O_WAIT.replace("0", "1") + "\n"),
+    bug("last wait leaves O under way", "fwd", FWD, O_WAIT + "    if", O_WAIT.replace("0", "1") + "    if"),
     bug("nobody has the first turn", "fwd", FWD, "mbarrier.arrive(turn.index(0), count=1)", "pass"),
-    bug("turn passed to oneself", "fwd", FWD, "shared.turn.index(1 - wid)", "shared.turn.index(wid)"),
-    bug("turn after two arrivals", "fwd", FWD, "turn = make_barriers(2, 1)", "turn = make_barriers(2, 2)"),
-    bug("turn passed twice", "fwd", FWD, "shared.turn.index(1 - wid), count=1", "shared.turn.index(1 - wid), count=2"),
-    bug("Q after two arrivals", "fwd", FWD, "q_full = make_barriers(2, 1)", "q_full = make_barriers(2, 2)"),
+    bug("turn passed to oneself", "fwd", FWD, "turn.index((wid + 1) % CONSUMERS)", "turn.index(wid)"),
+    bug(
+        "turn after two arrivals",
+        "fwd",
+        FWD,
+        "turn = make_barriers(CONSUMERS, 1)",
+        "turn = make_barriers(CONSUMERS, 2)",
+    ),
+    bug("turn passed twice", "fwd", FWD, "% CONSUMERS), count=1", "% CONSUMERS), count=2"),
+    bug(
+        "Q after two arrivals",
+        "fwd",
+        FWD,
+        "q_full = make_barriers(CONSUMERS, 1)",
+        "q_full = make_barriers(CONSUMERS, 2)",
+    ),
     without(
         "barriers not fenced",
         "fwd",
@@ -222,7 +234,7 @@ FWD_BUGS = [
         "    store_sums(out.reshape([ROWS, DV]), acc, tail, TAIL_V)\n",
         "    fence_async_shared()\n",
     ),
-    without("store of O left under way", "fwd", FWD, "    tma.store_wait(0)\n"),
+    without("store of O left under way", "fwd", FWD, "    if q_empty is None:\n        tma.store_wait(0)\n"),
     bug("O over the other consumer's Q", "fwd", FWD, "shared.out.index(wid)", "shared.out.index(1 - wid)"),
     bug(
         "O of both consumers in the same rows",
@@ -273,10 +285,10 @@ FWD_BUGS = [
         "first tile not masked",
         "fwd, window",
         FWD,
-        "_softmax(s, peak, total, i, 0, sight, scoring, True",
-        "_softmax(s, peak, total, i, 0, sight, scoring, False",
+        "_softmax(s, peak, total, i, begin, sight, scoring, True",
+        "_softmax(s, peak, total, i, begin, sight, scoring, False",
     ),
-    bug("first tile taken twice", "fwd, window", FWD, "range(1, whole_first)", "range(0, whole_first)"),
+    bug("first tile taken twice", "fwd, window", FWD, "range(begin + 1, whole_first)", "range(begin, whole_first)"),
     bug("tile skipped after the whole ones", "fwd", FWD, "range(whole_last, tiles)", "range(whole_last + 1, tiles)"),
     bug(
         "wrong head of K",
@@ -341,7 +353,12 @@ HARMLESS = [
         "    s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])\n",
         "    release(shared.k, t)\n",
     ),
-    without("no turns", "fwd", FWD, "    if PING_PONG:\n        mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)\n"),
+    without(
+        "no turns",
+        "fwd",
+        FWD,
+        "    if PING_PONG:\n        mbarrier.wait(shared.turn.index(wid), (t - 1 - number) & 1)\n",
+    ),
     bug(
         "a fence more",
         "fwd",
@@ -350,5 +367,11 @@ HARMLESS = [
         "    fence_async_shared()\n    fence_async_shared()\n    async_store",
     ),
     bug("wait for V with that for K", "fwd", FWD, K_WAIT, K_WAIT + "    await_tile(shared.v, t - 1)\n"),
-    bug("three stages", "fwd", FWD, "k = make_ring(k_desc, STAGES, 2)", "k = make_ring(k_desc, STAGES + 1, 2)"),
+    bug(
+        "three stages",
+        "fwd",
+        FWD,
+        "k = make_ring(k_desc, STAGES, CONSUMERS)",
+        "k = make_ring(k_desc, STAGES + 1, CONSUMERS)",
+    ),
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from attention_fp8_oracle import attention_by_tiles
-from planted_gluon import BWD, DQ, FP8, FWD, WIDE, Case
+from planted_gluon import BWD, DQ, FP8, FWD, PERSISTENT, WIDE, Case
 from torch import Tensor
 
 from fusedformer import simulator
@@ -55,12 +55,12 @@ def problem_of(case: Case) -> Problem:
         beside = x.new_full((*shape[:-1], 32), math.nan)
         return torch.cat([x, beside], -1)[..., : shape[-1]]
 
-    q = randn(1, case.seqlen_q, case.heads, case.head_dim)
+    q = randn(case.batch, case.seqlen_q, case.heads, case.head_dim)
     if case.has_flags and case.side == 0 and not case.packed:
         q[:, -1] = math.nan  # of the last tile alone
-    k = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim)
-    v = randn(1, case.seqlen_k, case.heads // case.group, case.head_dim_v)
-    dout = randn(1, case.seqlen_q, case.heads, case.head_dim_v)
+    k = randn(case.batch, case.seqlen_k, case.heads // case.group, case.head_dim)
+    v = randn(case.batch, case.seqlen_k, case.heads // case.group, case.head_dim_v)
+    dout = randn(case.batch, case.seqlen_q, case.heads, case.head_dim_v)
     if case.packed:
         for x, side in ((q, 0), (k, 1), (v, 1), (dout, 0)):
             x[:, case.sequences[1][side]] = math.nan
@@ -131,7 +131,10 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
     results = {"out": out, "lse": torch.full((q.shape[0], case.heads, case.seqlen_q), math.nan)}
     flags = _flags(case, case.heads, case.seqlen_q)
     kv_heads, heads = case.heads // case.group, case.heads_of_tile
-    programs = _programs(case, heads) * (kv_heads if heads > 1 else case.heads)
+    programs = case.batch * _programs(case, heads) * (kv_heads if heads > 1 else case.heads)
+    own: dict[str, Any] = {"CONSUMERS": case.consumers, "HEADS": heads}
+    if case.kernel == PERSISTENT:
+        programs, own = case.programs, {"planes": case.batch * case.heads, "section": case.section}
 
     width, width_v = case.row.tiles
 
@@ -143,8 +146,7 @@ def run_fwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
         case.describe(v, case.block, width_v), problem.sinks, describe(out, width_v),
         results["lse"], flags, *_sizes(case),
         None if case.softcap is None else case.softcap * LOG2_E, *_slopes(case),
-        STAGES=case.stages, PING_PONG=True, HEADS=heads, **REGISTERS, **_tails(kernel, case), **_packing(case),
-        **options,
+        STAGES=case.stages, PING_PONG=True, **own, **REGISTERS, **_tails(kernel, case), **_packing(case), **options,
     )  # fmt: skip
     return results | _named(flags)
 
@@ -233,6 +235,7 @@ def run_bwd(kernel: Any, case: Case, **options: Any) -> dict[str, Tensor]:
 
 RUN: dict[str, tuple[Callable[..., dict[str, Tensor]], str]] = {
     FWD: (run_fwd, "attention_hopper_fwd_kernel"),
+    PERSISTENT: (run_fwd, "attention_hopper_fwd_persistent_kernel"),
     FP8: (run_fp8, "attention_hopper_fwd_fp8_kernel"),
     DQ: (run_dq, "attention_hopper_dq_kernel"),
     BWD: (run_bwd, "attention_hopper_bwd_kernel"),
@@ -268,14 +271,14 @@ def _sizes(case: Case) -> tuple[Any, ...]:
 
 
 def _slopes(case: Case) -> tuple[Any, ...]:
-    """ALiBi's slopes (B, H) and their strides."""
-    return (slopes_of(case), case.heads, 1) if case.has_slopes else (None, None, None)
+    """ALiBi's slopes (B, H), the same in every batch, and their strides."""
+    return (slopes_of(case).repeat(case.batch, 1), case.heads, 1) if case.has_slopes else (None, None, None)
 
 
 def _flags(case: Case, heads: int, length: int) -> Tensor | None:
     if case.has_flags and case.packed:
         return torch.full((2, heads, _programs(case)), -1, dtype=torch.int8)
-    return torch.full((1, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
+    return torch.full((case.batch, heads, -(-length // 64)), -1, dtype=torch.int8) if case.has_flags else None
 
 
 def _named(flags: Tensor | None) -> dict[str, Tensor]:
@@ -299,7 +302,7 @@ def expected_flags(case: Case, tiles: int) -> list[list[list[int]]]:
     """Which tiles of 64 rows are finite: all but that of the last row, which kernels of query tiles count first."""
     if case.side:
         return [[[int(tile < tiles - 1) for tile in range(tiles)]] * (case.heads // case.group)]
-    return [[[int(tile > 0) for tile in range(tiles)]] * case.heads]
+    return [[[int(tile > 0) for tile in range(tiles)]] * case.heads] * case.batch
 
 
 def expected_packed_flags(case: Case) -> list[list[list[int]]]:

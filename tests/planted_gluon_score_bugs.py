@@ -69,9 +69,27 @@ HEADS_BUGS = [
         "second consumer 64 queries on", "fwd, heads", FWD, "start_m += wid * (ROWS // HEADS)", "start_m += wid * ROWS"
     ),
     bug("its Q 64 queries on", "fwd, heads", FWD, "start_m + wid * (ROWS // HEADS)", "start_m + wid * ROWS"),
-    bug("programs of 128 queries", "fwd, heads", FWD, "constexpr = 2 * ROWS // HEADS", "constexpr = 2 * ROWS"),
-    bug("keys of the first query", "fwd, heads", FWD, "BLOCK_N, ROWS // HEADS)\n    sight", "BLOCK_N, 1)\n    sight"),
-    bug("tiles that the first query sees wholly", "fwd, heads", FWD, "BLOCK_N, 1, ROWS // HEADS)", "BLOCK_N, 1, 1)"),
+    bug(
+        "programs of 128 queries",
+        "fwd, heads",
+        FWD,
+        "constexpr = CONSUMERS * ROWS // HEADS",
+        "constexpr = CONSUMERS * ROWS",
+    ),
+    bug(
+        "keys of the first query",
+        "fwd, heads",
+        FWD,
+        "BLOCK_N, ROWS // HEADS, CONSUMERS)\n    sight",
+        "BLOCK_N, 1, CONSUMERS)\n    sight",
+    ),
+    bug(
+        "tiles that the first query sees wholly",
+        "fwd, heads",
+        FWD,
+        "BLOCK_N, begin + 1, ROWS // HEADS)",
+        "BLOCK_N, begin + 1, 1)",
+    ),
     bug("sink of the group's number", "fwd, heads", FWD, "sinks_ptr + of_row % heads", "sinks_ptr + plane % heads"),
     bug("slope of the group's number", "fwd, heads", FWD, "scoring, of_row % heads", "scoring, plane % heads"),
 ]
@@ -79,6 +97,12 @@ HEADS_BUGS = [
 BUGS = [*SOFTCAP_BUGS, *ALIBI_BUGS, *HEADS_BUGS]
 
 HARMLESS = [
-    bug("keys of 64 queries", "fwd, heads", FWD, "BLOCK_N, ROWS // HEADS)\n    sight", "BLOCK_N)\n    sight"),
-    bug("fewer tiles without masks", "fwd, heads", FWD, "BLOCK_N, 1, ROWS // HEADS)", "BLOCK_N, 1)"),
+    bug(
+        "keys of 64 queries",
+        "fwd, heads",
+        FWD,
+        "BLOCK_N, ROWS // HEADS, CONSUMERS)\n    sight",
+        "BLOCK_N, ROWS, CONSUMERS)\n    sight",
+    ),
+    bug("fewer tiles without masks", "fwd, heads", FWD, "BLOCK_N, begin + 1, ROWS // HEADS)", "BLOCK_N, begin + 1)"),
 ]

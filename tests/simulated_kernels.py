@@ -1,4 +1,4 @@
-"""Small Gluon kernels for test_simulator.py: each keeps the simulator's rules, but for the one that BREAK names."""
+"""Small Gluon kernels for tests of the simulator: each keeps its rules, but for the one that BREAK names."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from fusedformer.kernels.attention.hopper.work import Work, count_of, place_of
 from fusedformer.kernels.gluon_compat import async_atomic_add, async_load, async_store
 
 LINE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
@@ -265,3 +266,14 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
     if WHAT == "assembly":
         gl.inline_asm_elementwise("vote.sync.any.pred $0, $1, 0;", "=r,r", [x], dtype=gl.int32, is_pure=True, pack=1)
     gl.store(x_ptr + 64 + i, x)
+
+
+@gluon.jit
+def work_kernel(places_ptr, planes, tiles, section, LONGEST: gl.constexpr):
+    """What each program computes, in order: plane and tile, in (programs, LONGEST, 2)."""
+    work = Work(planes, tiles, section)
+    for number in range(count_of(work)):
+        plane, tile = place_of(number, work)
+        place = places_ptr + (gl.program_id(0) * LONGEST + number) * 2
+        gl.store(place, plane)
+        gl.store(place + 1, tile)

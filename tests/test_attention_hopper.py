@@ -379,7 +379,7 @@ def test_the_rate_is_that_of_the_scores(settings: dict[str, object], tflops: str
 
 def test_a_wrong_setting_is_refused() -> None:
     with (
-        pytest.raises(ValueError, match="FUSEDFORMER_HOPPER is 'yes', expected 0, 1 or fused"),
+        pytest.raises(ValueError, match="FUSEDFORMER_HOPPER is 'yes', expected 0, 1, fused, persistent or three"),
         dispatch.preferred("yes"),
     ):
         pass

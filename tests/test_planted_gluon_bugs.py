@@ -13,6 +13,7 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import planted_gluon_bugs
 import planted_gluon_fp8_bugs
 import planted_gluon_gradient_bugs
+import planted_gluon_grid_bugs
 import planted_gluon_packed_bugs
 import planted_gluon_score_bugs
 import planted_gluon_tail_bugs
@@ -30,6 +31,7 @@ MODULES = (
     planted_gluon_packed_bugs,
     planted_gluon_fp8_bugs,
     planted_gluon_tail_bugs,
+    planted_gluon_grid_bugs,
 )
 BUGS = [bug for module in MODULES for bug in module.BUGS]
 HARMLESS = [edit for module in MODULES for edit in getattr(module, "HARMLESS", [])]

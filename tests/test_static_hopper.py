@@ -1,5 +1,6 @@
 """The Hopper kernels in the static world: what is on record passes every gate, and each gate sees what it is for."""
 
+import itertools
 import json
 import subprocess
 import time
@@ -93,8 +94,9 @@ def test_the_table_says_what_is_on_record() -> None:
     if not collect.RECORD.exists():
         pytest.skip("no record: not a checkout")
     rows = _rows(DEVELOPED_WITH)
-    for row in tuning.TABLE:
-        found = rows[collect.key(HopperVariant(row, features=("causal",)))]
+    for row in itertools.chain(tuning.TABLE, *tuning.ON_REQUEST.values()):
+        features = ("causal",) if row.serves(["causal"]) else ()
+        found = rows[collect.key(HopperVariant(row, features=features))]
         expected = tuning.Predicted(round(found.predicted_tflops), round(found.most_tflops), found.bound)
         assert row.evidence == expected, f"{row.kernel} {row.head_dim}/{row.head_dim_v}"
     sizes = {(row.head_dim, row.head_dim_v): row for row in tuning.TABLE if row.kernel == "fwd"}
@@ -157,6 +159,13 @@ def test_a_tile_from_threads_to_threads_needs_no_fence() -> None:
     assert problem == "3 TMA stores without a fence before them"
 
 
+def test_three_consumers_have_a_fence_each() -> None:
+    three = GOOD.to_dict() | {"consumers": 3, "fences": FENCES + 1}
+    assert HopperRow.from_dict(three).passed
+    (problem,) = HopperRow.from_dict(three | {"fences": FENCES}).problems
+    assert problem == f"{FENCES} fences of the async proxy, designed {FENCES + 1}"
+
+
 def test_order_is_read_in_ptx() -> None:
     assert (protocol.early_arrivals(PTX), protocol.unfenced_stores(PTX), protocol.fences(PTX)) == (0, 0, 1)
     assert protocol.early_arrivals(PTX.replace("bar.sync", "nop", 1)) == 1
@@ -174,6 +183,9 @@ def test_the_busiest_unit_bounds_a_loop() -> None:
     # B of both products, and A of the one that does not take it from registers, at 128 bytes a cycle.
     assert found.cycles["shared"] == 2 * (2 * 128 + 64) * 16 * 2 / 128
     assert (found.unit, found.most_tflops) == ("matrix", pytest.approx(989, rel=0.001))
+    three = model.bound([loop], copied_bytes=0, consumers=3)
+    assert three.cycles["matrix"] == 1.5 * found.cycles["matrix"]
+    assert (three.most_tflops, three.tflops >= found.tflops) == (found.most_tflops, True)
     by_turns = model.bound([loop, loop], copied_bytes=0)
     assert by_turns.cycles == found.cycles
     assert by_turns.tflops == found.tflops
@@ -290,6 +302,8 @@ def test_the_design_space_holds_what_is_shipped() -> None:
     shipped = {(row.kernel, row.head_dim, row.head_dim_v, row.block, row.stages) for row in tuning.TABLE}
     explored = {(row.kernel, row.head_dim, row.head_dim_v, row.block, row.stages) for row in explore.candidates()}
     assert shipped <= explored
+    used = {(explore._design(row), explore._use(row)) for row in explore.candidates()}
+    assert {(explore._design(row), "on request") for rows in tuning.ON_REQUEST.values() for row in rows} <= used
     (first,) = (row for row in explore.candidates() if row == explore._design(tuning.TABLE[0]))
     lines = explore.table({first: GOOD}).lines
     assert [line[-1] for line in lines].count("ok") == 1

@@ -19,7 +19,7 @@ from typing import Any
 from fusedformer.benchmarks.static.collect import TRITON_OPS
 from fusedformer.benchmarks.static.model import REGISTER_UNIT, REGISTERS, SHARED_RESERVED, WARP
 from fusedformer.benchmarks.static.row import SHARED_LIMIT, StaticRow
-from fusedformer.benchmarks.static_hopper.model import CONSUMERS, WARPS
+from fusedformer.benchmarks.static_hopper.model import WARPS
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 
 PARTS = 4  # of an SM: each has a quarter of its registers, and every fourth warp of a block
@@ -97,7 +97,8 @@ def threads_of(row: StaticRow) -> int | None:
     Of a .cu kernel the most that it is compiled for (its __launch_bounds__): short rows are launched with fewer.
     """
     if isinstance(row, HopperRow):
-        return (CONSUMERS + 1) * WARPS * WARP  # with the producer's, which Triton fills up to as many as a consumer has
+        # With the producer's warp, which Triton fills up to as many as a consumer has.
+        return (row.consumers + 1) * WARPS * WARP
     if row.op.startswith("attention"):
         warps = _triton_warps(row.arch).get((row.kernel, row.variant))
         return None if warps is None else warps * WARP

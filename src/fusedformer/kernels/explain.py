@@ -152,9 +152,11 @@ def _fp8_step(op: str, arch: int, q: Tensor, k: Tensor, v: Tensor, *descales_and
 
 
 def _hopper_notes(kernel: str, problem: "Problem") -> Iterator[str]:
-    row = dispatch.row_of(kernel, problem)
+    row = dispatch.row_for(kernel, problem)
     assert row is not None  # it serves
-    yield f"tile of {2 * dispatch.ROWS} queries by {row.block} keys, 2 consumer warpgroups, {row.stages} stages"
+    tile = f"tile of {row.program_rows} queries by {row.block} keys"
+    grid = ", a persistent grid" * row.persistent
+    yield f"{tile}, {row.consumers} consumer warpgroups, {row.stages} stages{grid}"
     extras = problem.extras
     feature = "softcap" if extras.softcap else "alibi" if extras.slopes is not None else None
     evidence = hopper_tuning.SCORED[feature, row.head_dim, row.head_dim_v] if feature else row.evidence

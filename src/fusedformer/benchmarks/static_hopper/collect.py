@@ -28,7 +28,6 @@ from fusedformer.benchmarks.static.triton import sources
 from fusedformer.benchmarks.static_hopper import compile, model
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
-from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, variants
 
 RECORD = cache.RECORD.with_name("static_hopper.json")
@@ -132,7 +131,7 @@ def key(variant: HopperVariant) -> str:
     for known in ("evidence", "recorded", "unserved"):  # what is known of a row is no part of it
         del design[known]
     digest = hashlib.sha256(_sources(variant.row.built_as))
-    digest.update(repr((design, variant.dtype, variant.features, tuning.REGISTERS)).encode())
+    digest.update(repr((design, variant.dtype, variant.features, variant.row.registers)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -22,7 +22,6 @@ from fusedformer.benchmarks.static import loops, sass
 from fusedformer.benchmarks.static.row import measured, parse_warnings
 from fusedformer.benchmarks.static_hopper import model, protocol
 from fusedformer.benchmarks.static_hopper.row import HopperRow
-from fusedformer.kernels.attention.hopper import tuning
 from fusedformer.kernels.attention.hopper.variants import HopperVariant, Tile
 
 TIMEOUT_S = 600.0
@@ -74,7 +73,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         compiled = triton.compile(
             GluonASTSource(kernel, signature, constants, attrs),
             target=GPUTarget("cuda", model.ARCH, 32),
-            options={"num_warps": 4, "maxnreg": tuning.REGISTERS},
+            options={"num_warps": 4, "maxnreg": variant.row.registers},
         )
     (resources,) = build.parse_ptxas(printed.getvalue())
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +82,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         disassembly = sass.disassemble(cubin)
     symbol = compiled.metadata.name
     steady = _steady_loops(variant, disassembly, symbol)
-    found = model.bound(steady, variant.copied_bytes)
+    found = model.bound(steady, variant.copied_bytes, variant.row.consumers)
     figures = measured(resources, sass.instruction_mixes(disassembly)[symbol])
     figures["shared_bytes"] = compiled.metadata.shared
     return HopperRow(
@@ -95,6 +94,7 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
         warnings=parse_warnings(printed.getvalue()),
         steady_cycles=found.cycles,
         programs=1,
+        consumers=variant.row.consumers,
         predicted_tflops=found.tflops,
         most_tflops=found.most_tflops,
         bound=found.unit,
@@ -107,10 +107,10 @@ def compile_variant(variant: HopperVariant) -> HopperRow:
 
 
 def _steady_loops(variant: HopperVariant, disassembly: str, symbol: str) -> list[loops.Loop]:
-    """That of both consumers, or where they do different work, in one loop each, those of one and the other."""
+    """That of all consumers, or where they do different work, in one loop each, those of one and the other."""
     if variant.row.has_unlike_consumers:
         found = loops.matrix_loops(disassembly, symbol)
-        if len(found) != model.CONSUMERS:
+        if len(found) != variant.row.consumers:
             raise RuntimeError(f"{len(found)} loops with matrix instructions, expected one of each consumer")
         return found
     steady = loops.steady_loop(disassembly, symbol)

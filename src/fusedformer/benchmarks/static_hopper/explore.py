@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from fusedformer.benchmarks.report.tables import Table
 from fusedformer.benchmarks.static.row import SHARED_LIMIT
-from fusedformer.benchmarks.static_hopper import model
+from fusedformer.benchmarks.static_hopper import model, schedule
 from fusedformer.benchmarks.static_hopper.collect import RECORD, collect, key, recorded
 from fusedformer.benchmarks.static_hopper.row import HopperRow
 from fusedformer.files import atomic_write
@@ -47,7 +47,10 @@ _SPACE: tuple[tuple[str, int, int, tuple[tuple[int, int], ...]], ...] = (
 
 
 def candidates() -> Iterator[tuning.Row]:
-    """Rows to compile: tiles, and for some of them a forward without turns and consumers with fewer registers."""
+    """Rows to compile: tiles, and for some of them a forward without turns, and consumers with fewer registers.
+
+    Then the forward with three consumers, and on a persistent grid.
+    """
     for kernel, head_dim, head_dim_v, tiles in _SPACE:
         for block, stages in tiles:
             row = tuning.Row(kernel, head_dim, head_dim_v, block, stages, tuning.UNKNOWN)
@@ -56,6 +59,11 @@ def candidates() -> Iterator[tuning.Row]:
                 yield replace(row, ping_pong=False)
             if head_dim_v == 128 == head_dim and _design(row) in _shipped():
                 yield replace(row, consumer_registers=224)
+            if (kernel, head_dim) == ("fwd", 64) and (block, stages) in ((64, 2), (128, 2)):
+                three = replace(row, consumers=3, consumer_registers=160)
+                yield from (three, replace(three, unserved=FEATURES))
+            if kernel == "fwd" and head_dim_v <= 128 and _design(row) in _shipped():
+                yield replace(row, persistent=True)
 
 
 def table(rows: dict[tuning.Row, HopperRow]) -> Table:
@@ -68,16 +76,17 @@ def table(rows: dict[tuning.Row, HopperRow]) -> Table:
             expected = f"{row.predicted_tflops:.0f} to {row.most_tflops:.0f}"
             figures = (row.spill_bytes, row.shared_bytes, row.bound, expected, _padded(design))
         cells = map(str, (*_names(design), *figures))
-        lines.append((*cells, "shipped" if _design(design) in _shipped() else "", row.verdict))
-    header = ("kernel", "head dims", "block", "stages", "turns", "registers", "spills (B)", "shared (B)", "bound")
+        lines.append((*cells, _use(design), row.verdict))
+    header = ("kernel", "head dims", "block", "stages", "turns", "consumers", "registers")
     return Table(
         f"Hopper attention, bfloat16, causal, compiled by Triton {version('triton')} for sm_{model.ARCH}a",
-        (*header, "predicted TFLOP/s", "padded", "", "verdict"),
+        (*header, "spills (B)", "shared (B)", "bound", "predicted TFLOP/s", "padded", "", "verdict"),
         lines,
         [
             "Rates are of the steady loop in a model, nothing ran: from consumers that find each other in the way to "
             f"perfect overlap. An SM has {SHARED_LIMIT[model.ARCH]} bytes of shared memory for a program.",
-            "Shipped are rows that pass every gate. Where rates are equal, the larger tile, of fewer iterations, "
+            "Shipped are rows that pass every gate; rows on request, with FUSEDFORMER_HOPPER=persistent or =three, do "
+            "for the features that they serve. Where rates are equal, the larger tile, of fewer iterations, "
             "and turns, which keep the consumers out of step: the model sees neither.",
             "Padded: of head dimensions that are no powers of 2, the rate at which the shipped tile of powers of 2 "
             "computes what is not padding. In the model, a product of 32 columns takes half as long as one of 64.",
@@ -109,23 +118,40 @@ def _shipped() -> set[tuning.Row]:
     return {_design(row) for row in tuning.TABLE}
 
 
+def _use(design: tuning.Row) -> str:
+    if _design(design) in _shipped():
+        return "shipped"
+    kinds = _features(design) or ("whole",)
+    rows = [row for rows in tuning.ON_REQUEST.values() for row in rows if row.serves(kinds)]
+    return "on request" if _design(design) in map(_design, rows) else ""
+
+
+def _features(design: tuning.Row) -> tuple[str, ...]:
+    """What is compiled of a candidate."""
+    return FEATURES if design.serves(FEATURES) else ()
+
+
 def _design(row: tuning.Row) -> tuning.Row:
     return replace(row, evidence=tuning.UNKNOWN, recorded=False, unserved=())
 
 
 def _names(row: tuning.Row) -> tuple[object, ...]:
     turns = ("yes" if row.ping_pong else "no") if row.kernel.startswith("fwd") else "-"
-    return (row.kernel, f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages, turns, row.consumer_registers)
+    kernel = f"{row.kernel}, persistent" if row.persistent else row.kernel
+    kernel += ", not causal" * (not _features(row))
+    sizes = (f"{row.head_dim}/{row.head_dim_v}", row.block, row.stages)
+    return (kernel, *sizes, turns, row.consumers, row.consumer_registers)
 
 
 def main() -> None:
     """Compile all candidates, those first that are on record, and write the table after each."""
     known = recorded(version("triton"))
     rows: dict[tuning.Row, HopperRow] = {}
-    for row in sorted(candidates(), key=lambda row: key(HopperVariant(row, features=FEATURES)) not in known):
-        (rows[row],) = collect([HopperVariant(row, features=FEATURES)])
+    variants = {row: HopperVariant(row, features=_features(row)) for row in candidates()}
+    for row in sorted(variants, key=lambda row: key(variants[row]) not in known):
+        (rows[row],) = collect([variants[row]])
         with atomic_write(PATH) as partial:
-            partial.write_text(table(rows).markdown() + "\n")
+            partial.write_text(f"{table(rows).markdown()}\n\n{schedule.table().markdown()}\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from fusedformer.benchmarks.static.row import StaticRow
 # The waits for matrix products in an iteration of the steady loop: each is for all but so many of the newest.
 WAITS = {
     "attention_hopper_fwd_kernel": (1, 0),  # S(j), with P(j-1) V(j-1) under way; then that
+    "attention_hopper_fwd_persistent_kernel": (1, 0),  # the same
     "attention_hopper_fwd_fp8_kernel": (1, 0),  # the same
     "attention_hopper_dq_kernel": (1, 0, 0),  # S, with dP under way; dP; dQ
     "attention_hopper_bwd_kernel": (1, 0, 1, 0),  # S, with dP under way; dP; dV, with dK under way; dK
@@ -24,7 +25,7 @@ TAILED_WAITS = {
     ("attention_hopper_bwd_kernel fused", "d96"): (2, 0, 3, 1, 0) * 2,  # of each consumer, which have a half of dQ each
     ("attention_hopper_dkdv_wide_kernel", "d192/128"): (1, 0, 2, 0),  # dK, with dP under way; dP; dV, with S; S
 }
-# One after the mbarriers are initialised, and one in each consumer after its tiles are in shared memory.
+# One after the mbarriers are initialised, and one in each of two consumers after its tiles are in shared memory.
 FENCES, FUSED_FENCES = 3, 7  # the fused kernel's consumers hand over dS and dQ too, in the loop
 # How many stores have no fence by design, for it is threads that read them: those of P, before the loop and in it.
 UNFENCED_STORES = {"attention_hopper_dkdv_wide_kernel": 2}
@@ -35,6 +36,7 @@ class HopperRow(StaticRow):
     """A Hopper kernel compiled for sm_90a."""
 
     triton: str = ""  # version that compiled it
+    consumers: int = 2  # warpgroups of a program, beside the producer's
     waits: tuple[int, ...] = ()  # of the steady loop, see WAITS
     early_arrivals: int = 0  # of mbarriers, with no barrier of the partition's threads since the last wgmma wait
     unfenced_stores: int = 0  # by TMA, with no fence or no barrier since threads wrote to shared memory
@@ -49,7 +51,7 @@ class HopperRow(StaticRow):
         name = f"{self.kernel} fused" if is_fused else self.kernel
         tailed = (TAILED_WAITS[name, word] for word in words if (name, word) in TAILED_WAITS)
         waits = next(tailed, WAITS.get(name))
-        fences = FUSED_FENCES if is_fused else FENCES
+        fences = FUSED_FENCES if is_fused else FENCES - 2 + self.consumers
         found = {
             f"waits of the steady loop {self.waits}, designed {waits}": self.waits != waits,
             f"{self.early_arrivals} arrivals that do not wait for all threads": self.early_arrivals > 0,

@@ -3,6 +3,8 @@
     FUSEDFORMER_HOPPER=1        it serves whatever it supports
     FUSEDFORMER_HOPPER=fused    the same, and dQ is added up by atomics in the kernel of dK and dV: two products fewer,
                                 but its last bits may differ from one run to the next
+    FUSEDFORMER_HOPPER=persistent   the same as 1, and the forward runs on a persistent grid where it can
+    FUSEDFORMER_HOPPER=three    the same as 1, and the forward has three consumers where it can
     FUSEDFORMER_HOPPER=0        it serves nothing
     not set                     it serves the rows of tuning.py whose correctness on an H200 is on record in results/
 
@@ -41,8 +43,8 @@ def check(preference: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    if preference not in ("", "0", "1", "fused"):
-        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1 or fused")
+    if preference not in ("", "0", "1", "fused", *tuning.ON_REQUEST):
+        raise ValueError(f"{SWITCH} is {preference!r}, expected 0, 1, fused, {' or '.join(tuning.ON_REQUEST)}")
     return preference
 
 
@@ -97,7 +99,7 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     `kernel` is "fwd", "dq" or "dkdv", which are plain Triton's then, "fused", or "fwd_fp8".
     `tensors`: those beside q, k and v that the kernel reads or writes by rows of a head.
     """
-    row = row_of(kernel, problem)
+    row = row_for(kernel, problem)
     return (  # the cheapest first: every launch comes by here
         _unfit_place(problem.arch)
         or _unwanted(kernel, row)
@@ -108,9 +110,21 @@ def refusal(kernel: str, problem: "Problem", *tensors: Tensor) -> str | None:
     )
 
 
-def row_of(kernel: str, problem: "Problem") -> tuning.Row | None:
-    """The row of tuning.py for a kernel of this problem, or None."""
-    return tuning.row_of(kernel, problem.q.shape[3], problem.v.shape[3], _features(problem))
+def row_for(kernel: str, problem: "Problem") -> tuning.Row | None:
+    """The row by which `kernel` computes a problem, as `tuning.row_of` unless another is asked for; None for none."""
+    sizes, features = (problem.q.shape[3], problem.v.shape[3]), _features(problem)
+    if kernel == "fwd" and _preference in tuning.ON_REQUEST:
+        of_tile = ("grouped",) * (heads_of_tile(problem) > 1) + ("softcap",) * (problem.extras.softcap != 0)
+        if (row := tuning.row_on_request(_preference, *sizes, features + of_tile)) is not None:
+            return row
+    return tuning.row_of(kernel, *sizes, features)
+
+
+def heads_of_tile(problem: "Problem") -> int:
+    """How many heads share a tile of queries in the forward by a row of the table."""
+    if problem.extras.is_packed:
+        return 1
+    return tuning.heads_of_tile(problem.q.shape[2] // problem.k.shape[2], problem.q.shape[1])
 
 
 def _features(problem: "Problem") -> tuple[str, ...]:

@@ -70,12 +70,12 @@ LOWEST = gl.constexpr(-3.4028234663852886e38)
 class Shared(NamedTuple):
     """What the warps of a program share."""
 
-    q: Any  # (2, 1, 1, 64, D): a tile for each consumer
-    q_full: Any  # (2, 1) mbarriers
+    q: Any  # (C, 1, 1, 64, D): a tile for each of C consumers
+    q_full: Any  # (C, 1) mbarriers
     k: Any  # Ring of (BLOCK_N, D)
     v: Any  # Ring of (BLOCK_N, Dv)
-    out: Any  # (2, 1, 1, 64, Dv), of q where that has as many columns
-    turn: Any  # (2, 1) mbarriers: this consumer may issue products
+    out: Any  # (C, 1, 1, 64, Dv), of q where that has as many columns and is not loaded anew
+    turn: Any  # (C, 1) mbarriers: this consumer may issue products
 
 
 @gluon.jit
@@ -92,19 +92,20 @@ def _softmax(s, peak, total, i, t, sight, scoring, MASKED: gl.constexpr, layout:
 
 @gluon.jit
 def _fwd_step(
-    t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+    t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
     wid: gl.constexpr, MASKED: gl.constexpr, PING_PONG: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
     s_layout: gl.constexpr, operand: gl.constexpr,
 ):  # fmt: skip
     """Scores and weights `p` of tile t, and the product of those of tile t - 1 with its values."""
+    CONSUMERS: gl.constexpr = shared.turn.shape[0]
     await_tile(shared.k, t)
     if PING_PONG:
-        mbarrier.wait(shared.turn.index(wid), (t - 1) & 1)
+        mbarrier.wait(shared.turn.index(wid), (t - 1 - number) & 1)
     s = scores(q, tile_of(shared.k, t), TAIL, s_layout)
     await_tile(shared.v, t - 1)
     acc, tail = weighted(p, tile_of(shared.v, t - 1), acc, tail, TAIL_V)
     if PING_PONG:
-        mbarrier.arrive(shared.turn.index(1 - wid), count=1)
+        mbarrier.arrive(shared.turn.index((wid + 1) % CONSUMERS), count=1)
     s = warpgroup_mma_wait(1 if TAIL_V == 0 else 2, [s])
     release(shared.k, t)
     p, peak, total, shrink = _softmax(s, peak, total, i, t, sight, scoring, MASKED, s_layout)
@@ -126,11 +127,15 @@ def _corner(desc, packed, plane, heads, group, start_m, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _consumer(
+def attend(
     shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    begin, number, q_empty,
     wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
 ):  # fmt: skip
-    """Computes 64 rows."""
+    """Computes 64 rows, of the program's tile of queries `number`, whose tiles of keys are from `begin` on.
+
+    `q_empty`: mbarriers that tell the producer where q may be loaded anew; None where it is not.
+    """
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
     D: gl.constexpr = shared.k.tiles.shape[-1]
     DV: gl.constexpr = shared.v.tiles.shape[-1]
@@ -151,38 +156,42 @@ def _consumer(
         slopes = load_slopes(scoring, of_row % heads, row_layout)
         scoring = Scoring(scoring.factor, scoring.softcap_log2, scoring.rate, scoring.diagonal, None, None, slopes)
     tiles = sight.tiles
-    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, 1, ROWS // HEADS)
+    whole_first, whole_last = whole_tiles(start_m, sight, BLOCK_N, begin + 1, ROWS // HEADS)
     # Not -inf, for -inf - -inf is NaN: a query that sees no key keeps this peak, and a total of 0.
     peak = gl.full([ROWS], LOWEST, gl.float32, row_layout)
     total = gl.full([ROWS], 0.0, gl.float32, row_layout)
 
     q = shared.q.index(wid).reshape([ROWS, D])
-    mbarrier.wait(shared.q_full.index(wid), 0)
-    await_tile(shared.k, 0)
-    s = scores(q, tile_of(shared.k, 0), TAIL, s_layout)
+    mbarrier.wait(shared.q_full.index(wid), number & 1)
+    await_tile(shared.k, begin)
+    s = scores(q, tile_of(shared.k, begin), TAIL, s_layout)
     s = warpgroup_mma_wait(0, [s])
-    release(shared.k, 0)
-    p, peak, total, shrink = _softmax(s, peak, total, i, 0, sight, scoring, True, s_layout)
+    release(shared.k, begin)
+    p, peak, total, shrink = _softmax(s, peak, total, i, begin, sight, scoring, True, s_layout)
     p = gl.convert_layout(p.to(shared.v.tiles.dtype), operand)
     if sight.lower is not None:
-        for t in range(1, whole_first):
+        for t in range(begin + 1, whole_first):
             acc, tail, peak, total, p = _fwd_step(
-                t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+                t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
                 wid, True, PING_PONG, TAIL, TAIL_V, s_layout, operand,
             )  # fmt: skip
     for t in range(whole_first, whole_last):
         acc, tail, peak, total, p = _fwd_step(
-            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
             wid, False, PING_PONG, TAIL, TAIL_V, s_layout, operand,
         )  # fmt: skip
     for t in range(whole_last, tiles):
         acc, tail, peak, total, p = _fwd_step(
-            t, acc, tail, peak, total, p, q, shared, sight, i, scoring,
+            t, acc, tail, peak, total, p, q, shared, sight, i, scoring, number,
             wid, True, PING_PONG, TAIL, TAIL_V, s_layout, operand,
         )  # fmt: skip
+    if q_empty is not None:
+        mbarrier.arrive(q_empty.index(wid), count=1)
     await_tile(shared.v, tiles - 1)
     acc, tail = weighted(p, tile_of(shared.v, tiles - 1), acc, tail, TAIL_V)
     acc, tail = await_sums(0, acc, tail, TAIL_V)
+    if q_empty is not None:  # V is loaded anew too
+        release(shared.v, tiles - 1)
 
     peak = with_softcap(peak, scoring)
     if sinks_ptr is not None:
@@ -197,6 +206,8 @@ def _consumer(
     total = gl.where(total == 0.0, gl.where(sees_none, 1.0, float("nan")), total)
     acc, tail = divided(acc, tail, total, TAIL_V)
     out = shared.out.index(wid)
+    if q_empty is not None:
+        tma.store_wait(0)  # of the tile before
     store_sums(out.reshape([ROWS, DV]), acc, tail, TAIL_V)
     fence_async_shared()
     async_store(out_desc, _corner(out_desc, packed, plane, heads, group, start_m, HEADS), out)
@@ -204,17 +215,31 @@ def _consumer(
         note_finite(finite_ptr, zeros_of(acc, tail, TAIL_V), start_m, seqlen_q, plane, packed, wid)
     lse = gl.where(sees_none, -INF, (peak + gl.log2(total)) * LN_2)
     gl.store(lse_ptr + (first_number(packed, of_row, seqlen_q) + i), lse, mask=is_row)
-    tma.store_wait(0)
+    if q_empty is None:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def _consumer(
+    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group, start_m,
+    wid: gl.constexpr, PING_PONG: gl.constexpr, HEADS: gl.constexpr, TAIL: gl.constexpr, TAIL_V: gl.constexpr,
+):  # fmt: skip
+    """`attend` of the program's only tile of queries."""
+    attend(
+        shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
+        start_m, 0, 0, None, wid, PING_PONG, HEADS, TAIL, TAIL_V,
+    )  # fmt: skip
 
 
 @gluon.jit
 def _producer(shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS: gl.constexpr):
     """Loads what the consumers read."""
     BLOCK_N: gl.constexpr = shared.k.tiles.shape[-2]
+    CONSUMERS: gl.constexpr = shared.turn.shape[0]
     first_head = plane if HEADS == 1 else plane * group
     head = first_head % heads
     keys = keys_of(packed, first_head // heads)
-    for wid in gl.static_range(2):
+    for wid in gl.static_range(CONSUMERS):
         mbarrier.expect(shared.q_full.index(wid), q_desc.block_type.nbytes)
         corner = _corner(q_desc, packed, plane, heads, group, start_m + wid * (ROWS // HEADS), HEADS)
         async_load(q_desc, corner, shared.q_full.index(wid), shared.q.index(wid))
@@ -253,6 +278,7 @@ def attention_hopper_fwd_kernel(
     PING_PONG: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
+    CONSUMERS: gl.constexpr,  # 2, or 3, which have fewer registers each
     HEADS: gl.constexpr,  # that share a tile: 1, or `group` of them rounded up to a power of 2; 1 where it is packed
     TAIL: gl.constexpr = 0,  # of the columns of q and k, and of v: products.py
     TAIL_V: gl.constexpr = 0,
@@ -260,12 +286,12 @@ def attention_hopper_fwd_kernel(
     starts_k_ptr=None,  # (B + 1,) int32
     tiles_ptr=None,  # (slots, 2) int32: sequence, or -1 for none, and tile within it
 ):
-    """One program computes 128 queries of one head, or 128 / HEADS of each head of a group.
+    """One program computes 64 queries a consumer of one head, or 64 / HEADS of each head of a group.
 
     Then q and out are (B, Hkv, Sq, group, D), in tiles (1, 1, 64 / HEADS, HEADS, D).
     """
     BLOCK_N: gl.constexpr = k_desc.block_type.shape[-2]
-    QUERIES: gl.constexpr = 2 * ROWS // HEADS
+    QUERIES: gl.constexpr = CONSUMERS * ROWS // HEADS
     if tiles_ptr is None:
         packed = Packed(None, None, None, None)  # made here: no function of Triton 3.6 can return None in a tuple
         plane, tile = place(seqlen_q, QUERIES)
@@ -279,7 +305,7 @@ def attention_hopper_fwd_kernel(
     start_m = (gl.cdiv(seqlen_q, QUERIES) - 1 - tile) * QUERIES  # last rows first: when causal, they take longest
     lower = None if left is None else diagonal - left
     upper = None if right is None else diagonal + right + 1
-    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS)
+    first, tiles = visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N, ROWS // HEADS, CONSUMERS)
     sight = Sight(seqlen_k, lower, upper, first, gl.maximum(tiles, 1))
     if slopes_ptr is not None:
         slopes_ptr += (plane if HEADS == 1 else plane * group) // heads * slopes_batch
@@ -287,30 +313,51 @@ def attention_hopper_fwd_kernel(
     rate = None if softcap_log2 is None else 2 * LOG2_E * (scale_log2 / softcap_log2)
     scoring = Scoring(factor, softcap_log2, rate, diagonal, slopes_ptr, slopes_head, None)
 
-    q = make_tiles(q_desc, 2)
+    q = make_tiles(q_desc, CONSUMERS)
     out = q
     if out_desc.block_type.shape != q_desc.block_type.shape:
-        out = make_tiles(out_desc, 2)
-    q_full = make_barriers(2, 1)
-    k = make_ring(k_desc, STAGES, 2)
-    v = make_ring(v_desc, STAGES, 2)
-    turn = make_barriers(2, 1)
+        out = make_tiles(out_desc, CONSUMERS)
+    q_full = make_barriers(CONSUMERS, 1)
+    k = make_ring(k_desc, STAGES, CONSUMERS)
+    v = make_ring(v_desc, STAGES, CONSUMERS)
+    turn = make_barriers(CONSUMERS, 1)
     shared = Shared(q, q_full, k, v, out, turn)
     fence_async_shared()
     if PING_PONG:
         mbarrier.arrive(turn.index(0), count=1)
-    gl.warp_specialize(
-        [
-            (_consumer, (
-                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 0, PING_PONG, HEADS, TAIL, TAIL_V,
-            )),
-            (_consumer, (
-                shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane, group,
-                start_m, 1, PING_PONG, HEADS, TAIL, TAIL_V,
-            )),
-            (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 0, PING_PONG, HEADS, TAIL, TAIL_V,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 1, PING_PONG, HEADS, TAIL, TAIL_V,
+                )),
+                (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
+            ],
+            [4, 1],
+            [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 0, PING_PONG, HEADS, TAIL, TAIL_V,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 1, PING_PONG, HEADS, TAIL, TAIL_V,
+                )),
+                (_consumer, (
+                    shared, sight, packed, out_desc, sinks_ptr, lse_ptr, finite_ptr, scoring, seqlen_q, heads, plane,
+                    group, start_m, 2, PING_PONG, HEADS, TAIL, TAIL_V,
+                )),
+                (_producer, (shared, sight, packed, q_desc, k_desc, v_desc, heads, group, plane, start_m, HEADS)),
+            ],
+            [4, 4, 1],
+            [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from fusedformer.kernels import replay
 from fusedformer.kernels.attention.hopper import packing, tuning
-from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS, row_of
+from fusedformer.kernels.attention.hopper.dispatch import PROGRAM_ROWS, ROWS, heads_of_tile, row_for
 from fusedformer.kernels.attention.hopper.kernels import KERNELS
 from fusedformer.kernels.attention.hopper.spreading_kernel import spread
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ANY_STRIDE = 16  # of a dimension of size 1
 _LARGEST_SIZE = 2**31 - 2**16  # of a dimension
+_SIMULATED_SMS = 3
 _GLUON = {
     torch.float8_e4m3fn: gl.float8e4nv,
     torch.float16: gl.float16,
@@ -42,9 +43,9 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
             "dkdv" and (B, Sq, H, D) float32 zeros, to which dQ is added before its scale; "fwd_fp8", see
             ../fp8/launch.py.
     """
-    row = row_of(name, problem)
+    row = row_for(name, problem)
     assert row is not None  # dispatch.refusal has found one
-    heads = _heads_of_tile(problem) if name == "fwd" else 1
+    heads = heads_of_tile(problem) if name == "fwd" else 1
     packed, programs = _divide(problem, row, heads)
     flags = finite
     if heads > 1 and finite is not None:  # the repair finds out itself: these are few rows
@@ -62,9 +63,13 @@ def launch(name: str, problem: "Problem", finite: Tensor | None, *tensors: Tenso
     constants |= {tail: size for tail, size in zip(("TAIL", "TAIL_V"), row.tails) if tail in kernel.arg_names}
     if name in ("fwd", "fwd_fp8"):
         constants["PING_PONG"] = row.ping_pong
-    if name == "fwd":
-        constants["HEADS"] = heads
-    _start(kernel, programs, problem, args, constants | packed)
+    if row.built_as == "fwd":
+        constants |= {"CONSUMERS": row.consumers, "HEADS": heads}
+    if row.persistent:
+        sms = _sms(problem)
+        args += (problem.q.shape[0] * problem.q.shape[2], tuning.section_of(sms))
+        programs = min(programs, sms)
+    _start(row, programs, problem, args, constants | packed)
     if packed and flags is not None:
         torch.amin(flags, 0, out=finite)
 
@@ -81,12 +86,20 @@ def _divide(problem: "Problem", row: tuning.Row, heads: int) -> tuple[dict[str, 
     return packed, len(slots) * side.shape[2]
 
 
-def _start(kernel: Any, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
+def _sms(problem: "Problem") -> int:
+    """Of the GPU; in the simulator few, so that each has several tiles."""
+    if problem.arch is None:
+        return _SIMULATED_SMS
+    return torch.cuda.get_device_properties(problem.q.device).multi_processor_count
+
+
+def _start(row: tuning.Row, programs: int, problem: "Problem", args: tuple[Any, ...], by_name: dict[str, Any]) -> None:
+    kernel = KERNELS[row.built_as]
     if problem.arch is None:
         replay.launch_by(functools.partial(_simulate, kernel, programs), args, by_name)
         return
     with torch.cuda.device_of(problem.q):
-        replay.launch(kernel, programs, args, **by_name, num_warps=4, maxnreg=tuning.REGISTERS)
+        replay.launch(kernel, programs, args, **by_name, num_warps=4, maxnreg=row.registers)
 
 
 def _simulate(kernel: Any, programs: int, *args: Any, **by_name: Any) -> None:
@@ -100,7 +113,7 @@ def _simulate(kernel: Any, programs: int, *args: Any, **by_name: Any) -> None:
 def _fwd(
     problem: "Problem", row: tuning.Row, finite: Tensor | None, sinks: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Any, ...]:
-    heads, describe = _heads_of_tile(problem), describer(problem)
+    heads, describe = heads_of_tile(problem), describer(problem)
     width, width_v = row.tiles
 
     def describe_queries(x: Tensor, columns: int) -> TensorDescriptor:
@@ -224,12 +237,6 @@ def _sizes(problem: "Problem") -> tuple[Any, ...]:
     assert seqlen_k is not None
     diagonal = seqlen_k - seqlen_q if problem.extras.bottom_right else 0
     return heads, group, seqlen_q, seqlen_k, diagonal, left, right, problem.scoring.scale_log2
-
-
-def _heads_of_tile(problem: "Problem") -> int:
-    if problem.extras.is_packed:
-        return 1
-    return tuning.heads_of_tile(problem.q.shape[2] // problem.k.shape[2], problem.q.shape[1])
 
 
 def grouped_rows_of(x: Tensor, kv_heads: int, heads: int, columns: int) -> TensorDescriptor:

@@ -106,19 +106,21 @@ def release(ring, t):
 
 
 @gluon.jit
-def visited_tiles(start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr, QUERIES: gl.constexpr = ROWS):
-    """Of 2 QUERIES queries from `start_m` on: the first tile of keys that any may see, and how many there are."""
+def visited_tiles(
+    start_m, seqlen_k, lower, upper, BLOCK_N: gl.constexpr, QUERIES: gl.constexpr = ROWS, CONSUMERS: gl.constexpr = 2
+):
+    """The first tile of keys that QUERIES queries a consumer, from `start_m` on, may see, and how many there are."""
     first = start_m * 0
     last = seqlen_k
     if lower is not None:
         first = gl.maximum(start_m + lower, 0) // BLOCK_N
     if upper is not None:
-        last = gl.minimum(last, gl.maximum(start_m + 2 * QUERIES - 1 + upper, 0))
+        last = gl.minimum(last, gl.maximum(start_m + CONSUMERS * QUERIES - 1 + upper, 0))
     return first, gl.maximum(gl.cdiv(last, BLOCK_N) - first, 0)
 
 
 @gluon.jit
-def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST: gl.constexpr, QUERIES: gl.constexpr = ROWS):
+def whole_tiles(start_m, sight, BLOCK_N: gl.constexpr, FIRST, QUERIES: gl.constexpr = ROWS):
     """Of QUERIES queries from `start_m` on: which of the program's tiles, from FIRST on, all of them see wholly."""
     first = start_m * 0
     last = sight.seqlen_k

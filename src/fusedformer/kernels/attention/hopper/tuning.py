@@ -9,6 +9,9 @@ import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 
+_ROWS = 64  # of a consumer
+_REGISTERS_OF_AN_SM = 65_536
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -44,8 +47,18 @@ class Row:
     consumer_registers: int = 240
     producer_registers: int = 24
     ping_pong: bool = True  # in "fwd" and "fwd_fp8": the consumers take turns at issuing products
+    consumers: int = 2  # warpgroups of 64 rows each; in "fwd" there may be 3, of whom each has fewer registers
+    persistent: bool = False  # in "fwd": a program on each SM computes one tile of queries after another
     unserved: tuple[str, ...] = ()  # for want of registers, or of code for it; "window alibi" is both together
     recorded: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no kernel is."""
+        if self.consumers not in (2, 3) or (self.consumers == 3 and (self.kernel != "fwd" or self.persistent)):
+            kind = "a persistent fwd" if self.persistent else self.kernel
+            raise ValueError(f"{self.consumers} consumers in {kind}, expected 2, or 3 in fwd")
+        if self.persistent and (self.kernel, self.head_dim_v > 128) != ("fwd", False):
+            raise ValueError(f"persistent {self.kernel}, {self.head_dim_v} columns of v, expected fwd, 128 or fewer")
 
     def serves(self, features: Collection[str]) -> bool:
         """Whether it takes these: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
@@ -55,7 +68,7 @@ class Row:
     def built_as(self) -> str:
         """Its name in kernels.py: dK and dV of more columns than a consumer has registers for are shared out."""
         is_wide = self.kernel == "dkdv" and self.head_dim > 128
-        return "dkdv_wide" if is_wide else self.kernel
+        return "dkdv_wide" if is_wide else "fwd_persistent" if self.persistent else self.kernel
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -75,7 +88,20 @@ class Row:
     @property
     def program_rows(self) -> int:
         """Queries, or in "dkdv" and "fused" keys, of a program."""
-        return 64 if self.built_as == "dkdv_wide" else 128
+        return 64 if self.built_as == "dkdv_wide" else self.consumers * _ROWS
+
+    @property
+    def threads(self) -> int:
+        """Of a program: the producer's warp is filled up to as many as a consumer has."""
+        return 128 * (self.consumers + 1)
+
+    @property
+    def registers(self) -> int:
+        """Of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8.
+
+        All that the program has must be there from the start.
+        """
+        return _REGISTERS_OF_AN_SM // self.threads // 8 * 8
 
 
 def _tile_of(head_dim: int) -> int:
@@ -88,10 +114,6 @@ def _tail_of(head_dim: int) -> int:
 
 
 UNKNOWN = Predicted(0, 0, "nothing known")  # of a row that was not compiled
-# Registers of a thread when a program starts: setmaxnreg moves them between warps later, in multiples of 8, and all
-# that its 12 warps have must be there from the start.
-REGISTERS = 168
-_ROWS = 64  # of a consumer, of which a program has two
 SHORTEST = 33  # below it, plain Triton, whose tiles are narrower
 
 TABLE = (
@@ -119,6 +141,26 @@ TABLE = (
     Row("fused", 96, 96, 64, 2, Predicted(706, 706, "shared")),
     Row("fused", 128, 128, 64, 2, Predicted(791, 791, "shared"), unserved=("whole",)),
 )
+
+# By what FUSEDFORMER_HOPPER is when they are asked for: the first that serves comes before the table's rows.
+_FEW = ("packed", "grouped")  # what only the table's rows take
+ON_REQUEST = {
+    "persistent": (
+        Row("fwd", 64, 64, 128, 2, Predicted(649, 959, "exp"), persistent=True, unserved=("alibi", *_FEW)),
+        Row("fwd", 128, 128, 128, 2, Predicted(842, 989, "matrix"), persistent=True, unserved=("alibi", *_FEW)),
+        Row("fwd", 256, 128, 64, 2, Predicted(847, 880, "shared"), persistent=True, unserved=("alibi", *_FEW)),
+    ),
+    "three": (
+        Row(
+            "fwd", 64, 64, 128, 2, Predicted(730, 959, "exp"), consumer_registers=160, consumers=3,
+            unserved=("causal", "window", "softcap", "alibi", *_FEW),
+        ),
+        Row(
+            "fwd", 64, 64, 64, 2, Predicted(691, 867, "issue"), consumer_registers=160, consumers=3,
+            unserved=("whole", "softcap", "alibi", *_FEW),
+        ),
+    ),
+}  # fmt: skip
 
 # By head dimensions, of the forward's rows, causal: what softcap and ALiBi leave of the rate.
 SCORED = {
@@ -158,6 +200,32 @@ def row_of(kernel: str, head_dim: int, head_dim_v: int, features: tuple[str, ...
     if row is None or row.serves(features):
         return row
     return next((other for other in fitting if (other.head_dim, other.head_dim_v) == row.tiles), row)
+
+
+def row_on_request(request: str, head_dim: int, head_dim_v: int, features: Collection[str]) -> Row | None:
+    """The forward's row of ON_REQUEST that serves in place of the table's; None where there is none.
+
+    Args:
+        request: what FUSEDFORMER_HOPPER is.
+        head_dim: of q and k.
+        head_dim_v: of v.
+        features: see `Row.serves`.
+    """
+    shipped = row_of("fwd", head_dim, head_dim_v)
+    if shipped is None:
+        return None
+    sizes = (shipped.head_dim, shipped.head_dim_v)
+    rows = (row for row in ON_REQUEST.get(request, ()) if (row.head_dim, row.head_dim_v) == sizes)
+    return next((row for row in rows if row.serves(features)), None)
+
+
+def section_of(sms: int) -> int:
+    """Heads in a section of a persistent grid, see work.py.
+
+    Four SMs read the keys of each, which the L2 cache then gives to three. And two rounds of the grid are eight tiles
+    of each head of a section: whole sections, for lengths of 1024, 2048, ..., are divided evenly.
+    """
+    return max(1, sms // 4)
 
 
 def heads_of_tile(group: int, seqlen_q: int) -> int:

@@ -1,5 +1,6 @@
 """The Hopper kernels as they are shipped: what the static world compiles, ahead of time, for sm_90a."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ class HopperVariant:
         sizes = f"d{self.row.head_dim}"
         if self.row.head_dim_v != self.row.head_dim:
             sizes += f"/{self.row.head_dim_v}"
-        kinds = [kind for kind in ("fused", "fp8") if self.row.kernel.endswith(kind)]
+        kinds = [kind for kind in ("fused", "fp8", "persistent") if self.row.built_as.endswith(kind)]
+        kinds += [f"{self.row.consumers} consumers"] * (self.row.consumers != 2)
         return " ".join([self.dtype, sizes, *kinds, *self.features])
 
     @property
@@ -54,7 +56,7 @@ class HopperVariant:
 
     @property
     def copied_bytes(self) -> int:
-        """What TMA moves to and from shared memory in an iteration of the steady loop, for both consumers."""
+        """What TMA moves to and from shared memory in an iteration of the steady loop, for all consumers."""
         columns = sum(self.row.tiles)
         numbers = 2 if self._is_bwd else 0
         # The fused kernel's dQ leaves by TMA too.
@@ -73,6 +75,7 @@ class HopperVariant:
             "shift_ptr": "*fp32",
             "finite_ptr": "*i8" if hides and self._heads == 1 else None,
             **dict.fromkeys(("heads", "kv_heads", "group", "seqlen_q", "seqlen_k", "diagonal"), "i32"),
+            **dict.fromkeys(("planes", "section"), "i32"),
             "left": "i32" if "window" in self.features else None,
             "right": "i32" if hides else None,
             "span": "i32" if "window" in self.features else None,
@@ -85,6 +88,7 @@ class HopperVariant:
             "TAIL": self.row.tails[0],
             "TAIL_V": self.row.tails[1],
             "HEADS": self._heads,
+            "CONSUMERS": self.row.consumers,
             "PING_PONG": self.row.ping_pong,
             "CONSUMER_REGISTERS": self.row.consumer_registers,
             "PRODUCER_REGISTERS": self.row.producer_registers,
@@ -141,13 +145,13 @@ def _kinds(features: tuple[str, ...]) -> set[str]:
 
 
 def variants() -> list[HopperVariant]:
-    """Every row of the tuning table in bfloat16 with each mask, and those of head dimension 128 in float16.
+    """Every row of the tuning table, and on request, in bfloat16 with each mask.
 
-    But for that of float8, whose result is always bfloat16.
+    And the table's of head dimension 128 in float16, but for that of float8, whose result is always bfloat16.
     """
     found = [
         HopperVariant(row, features=features)
-        for row in tuning.TABLE
+        for row in itertools.chain(tuning.TABLE, *tuning.ON_REQUEST.values())
         for features in _FEATURES[row.kernel]
         if row.serves(_kinds(features))
     ]
