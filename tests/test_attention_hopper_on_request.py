@@ -33,7 +33,7 @@ CASES = [
 PERSISTENT_CASES = [
     Case(129, 300, 128, dtype=H, heads=3, batch=2),
     Case(400, 400, 128, dtype=B, heads=2, kv_heads=1, causal=True, softcap=20.0),
-    Case(130, 140, 192, dtype=B, heads=3, head_dim_v=128, causal=True),
+    Case(130, 140, 224, dtype=B, heads=3, head_dim_v=128, causal=True),
     Case(200, 70, 256, dtype=H, heads=2, head_dim_v=104, window=(30, 10), sinks=True),
 ]
 
@@ -111,7 +111,7 @@ def _row(request_: str, head_dim: int = 64, head_dim_v: int = 64, seqlen_q: int 
     [
         ("persistent", {}, "persistent"),
         ("persistent", {"right": 0, "softcap": 3.0}, "persistent"),
-        ("persistent", {"head_dim": 192, "head_dim_v": 128, "left": 3}, "persistent"),
+        ("persistent", {"head_dim": 224, "head_dim_v": 128, "left": 3}, "persistent"),
         ("persistent", {"head_dim": 192, "head_dim_v": 192}, "plain"),  # O has no room beside Q
         ("persistent", {"slopes": torch.ones(1, 4)}, "plain"),
         ("persistent", {"starts": torch.tensor([0, 256])}, "plain"),
