@@ -5,7 +5,10 @@ from functools import partial
 from planted import Bug
 
 eager_bug = partial(
-    Bug, tests=("tests/test_eager.py",), symptom="AssertionError|RuntimeError|did not raise|Segmentation", slow=True
+    Bug,
+    tests=("tests/test_eager.py",),
+    symptom="AssertionError|AttributeError|RuntimeError|did not raise|Segmentation",
+    slow=True,
 )
 
 BUGS = [
