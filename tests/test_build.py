@@ -43,7 +43,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 def test_nvcc_is_looked_for_where_it_may_be(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert build.find_nvcc() is None
-    with pytest.raises(build.BuildError, match=r"nvcc was not found: not in \$CUDA_HOME/bin or \$CUDA_PATH/bin"):
+    with pytest.raises(build.BuildError, match=r"nvcc was not found in \$CUDA_HOME/bin, \$CUDA_PATH/bin"):
         build._require_nvcc()
     standard = make_compiler(tmp_path / "usr" / "local" / "cuda" / "bin" / "nvcc")
     assert build.find_nvcc() == standard

@@ -5,9 +5,8 @@
     build_emulated    g++, the same sources over csrc/host -> a library that runs them on the CPU, made at run time
     compile_cubin     nvcc, one file and one architecture  -> a cubin and what ptxas says of it, for the static world
 
-Only the standard library is imported, and not PyTorch: setup.py loads this file by its path, before anything is
-installed. PyTorch is needed on disk alone, for its headers; the libraries are tied to no version of it (stable ABI),
-but for _eager, which is tied to one, and to one of Python.
+Only the standard library is imported: setup.py loads this file by its path, before anything is installed. PyTorch is
+needed on disk alone. No library is tied to its version (stable ABI) but _eager, which is so to Python's too.
 """
 
 import contextlib
@@ -92,8 +91,7 @@ def find_nvcc() -> Path | None:
     """CUDA's compiler: of $CUDA_HOME, $CUDA_PATH, $PATH, the pip package nvidia-cuda-nvcc or CUDA's own folder."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     folders = [Path(home, "bin") for home in homes]
-    on_path = shutil.which("nvcc")
-    folders += [Path(on_path).parent] if on_path else []
+    folders += [Path(found).parent for found in [shutil.which("nvcc")] if found]
     folders += [site / "nvidia" / "cu13" / "bin" for site in _site_packages()]
     folders += [_STANDARD_CUDA / "bin"]
     return next((folder / "nvcc" for folder in folders if (folder / "nvcc").is_file()), None)
@@ -133,8 +131,7 @@ def build_extension(
 
     Args:
         output: replaced only when all has been compiled.
-        arch_list: GPU architectures; $TORCH_CUDA_ARCH_LIST by default, or else those of DEFAULT_ARCHS that nvcc
-            knows.
+        arch_list: GPU architectures; $TORCH_CUDA_ARCH_LIST by default, or else those of DEFAULT_ARCHS that nvcc has.
         jobs: compilers at a time; $MAX_JOBS by default, or else one per CPU.
         build_dir: keeps object files, so that a second build compiles only what changed.
 
@@ -157,8 +154,7 @@ def build_extension(
             command += tuple(f'-Xcompiler="{flag}"' for flag in _without_paths(csrc, torch))
             command += ("-MD", "-MF", f"{object_file}.d", "-c", str(source), "-o", str(object_file))
             compiles.append(_Step((source,), object_file, command))
-        library = folder / output.name
-        objects = tuple(step.output for step in compiles)
+        library, objects = folder / output.name, tuple(step.output for step in compiles)
         command = (str(nvcc), "-shared", "-cudart=static", f"-L{nvcc.parents[1] / 'lib'}", *map(str, objects))
         command += ("-Xlinker=--exclude-libs=ALL,--strip-all", *_link_torch(torch, "-Xlinker="), "-o", str(library))
         _run(compiles, _Step(objects, library, command), folder, jobs)
@@ -166,14 +162,7 @@ def build_extension(
 
 
 def build_eager(output: Path) -> None:
-    """Compile csrc/eager.cpp with g++ into the Python module `output`, for the PyTorch and the Python that are here.
-
-    Args:
-        output: replaced only when all has been compiled.
-
-    Raises:
-        BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
-    """
+    """Compile csrc/eager.cpp with g++ into the Python module `output`, for this PyTorch and Python, or BuildError."""
     csrc, torch, compiler = find_csrc(), _require_torch(), _require_host_compiler()
     includes = (f"-I{csrc}", "-isystem", str(torch / "include"), "-isystem", sysconfig.get_path("include"))
     flags = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-attributes", *_without_paths(csrc, torch))
@@ -198,8 +187,7 @@ def build_emulated(csrc: Path | None = None, cache_dir: Path | None = None) -> P
     Raises:
         BuildError: no C++20 compiler or no PyTorch was found, or the compiler failed.
     """
-    csrc, torch = (csrc or find_csrc()).resolve(), _require_torch()
-    compiler = _require_host_compiler()
+    csrc, torch, compiler = (csrc or find_csrc()).resolve(), _require_torch(), _require_host_compiler()
     cache_dir = cache_dir or cache_home() / "emulated"
     cache_dir.mkdir(parents=True, exist_ok=True)
     library = cache_dir / f"{_fingerprint(csrc, compiler, torch)}.so"
@@ -232,8 +220,7 @@ def compile_emulated(
             object_file = folder / f"{source.name}.o"
             command = (*compiler, *_EMULATED_FLAGS, *flags, *_without_paths(csrc, torch), *includes, "-x", "c++", "-c")
             compiles.append(_Step((source,), object_file, (*command, str(source), "-o", str(object_file))))
-        objects = tuple(step.output for step in compiles)
-        library = folder / output.name
+        library, objects = folder / output.name, tuple(step.output for step in compiles)
         link = (*compiler, *flags, "-shared", *map(str, objects), *_link_torch(torch, "-Wl,"), "-o", str(library))
         _run_directly(compiles, _Step(objects, library, link), jobs=2)
         _publish(library, output)
@@ -302,10 +289,8 @@ def _site_packages() -> list[Path]:
 def _require_nvcc() -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
-        raise BuildError(
-            "nvcc was not found: not in $CUDA_HOME/bin or $CUDA_PATH/bin, not on $PATH, not from pip "
-            f"(nvidia-cuda-nvcc), not in {_STANDARD_CUDA}/bin"
-        )
+        places = f"$CUDA_HOME/bin, $CUDA_PATH/bin, $PATH, pip's nvidia-cuda-nvcc or {_STANDARD_CUDA}/bin"
+        raise BuildError(f"nvcc was not found in {places}")
     return nvcc
 
 
@@ -319,9 +304,7 @@ def _require_torch() -> Path:
 def _require_host_compiler() -> tuple[str, ...]:
     compiler = tuple(shlex.split(os.environ.get("CXX") or "g++"))
     if shutil.which(compiler[0]) is None:
-        raise BuildError(
-            f"the emulated kernels are compiled by {compiler[0]}, which was not found ($CXX names another)"
-        )
+        raise BuildError(f"{compiler[0]}, by which C++ is compiled, was not found ($CXX names another)")
     return compiler
 
 
@@ -329,8 +312,7 @@ def _known_architectures(nvcc: Path) -> str:
     known = _execute((str(nvcc), "--list-gpu-arch")).split()
     usable = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in known]
     if not usable:
-        wanted = " ".join(DEFAULT_ARCHS)
-        raise BuildError(f"{nvcc} knows {' '.join(known)}, and none of {wanted}: TORCH_CUDA_ARCH_LIST may name another")
+        raise BuildError(f"{nvcc} knows {known}, and none of {DEFAULT_ARCHS}: TORCH_CUDA_ARCH_LIST may name another")
     return " ".join(usable) + "+PTX"
 
 
@@ -385,8 +367,8 @@ def _run(compiles: Sequence[_Step], link: _Step, folder: Path, jobs: int) -> Non
     if ninja is None:
         _run_directly(compiles, link, jobs)
         return
-    lines = ["rule compile", "  command = $command", "  depfile = $out.d", "  deps = gcc"]
-    lines += ["rule link", "  command = $command"]
+    command = "  command = $command"
+    lines = ["rule compile", command, "  depfile = $out.d", "  deps = gcc", "rule link", command]
     for rule, step in [("compile", step) for step in compiles] + [("link", link)]:
         inputs = " ".join(_ninja_path(path) for path in step.inputs)
         lines.append(f"build {_ninja_path(step.output)}: {rule} {inputs}")
@@ -396,10 +378,8 @@ def _run(compiles: Sequence[_Step], link: _Step, folder: Path, jobs: int) -> Non
 
 
 def _find_ninja() -> tuple[str, ...] | None:
-    if importlib.util.find_spec("ninja"):
-        return (sys.executable, "-m", "ninja")
     on_path = shutil.which("ninja")
-    return (on_path,) if on_path else None
+    return (sys.executable, "-m", "ninja") if importlib.util.find_spec("ninja") else (on_path,) if on_path else None
 
 
 def _ninja_path(path: Path) -> str:
@@ -408,8 +388,7 @@ def _ninja_path(path: Path) -> str:
 
 def _run_directly(compiles: Sequence[_Step], link: _Step, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(lambda step: _execute(step.command), compiles):
-            pass
+        list(pool.map(lambda step: _execute(step.command), compiles))
     _execute(link.command)
 
 

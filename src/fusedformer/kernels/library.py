@@ -260,8 +260,7 @@ def by_definition() -> Iterator[None]:
     try:
         for op in implementations:
             if op.definition is not None:
-                op._on_cpu = op._on_cuda = op.definition
-                op.native = None
+                op._on_cpu, op._on_cuda, op.native = op.definition, op.definition, None
         with eager.off():
             yield
     finally:

@@ -1,7 +1,7 @@
-"""Attention forward for Hopper: a TMA producer warp and two consumer warpgroups of 64 queries each.
+"""Attention forward for Hopper: a TMA producer warp and two or three consumer warpgroups of 64 queries each.
 
-A consumer issues S(j) = Q K(j)^T before O += P(j-1) V(j-1) and takes the softmax of S(j) while the latter runs; the two
-consumers take turns at issuing products (PING_PONG), so that the softmax of one runs under the products of the other.
+A consumer issues S(j) = Q K(j)^T before O += P(j-1) V(j-1) and takes the softmax of S(j) while the latter runs; the
+consumers take turns at issuing products (PING_PONG), so that the softmax of one runs under the products of another.
 P goes from registers to the tensor core. Masks are in the loops over boundary tiles only; the first tile, which has no
 product before it, counts as one of them.
 
