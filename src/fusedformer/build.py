@@ -309,10 +309,10 @@ def _require_host_compiler() -> tuple[str, ...]:
 
 
 def _known_architectures(nvcc: Path) -> str:
-    known = _execute((str(nvcc), "--list-gpu-arch")).split()
+    known, wanted = _execute((str(nvcc), "--list-gpu-arch")).split(), " ".join(DEFAULT_ARCHS)
     usable = [arch for arch in DEFAULT_ARCHS if f"compute_{arch.replace('.', '')}" in known]
     if not usable:
-        raise BuildError(f"{nvcc} knows {known}, and none of {DEFAULT_ARCHS}: TORCH_CUDA_ARCH_LIST may name another")
+        raise BuildError(f"{nvcc} knows {' '.join(known)}, and none of {wanted}: TORCH_CUDA_ARCH_LIST may name another")
     return " ".join(usable) + "+PTX"
 
 
