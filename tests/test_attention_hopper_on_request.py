@@ -161,6 +161,7 @@ def test_the_registers_of_a_program_are_there() -> None:
         ({"consumers": 3, "persistent": True}, "3 consumers in a persistent fwd"),
         ({"kernel": "dq", "persistent": True}, "persistent dq, 64 columns of v, expected fwd, 128 or fewer"),
         ({"head_dim_v": 256, "persistent": True}, "persistent fwd, 256 columns of v"),
+        ({"head_dim": 96, "persistent": True}, "persistent fwd of 96/64, expected powers of 2"),
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ def candidates() -> Iterator[tuning.Row]:
             if (kernel, head_dim) == ("fwd", 64) and (block, stages) in ((64, 2), (128, 2)):
                 three = replace(row, consumers=3, consumer_registers=160)
                 yield from (three, replace(three, unserved=FEATURES))
-            if kernel == "fwd" and head_dim_v <= 128 and _design(row) in _shipped():
+            if kernel == "fwd" and head_dim_v <= 128 and not any(row.tails) and _design(row) in _shipped():
                 yield replace(row, persistent=True)
 
 

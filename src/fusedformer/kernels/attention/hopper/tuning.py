@@ -59,6 +59,8 @@ class Row:
             raise ValueError(f"{self.consumers} consumers in {kind}, expected 2, or 3 in fwd")
         if self.persistent and (self.kernel, self.head_dim_v > 128) != ("fwd", False):
             raise ValueError(f"persistent {self.kernel}, {self.head_dim_v} columns of v, expected fwd, 128 or fewer")
+        if self.persistent and any(self.tails):
+            raise ValueError(f"persistent fwd of {self.head_dim}/{self.head_dim_v}, expected powers of 2")
 
     def serves(self, features: Collection[str]) -> bool:
         """Whether it takes these: of "whole" (nothing is hidden from any query), "causal", "window", and so on."""
