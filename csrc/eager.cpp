@@ -48,24 +48,24 @@ Tensor glu(const Table& table, const Tensor& x, const Optional& up, std::int64_t
   return y;
 }
 
-Tensor softmax(const Table& table, const Tensor& x) {
-  Tensor y = softmax_fwd(table, x);
+// Softmax and its logarithm, whose gradients take the result.
+template <const auto& forward, const auto& backward>
+Tensor of_rows(const char* node, const Table& table, const Tensor& x) {
+  Tensor y = forward(table, x);
   if (any_requires_grad(x)) {
-    record("SoftmaxBackward", {x}, {y}, {output(y)}, [](auto&, auto& grads, auto& saved) -> variable_list {
-      return {softmax_bwd.in_backward(grads[0], saved[0])};
+    record(node, {x}, {y}, {output(y)}, [](auto&, auto& grads, auto& saved) -> variable_list {
+      return {backward.in_backward(grads[0], saved[0])};
     });
   }
   return y;
 }
 
+Tensor softmax(const Table& table, const Tensor& x) {
+  return of_rows<softmax_fwd, softmax_bwd>("SoftmaxBackward", table, x);
+}
+
 Tensor log_softmax(const Table& table, const Tensor& x) {
-  Tensor y = log_softmax_fwd(table, x);
-  if (any_requires_grad(x)) {
-    record("LogSoftmaxBackward", {x}, {y}, {output(y)}, [](auto&, auto& grads, auto& saved) -> variable_list {
-      return {log_softmax_bwd.in_backward(grads[0], saved[0])};
-    });
-  }
-  return y;
+  return of_rows<log_softmax_fwd, log_softmax_bwd>("LogSoftmaxBackward", table, x);
 }
 
 Tensor masked_softmax(const Table& table, const Tensor& x, const Optional& mask, bool causal, double scale) {

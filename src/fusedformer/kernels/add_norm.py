@@ -7,6 +7,7 @@ Device code: csrc/add_layer_norm.cu and csrc/add_rms_norm.cu over csrc/norm.cuh;
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,9 +66,7 @@ def add_layer_norm(
     norms.check_residual("add_layer_norm", x, residual)
     seed = norms.dropout_seed("add_layer_norm", x, seed, dropout_p)
     weight, bias = norms.parameters_of_one_dtype(x, weight, bias)
-    arguments = (x, residual, weight, bias, seed, eps, dropout_p)
-    results = None if is_compiling() else eager.add_layer_norm(*arguments)
-    return add_layer_norm_fwd(*arguments)[:2] if results is None else results
+    return _computed(eager.add_layer_norm, add_layer_norm_fwd, x, residual, weight, bias, seed, eps, dropout_p)
 
 
 def add_rms_norm(
@@ -100,9 +99,14 @@ def add_rms_norm(
     norms.check_residual("add_rms_norm", x, residual)
     seed = norms.dropout_seed("add_rms_norm", x, seed, dropout_p)
     weight, _ = norms.parameters_of_one_dtype(x, weight, None)
-    arguments = (x, residual, weight, seed, norms.default_eps(x, eps), dropout_p)
-    results = None if is_compiling() else eager.add_rms_norm(*arguments)
-    return add_rms_norm_fwd(*arguments)[:2] if results is None else results
+    eps = norms.default_eps(x, eps)
+    return _computed(eager.add_rms_norm, add_rms_norm_fwd, x, residual, weight, seed, eps, dropout_p)
+
+
+def _computed(at_once: Callable[..., Any], op: library.Op, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """y and s: past the dispatcher, or by the op."""
+    results = None if is_compiling() else at_once(*arguments)
+    return op(*arguments)[:2] if results is None else results
 
 
 # The ops of both have the same form: fwd(x, residual, *parameters, seed, eps, dropout_p) gives y, s and a statistic for

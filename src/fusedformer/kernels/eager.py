@@ -10,6 +10,7 @@ Functions take what the public ones do, with every default given; None is of a w
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ def connect(device: str, library: Path | None) -> None:
         _status = f"of no use: {error}"
 
 
+@functools.cache
 def _address_of_functions(library: Path) -> int:
     functions = ctypes.CDLL(str(library)).fusedformer_functions
     functions.restype = ctypes.c_void_p
@@ -85,9 +87,9 @@ def _address_of_functions(library: Path) -> int:
 @contextlib.contextmanager
 def off() -> Iterator[None]:
     """Inside the block, every call takes the way through the dispatcher."""
-    before = {connect: connect(0) for connect in _connect.values()}
+    before = {device: take(0) for device, take in _connect.items()}
     try:
         yield
     finally:
-        for connect, address in before.items():
-            connect(address)
+        for device, address in before.items():
+            _connect[device](address)
